@@ -1,0 +1,200 @@
+"""The public functions. The command line calls these and prints what they return."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from open_bench import assets
+from open_bench.config import StudyConfig, build, load_study
+from open_bench.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from open_bench.report.leaderboard import Leaderboard
+    from open_bench.runs.execute import Progress
+    from open_bench.scores.rows import Runs
+
+DEFAULT_STUDY = "quick"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """How to join other hosts through ``jax.distributed``."""
+
+    coordinator: str | None = None  # host:port of the first process
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def train(
+    optimizer: str,
+    environment: str,
+    *,
+    budget: str = "quick",
+    steps: int | None = None,
+    seeds: int = 1,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    results: str | Path = "results",
+    devices: int | None = None,
+    width: int | None = None,
+    save_agents: bool = False,
+    cluster: Cluster | None = None,
+    progress: "Progress | None" = None,
+) -> "pd.DataFrame":
+    """Train one optimizer on one environment and store the cell.
+
+    Args:
+        optimizer: a name in the registry's grammar, such as "adam:learning_rate=1e-3" or "lion+dpo".
+        environment: a shipped environment, a TOML of yours, or a gymnax id.
+        budget: one of the environment's budgets; ``steps`` (env steps) replaces it.
+        seeds: repetitions; those that are stored already are not trained again.
+        seed: the study seed, from which all keys derive.
+        settings: PPO settings to replace, such as ``{"num_envs": 32}``.
+        results: folder to write to.
+        devices: how many devices to use; on CPU each core is one by default.
+        width: lifetimes in a vmapped group; by default 1 on CPU, more on accelerators.
+        save_agents: keep the trained parameters (``open_bench.load_agent`` reads them).
+        cluster: join several hosts.
+        progress: watcher of the run.
+
+    Returns:
+        One row a repetition: repetition, final_return, mean_return, diverged, env_steps.
+
+    Raises:
+        UserError: whatever the request has wrong, before anything trains.
+    """
+    values = {
+        "name": "train",
+        "optimizers": (optimizer,),
+        "environments": (environment,),
+        "budget": budget,
+        "seeds": seeds,
+        "seed": seed,
+    }
+    study = build(StudyConfig, values, "train")
+    runs = _run(study, steps, settings, results, devices, width, save_agents, cluster, progress)
+    scores = runs.scores[runs.scores["repetition"] < seeds]
+    return scores.sort_values("repetition", ignore_index=True)
+
+
+def compare(
+    study: str | StudyConfig | None = None,
+    *,
+    optimizers: Sequence[str] | None = None,
+    environments: Sequence[str] | None = None,
+    budget: str | None = None,
+    steps: int | None = None,
+    seeds: int | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    results: str | Path = "results",
+    devices: int | None = None,
+    width: int | None = None,
+    save_agents: bool = False,
+    cluster: Cluster | None = None,
+    progress: "Progress | None" = None,
+) -> "pd.DataFrame":
+    """Train every optimizer on every environment of a study, and rank them.
+
+    The missing cells are trained and stored; the leaderboard (CSV and Markdown) and the figures of everything in
+    ``results`` are written there. The arguments replace the study's own values; see ``train`` for the others.
+
+    Returns:
+        The study's leaderboard, a row an optimizer, best first.
+    """
+    return compare_board(
+        study, optimizers=optimizers, environments=environments, budget=budget, steps=steps, seeds=seeds, seed=seed,
+        settings=settings, results=results, devices=devices, width=width, save_agents=save_agents, cluster=cluster,
+        progress=progress,
+    ).table  # fmt: skip
+
+
+def compare_board(
+    study: str | StudyConfig | None = None,
+    *,
+    steps: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    results: str | Path = "results",
+    devices: int | None = None,
+    width: int | None = None,
+    save_agents: bool = False,
+    cluster: Cluster | None = None,
+    progress: "Progress | None" = None,
+    **changes: Any,
+) -> "Leaderboard":
+    """``compare``, returning the leaderboard with its notes."""
+    from open_bench.report.leaderboard import leaderboard
+    from open_bench.runs.plan import adjust
+
+    chosen = study if isinstance(study, StudyConfig) else load_study(study or DEFAULT_STUDY)
+    chosen = adjust(chosen, **{key: _tuple(value) for key, value in changes.items()})
+    runs = _run(chosen, steps, settings, results, devices, width, save_agents, cluster, progress)
+    write_reports(results)
+    return leaderboard(runs, _references())
+
+
+def load_runs(results: str | Path = "results") -> "Runs":
+    """Every stored cell of a results folder, as tables (``cells``, ``scores``, ``curves``)."""
+    from open_bench.runs.store import Store
+
+    folder = Path(results)
+    if not (folder / "runs").is_dir():
+        raise UserError(f"{folder}: no stored runs (there is no folder {folder / 'runs'})")
+    return Store(folder).load()
+
+
+def write_reports(results: str | Path = "results", budget: str | None = None) -> "Leaderboard":
+    """Write ``leaderboard.csv``, ``leaderboard.md`` and ``figures/`` of a results folder from its stored runs alone.
+
+    Args:
+        results: the folder.
+        budget: only this one; by default every budget gets a board of its own.
+    """
+    from open_bench.report.figures import save_figures
+    from open_bench.report.leaderboard import leaderboard
+
+    folder, references = Path(results), _references()
+    runs = load_runs(folder)
+    board = leaderboard(runs, references, budget)
+    board.to_csv(folder / "leaderboard.csv")
+    board.to_markdown(folder / "leaderboard.md")
+    save_figures(runs, references, budget, folder / "figures", ranked=board)
+    return board
+
+
+def _run(
+    study: StudyConfig,
+    steps: int | None,
+    settings: Mapping[str, Any] | None,
+    results: str | Path,
+    devices: int | None,
+    width: int | None,
+    save_agents: bool,
+    cluster: Cluster | None,
+    progress: "Progress | None",
+) -> "Runs":
+    from open_bench.harness.devices import start
+    from open_bench.runs.execute import Options, Progress, execute
+    from open_bench.runs.plan import make_plan
+    from open_bench.runs.store import Store
+
+    cluster = cluster or Cluster()
+    found = start(devices, cluster.coordinator, cluster.num_processes, cluster.process_id)
+    plan = make_plan(study, found, steps, settings, width)
+    store = Store(results)
+    store.prepare()
+    execute(plan.cells, study.seeds, store, Options(found, save_agents=save_agents), progress or Progress())
+    return store.load(list(plan.cells))
+
+
+def _references() -> Any:
+    from open_bench.scores.references import load_references
+
+    return load_references(assets.baselines_dir() / "returns")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,167 @@
+"""Typed, frozen configuration read from TOML. Unknown keys and bad values are errors naming the file and the key."""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from pydantic import Field
+
+from open_bench import assets
+from open_bench.errors import UserError, near_matches
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+
+PROTOCOL_VERSION = 1  # raised whenever results stop being comparable; see CHANGELOG.md
+
+
+class Config(pydantic.BaseModel):
+    """Base of every configuration: immutable, and strict about keys and types."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class PPOConfig(Config):
+    """Settings of the PPO agent and its networks. All are static: they shape the compiled program."""
+
+    num_envs: Positive = 64
+    num_steps: Positive = 128  # rollout length, env steps per environment
+    update_epochs: Positive = 4
+    num_minibatches: Positive = 8
+    gamma: Fraction = 0.99
+    gae_lambda: Fraction = 0.95
+    clip: Annotated[float, Field(gt=0.0)] = 0.2
+    entropy_coefficient: float = 0.01
+    value_coefficient: float = 0.5
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.5  # actor and critic are clipped separately
+    hidden: tuple[Positive, ...] = (64, 64)
+    activation: Literal["relu", "tanh"] = "tanh"
+    normalize_observations: bool = False
+    normalize_rewards: bool = False
+    bootstrap_on_truncation: bool = False  # the published protocol treats a time limit as a termination
+
+    @pydantic.model_validator(mode="after")
+    def _minibatches_divide_the_batch(self) -> "PPOConfig":
+        if self.batch_size % self.num_minibatches:
+            raise ValueError(
+                f"num_minibatches = {self.num_minibatches} does not divide "
+                f"num_envs × num_steps = {self.num_envs} × {self.num_steps} = {self.batch_size}"
+            )
+        return self
+
+    @property
+    def batch_size(self) -> int:
+        """Env steps collected per update."""
+        return self.num_envs * self.num_steps
+
+
+class EnvironmentConfig(Config):
+    """An environment with its PPO settings and budgets (env steps by name)."""
+
+    name: Name
+    description: str
+    family: str
+    source: str  # "<adapter>:<id>", such as "gymnax:Breakout-MinAtar"
+    version: Positive = 1  # raised when the task itself changes
+    options: dict[str, bool | int | float | str] = {}
+    ppo: PPOConfig = PPOConfig()
+    budgets: dict[str, Positive]
+
+    def num_updates(self, env_steps: int) -> int:
+        """PPO updates in a lifetime of ``env_steps``; raises UserError when there is not even one."""
+        updates = env_steps // self.ppo.batch_size
+        if env_steps <= 0 or updates < 1:
+            raise UserError(
+                f"{env_steps} steps on {self.name} are fewer than one PPO update: it needs "
+                f"num_envs × num_steps = {self.ppo.num_envs} × {self.ppo.num_steps} = {self.ppo.batch_size} env steps. "
+                "Ask for more steps, or make the rollout smaller with --set num_envs=… or --set num_steps=…"
+            )
+        return updates
+
+    def budget_steps(self, budget: str) -> int:
+        """Env steps of a named budget."""
+        if budget not in self.budgets:
+            raise UserError(
+                f"{self.name} has no budget '{budget}' (it has {', '.join(self.budgets)})."
+                f"{near_matches(budget, list(self.budgets))}"
+            )
+        return self.budgets[budget]
+
+    def with_settings(self, settings: dict[str, Any]) -> "EnvironmentConfig":
+        """A copy with some PPO settings replaced, as ``--set`` does."""
+        values = self.ppo.model_dump() | settings
+        return self.model_copy(update={"ppo": build(PPOConfig, values, f"PPO settings of {self.name} (--set)")})
+
+
+class StudyConfig(Config):
+    """A set of cells: every optimizer on every environment, at one budget."""
+
+    name: Name
+    description: str = ""
+    optimizers: tuple[str, ...] = Field(min_length=1)
+    environments: tuple[str, ...] = Field(min_length=1)
+    budget: str = "quick"
+    seeds: Positive = 4  # repetitions of each cell
+    seed: Annotated[int, Field(ge=0)] = 0  # study seed
+
+
+_Model = TypeVar("_Model", bound=Config)
+
+
+def build(model: type[_Model], values: dict[str, Any], origin: str) -> _Model:
+    """Validate ``values``; raises UserError naming ``origin`` and every key that is wrong."""
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        problems = "; ".join(_problem(model, detail) for detail in error.errors())
+        raise UserError(f"{origin}: {problems}") from None
+
+
+def _problem(model: type[Config], detail: Any) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known: list[str] = list(model.model_fields)
+        for part in detail["loc"][:-1]:
+            annotation = model.model_fields[part].annotation if part in model.model_fields else None
+            known = list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, Config) else []
+        return f"unknown key '{key}'.{near_matches(str(detail['loc'][-1]), known)}"
+    if detail["type"] == "missing":
+        return f"key '{key}' is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key} = {detail['input']!r}: {message}" if key and detail["type"] != "value_error" else message
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file; raises UserError with the file and the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def load(model: type[_Model], path: Path) -> _Model:
+    """Read one configuration file."""
+    return build(model, read_toml(path), str(path))
+
+
+def shipped(kind: str) -> dict[str, Path]:
+    """Configuration files that ship, by name: ``kind`` is environments, studies or meta."""
+    folder = assets.configs_dir() / kind
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
+
+
+def load_study(name: str) -> StudyConfig:
+    """A study by name or by path to a TOML."""
+    files = shipped("studies")
+    if name in files:
+        return load(StudyConfig, files[name])
+    if name.endswith(".toml"):
+        return load(StudyConfig, Path(name))
+    raise UserError(
+        f"unknown study '{name}'.{near_matches(name, list(files))} "
+        f"Known studies: {', '.join(files)}; or give the path of a .toml file."
+    )

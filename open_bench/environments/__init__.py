@@ -1,0 +1,23 @@
+"""Environments: adapters that give every task one interface. Suites are imported when first used."""
+
+from open_bench.environments.base import Continuous, Discrete, Environment
+from open_bench.errors import UserError
+
+__all__ = ["Continuous", "Discrete", "Environment", "gymnax_ids", "make"]
+
+
+def gymnax_ids() -> list[str]:
+    """All registered gymnax ids."""
+    from open_bench.environments import gymnax
+
+    return gymnax.gymnax_ids()
+
+
+def make(source: str, **options: bool | int | float | str) -> Environment:
+    """An environment from its source, "<adapter>:<id>", such as "gymnax:Breakout-MinAtar"."""
+    adapter, _, identifier = source.partition(":")
+    if adapter == "gymnax":
+        from open_bench.environments.gymnax import GymnaxEnvironment
+
+        return GymnaxEnvironment(identifier, **options)  # type: ignore[arg-type]
+    raise UserError(f"unknown environment source '{source}': it must begin with gymnax:")

@@ -1,0 +1,54 @@
+"""The interface that every environment has, and the only one that the harness knows."""
+
+import abc
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Discrete:
+    """Actions 0 … n−1, int32."""
+
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuous:
+    """Actions of shape (size,), float32, clipped by the environment to its own bounds."""
+
+    size: int
+
+
+ActionSpace = Discrete | Continuous
+
+
+class Environment(abc.ABC):
+    """A task as pure functions of one environment copy; the harness vmaps them.
+
+    Attributes:
+        observation_size: length of the flat observation vector.
+        observation_dtype: dtype in which observations are stored (``bool`` for binary ones: a quarter of the bytes).
+        action_space: ``Discrete`` or ``Continuous``.
+    """
+
+    observation_size: int
+    observation_dtype: Any = jnp.float32
+    action_space: ActionSpace
+
+    @abc.abstractmethod
+    def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
+        """Start an episode: ``(observation (observation_size,), state)``."""
+
+    @abc.abstractmethod
+    def step(
+        self, key: jax.Array, state: Any, action: jax.Array
+    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, jax.Array, dict[str, jax.Array]]:
+        """One env step with auto-reset.
+
+        Returns:
+            ``(observation, state, reward, terminated, truncated, info)``. After an episode's end the observation and
+            state are those of the next episode, and ``info["final_observation"]`` is the last one of the old.
+        """

@@ -1,0 +1,92 @@
+"""The adapter for gymnax ≥ 1.0: any registered id as an ``Environment``."""
+
+from typing import Any
+
+import gymnax
+import jax
+import jax.numpy as jnp
+from gymnax.environments import spaces
+
+from open_bench.environments.base import ActionSpace, Continuous, Discrete, Environment
+from open_bench.errors import UserError
+
+
+class GymnaxEnvironment(Environment):
+    """A gymnax task with flat observations.
+
+    Args:
+        environment_id: such as "Breakout-MinAtar".
+        binary_observations: observations hold only 0 and 1, so they are stored as booleans.
+        **options: settings of the environment: fields of its parameters (``max_steps_in_episode``), else arguments
+            of its constructor (``size`` of DeepSea).
+    """
+
+    def __init__(self, environment_id: str, binary_observations: bool = False, **options: Any):
+        self._environment, self._params = _make(environment_id, options)
+        self._observation_space = self._environment.observation_space(self._params)
+        self._one_hot = isinstance(self._observation_space, spaces.Discrete)
+        self.observation_dtype = jnp.bool_ if binary_observations or self._one_hot else jnp.float32
+        self.observation_size = _observation_size(self._observation_space, environment_id)
+        self.action_space, self._bounds = _action_space(self._environment.action_space(self._params), environment_id)
+
+    def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
+        observation, state = self._environment.reset(key, self._params)
+        return self._flat(observation), _strong(state)
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, ...]:
+        if self._bounds is not None:
+            low, high, shape = self._bounds
+            action = jnp.clip(action.reshape(shape), low, high)
+        observation, state, reward, terminated, truncated, info = self._environment.step(
+            key, state, action, self._params
+        )
+        final = {"final_observation": self._flat(info["final_observation"])}
+        reward = jnp.asarray(reward, jnp.float32).reshape(())
+        return self._flat(observation), _strong(state), reward, jnp.bool_(terminated), jnp.bool_(truncated), final
+
+    def _flat(self, observation: jax.Array) -> jax.Array:
+        if self._one_hot:
+            return jax.nn.one_hot(observation, self.observation_size, dtype=jnp.bool_).reshape(-1)
+        return jnp.asarray(observation).reshape(-1).astype(self.observation_dtype)
+
+
+def gymnax_ids() -> list[str]:
+    """All registered gymnax ids."""
+    return list(gymnax.registered_envs)
+
+
+def _strong(state: Any) -> Any:
+    """Give weakly typed leaves (Python numbers in gymnax states) a fixed type, so that loops can carry them."""
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), state)
+
+
+def _make(environment_id: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    try:
+        _, params = gymnax.make(environment_id)
+        fields = {name for name in options if hasattr(params, name)}
+        environment, params = gymnax.make(environment_id, **{k: v for k, v in options.items() if k not in fields})
+    except (ValueError, TypeError, OSError) as error:  # OSError: a task that downloads its data
+        raise UserError(f"gymnax cannot make {environment_id} with {options}: {error}") from None
+    return environment, params.replace(**{name: options[name] for name in fields})
+
+
+def _observation_size(space: Any, environment_id: str) -> int:
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    if isinstance(space, spaces.Box):
+        size = 1
+        for length in space.shape:
+            size *= int(length)
+        return size
+    raise UserError(f"{environment_id} has observations of a kind that open-bench does not support: {type(space).__name__}")
+
+
+def _action_space(space: Any, environment_id: str) -> tuple[ActionSpace, tuple[Any, Any, tuple[int, ...]] | None]:
+    if isinstance(space, spaces.Discrete):
+        return Discrete(int(space.n)), None
+    if isinstance(space, spaces.Box):
+        size = 1
+        for length in space.shape:
+            size *= int(length)
+        return Continuous(size), (space.low, space.high, tuple(space.shape))
+    raise UserError(f"{environment_id} has actions of a kind that open-bench does not support: {type(space).__name__}")

@@ -1,0 +1,1 @@
+"""The one training harness: lifetimes, and many of them in parallel."""

@@ -1,0 +1,81 @@
+"""Start-up of JAX: a device per CPU core, the persistent compilation cache, several hosts."""
+
+import os
+import warnings
+from pathlib import Path
+
+import jax
+
+from open_bench.errors import UserError
+
+
+def start(
+    devices: int | None = None,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> list[jax.Device]:
+    """Prepare JAX for training and return the devices to use. Called at the first ``train`` or ``compare``.
+
+    Args:
+        devices: how many devices to use; by default all. On CPU this many devices are made of the cores, by default
+            one a core, if JAX has not started yet; otherwise a warning is given and what exists is used.
+        coordinator, num_processes, process_id: join a ``jax.distributed`` cluster.
+
+    Raises:
+        UserError: fewer devices exist than were asked for, or the cluster cannot be joined.
+    """
+    if devices is not None and devices < 1:
+        raise UserError(f"--devices must be at least 1, not {devices}")
+    _use_compilation_cache()
+    _ask_for_cpu_devices(devices)
+    if coordinator is not None or num_processes is not None:
+        _join(coordinator, num_processes, process_id)
+    found = jax.devices()
+    if devices is None:
+        return found
+    if jax.process_count() > 1 and devices != len(found):
+        raise UserError("with several processes all devices are used: leave --devices out")
+    if len(found) < devices:
+        if found[0].platform != "cpu":
+            raise UserError(f"--devices {devices}: only {len(found)} {found[0].platform} devices exist")
+        warnings.warn(f"JAX had started with {len(found)} CPU devices already; using those, not {devices}", stacklevel=2)
+    return found[:devices]
+
+
+def _ask_for_cpu_devices(devices: int | None) -> None:
+    # The flag of the environment wins: whoever sets it has chosen.
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    wanted = devices or available_cores()
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:  # JAX has started; start() warns when that leaves fewer devices than were asked for
+        if devices is None and jax.default_backend() == "cpu" and len(jax.devices()) < wanted:
+            warnings.warn(
+                f"JAX had started already with {len(jax.devices())} CPU device(s); {wanted} cores could be used. "
+                "Call open_bench first, or set jax.config.update('jax_num_cpu_devices', …) before using JAX.",
+                stacklevel=3,
+            )
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _use_compilation_cache() -> None:
+    """Keep compiled programs between runs, unless the user has chosen a place (or none) already."""
+    if jax.config.jax_compilation_cache_dir is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "open-bench" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    if coordinator is None or num_processes is None or process_id is None:
+        raise UserError("--coordinator, --num-processes and --process-id go together")
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot join the cluster at {coordinator}: {error}") from None

@@ -1,0 +1,171 @@
+"""Many lifetimes at once: groups of a fixed width, spread over a mesh of all devices. The only place that knows how.
+
+A *slot* is one lifetime's place. Each device holds one group of ``width`` slots, vmapped; a *round* fills all slots
+of all devices, and rounds follow one another until every lifetime is done. Since the program of a group does not
+depend on how many devices or rounds there are, a lifetime's numbers do not either.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from open_bench.harness.lifetime import Lifetime, LifetimeState, Metrics
+
+AXIS = "group"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A lifetime compiled for one round of groups. Build it with ``compile_program``.
+
+    Attributes:
+        lifetime: what runs in each slot.
+        mesh: the devices, one axis.
+        width: slots a device.
+        compile_seconds: tracing and compilation, or loading from the persistent cache.
+    """
+
+    lifetime: Lifetime
+    mesh: Mesh
+    width: int
+    compile_seconds: float
+    _traced_init: Callable[..., Any]
+    _init: Callable[..., Any]
+    _run: Callable[..., Any]
+
+    @property
+    def slots(self) -> int:
+        """Lifetimes in a round."""
+        return self.mesh.size * self.width
+
+    def init(self, keys: jax.Array, theta: Any) -> LifetimeState:
+        """Start a round: ``keys`` (slots,) → state with a leading axis of slots."""
+        return self._init(_sharded(jax.random.key_data(keys), self.mesh), _replicated(theta, self.mesh))
+
+    def run(self, state: LifetimeState, theta: Any, n_updates: int) -> tuple[LifetimeState, Metrics]:
+        """Advance every slot by ``n_updates`` PPO updates. ``state`` is consumed."""
+        return self._run(state, _replicated(theta, self.mesh), _replicated(np.int32(n_updates), self.mesh))
+
+    def save(self, state: LifetimeState) -> list[np.ndarray]:
+        """Every array of a round's state, on the host; keys as their integers."""
+        return gather([_key_data(leaf) for leaf in jax.tree.leaves(state)])
+
+    def restore(self, arrays: Sequence[np.ndarray], theta: Any) -> LifetimeState:
+        """The state that ``save`` took apart; raises ValueError when the arrays do not fit this program."""
+        shapes = jax.eval_shape(self._traced_init, _key_shapes(self.slots), theta)
+        expected, structure = jax.tree.flatten(shapes)
+        found = [(array.shape, array.dtype) for array in arrays]
+        if found != [(x.shape, x.dtype) for x in (jax.eval_shape(_key_data, leaf) for leaf in expected)]:
+            raise ValueError("the saved arrays have other shapes than this program's state")
+        placed = [_sharded(array, self.mesh) for array in arrays]
+        keyed = [
+            jax.random.wrap_key_data(array, impl=str(jax.random.key_impl(jax.random.key(0)))) if _is_key(leaf) else array
+            for array, leaf in zip(placed, expected, strict=True)
+        ]
+        return jax.tree.unflatten(structure, keyed)
+
+
+def compile_program(
+    lifetime: Lifetime, theta: Any, devices: Sequence[jax.Device], width: int, lifetimes: int
+) -> Program:
+    """Compile a lifetime for ``lifetimes`` of them: no more devices are used than there are groups.
+
+    Args:
+        lifetime: the functions to compile.
+        theta: example of the traced inputs; shared by all slots.
+        devices: devices of all processes, in a fixed order.
+        width: slots a device.
+        lifetimes: how many will be run.
+    """
+    start = time.perf_counter()
+    groups = -(-lifetimes // width)
+    count = min(len(devices), groups) if jax.process_count() == 1 else len(devices)
+    mesh = Mesh(np.asarray(devices[:count]), (AXIS,))
+    init = _over_groups(lambda key_data, theta: lifetime.init(jax.random.wrap_key_data(key_data), theta), mesh, width, 1)
+    run = _over_groups(lifetime.run, mesh, width, 2)
+    split, whole = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
+    jitted_init = jax.jit(init, in_shardings=(split, whole), out_shardings=split)
+    jitted_run = jax.jit(run, in_shardings=(split, whole, whole), out_shardings=split, donate_argnums=0)
+    keys = _key_shapes(mesh.size * width)
+    state = jax.eval_shape(init, keys, theta)
+    with ThreadPoolExecutor(1) as pool:  # the two compilations share nothing, so they may use two cores
+        compiled_init = pool.submit(lambda: jitted_init.lower(keys, theta).compile())
+        compiled_run = jitted_run.lower(state, theta, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+        finished_init = compiled_init.result()
+    seconds = time.perf_counter() - start
+    return Program(lifetime, mesh, width, seconds, init, finished_init, compiled_run)
+
+
+def gather(tree: Any) -> Any:
+    """Fetch arrays of all processes to every host, as numpy."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+MAX_DEFAULT_WIDTH = 16
+
+
+def default_width(devices: Sequence[jax.Device], slot_bytes: int) -> int:
+    """1 on CPU; on accelerators the largest power of two up to 16 whose slots fit half of a device's memory.
+
+    It does not depend on how many lifetimes are asked for: the width is part of a cell's identity.
+    """
+    if devices[0].platform == "cpu":
+        return 1
+    statistics = devices[0].memory_stats() or {}
+    fitting = int(statistics.get("bytes_limit", 8 << 30)) // 2 // max(1, slot_bytes)
+    width = MAX_DEFAULT_WIDTH
+    while width > max(1, fitting):
+        width //= 2
+    return width
+
+
+def _over_groups(function: Callable[..., Any], mesh: Mesh, width: int, shared: int) -> Callable[..., Any]:
+    """``function`` of one slot → the same over all slots; the last ``shared`` arguments are common to all."""
+
+    def group(slots: Any, *rest: Any) -> Any:
+        if width > 1:
+            return jax.vmap(function, in_axes=(0, *[None] * shared))(slots, *rest)
+        # A vmap of width 1 would compile to other operations than the plain program, and slower ones.
+        result = function(jax.tree.map(lambda x: x[0], slots), *rest)
+        return jax.tree.map(lambda x: x[None], result)
+
+    split, whole = PartitionSpec(AXIS), PartitionSpec()
+    return jax.shard_map(group, mesh=mesh, in_specs=(split, *[whole] * shared), out_specs=split, check_vma=False)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _key_data(leaf: jax.Array) -> jax.Array:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _key_shapes(slots: int) -> jax.ShapeDtypeStruct:
+    shape = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    return jax.ShapeDtypeStruct((slots, *shape.shape), shape.dtype)
+
+
+def _sharded(array: Any, mesh: Mesh) -> jax.Array:
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, NamedSharding(mesh, PartitionSpec(AXIS)), lambda index: host[index])
+
+
+def _replicated(tree: Any, mesh: Mesh) -> Any:
+    sharding = NamedSharding(mesh, PartitionSpec())
+
+    def place(leaf: Any) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree)

@@ -1,0 +1,103 @@
+"""Optimizers from elsewhere: anything in optax, or an attribute of an importable module."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from open_bench.errors import UserError, near_matches
+from open_bench.optimizers.annealing import anneal
+from open_bench.optimizers.entry import Budget, Hyperparameter, OptimizerEntry
+
+DEFAULT_LEARNING_RATE = 3e-4
+
+# These call the loss function again, which no harness of gradients can offer them.
+NEEDS_CLOSURES = {
+    "lbfgs": "it searches along a line with the loss function",
+    "scale_by_backtracking_linesearch": "it searches along a line with the loss function",
+    "scale_by_zoom_linesearch": "it searches along a line with the loss function",
+    "contrib.sam": "it takes gradients at other points",
+    "contrib.look_sam": "it takes gradients at other points",
+}
+# Their learning rate is not a plain factor of the update, so scaling the update is not annealing.
+NOT_ANNEALED = ("schedule_free",)
+
+
+def from_optax(path: str) -> OptimizerEntry:
+    """The optax optimizer at ``path`` ("adabelief", "contrib.muon")."""
+    if path in NEEDS_CLOSURES:
+        raise UserError(f"optax.{path} cannot be benchmarked: {NEEDS_CLOSURES[path]}, and PPO gives it gradients only")
+    constructor: Any = optax
+    module = optax
+    for part in path.split("."):
+        module, constructor = constructor, getattr(constructor, part, None)
+        if constructor is None:
+            known = [name for name in dir(module) if not name.startswith("_")]
+            raise UserError(f"optax has no '{path}'.{near_matches(part, known)}")
+    if not callable(constructor) or inspect.isclass(constructor):
+        raise UserError(f"optax.{path} is not an optimizer: it is a {type(constructor).__name__}")
+    return from_constructor(f"optax.{path}", constructor, "DeepMind JAX Ecosystem, optax")
+
+
+def from_attribute(module_name: str, attribute: str) -> OptimizerEntry:
+    """``module:attribute``: an OptimizerEntry, an optax-style constructor, or a gradient transformation."""
+    name = f"{module_name}:{attribute}"
+    try:
+        value: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+    except ImportError as error:
+        raise UserError(f"optimizer '{name}': cannot import {module_name}: {error}") from None
+    except AttributeError:
+        known = [key for key in vars(importlib.import_module(module_name)) if not key.startswith("_")]
+        raise UserError(f"optimizer '{name}': no such attribute.{near_matches(attribute, known)}") from None
+    return from_value(name, value)
+
+
+def from_value(name: str, value: Any) -> OptimizerEntry:
+    """Make an entry of whatever a module or a plug-in offers."""
+    if isinstance(value, OptimizerEntry):
+        return value
+    if isinstance(value, optax.GradientTransformation):
+        return OptimizerEntry(name, f"{name}, as built there", lambda theta, budget: value)
+    if callable(value):
+        return from_constructor(name, value)
+    raise UserError(
+        f"optimizer '{name}' is a {type(value).__name__}: expected an OptimizerEntry, a function that returns an "
+        "optax.GradientTransformation, or such a transformation"
+    )
+
+
+def from_constructor(name: str, constructor: Callable[..., Any], citation: str = "") -> OptimizerEntry:
+    """An entry from an optax-style constructor; its arguments with defaults become static hyperparameters."""
+    parameters = inspect.signature(constructor).parameters
+    hyperparameters = {
+        key: Hyperparameter(_default(name, parameter), f"argument of {name}")
+        for key, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and key not in ("budget", "theta")
+    }
+    has_rate = "learning_rate" in hyperparameters
+    annealed = has_rate and not any(word in name for word in NOT_ANNEALED)
+    hyperparameters["anneal_learning_rate"] = Hyperparameter(annealed, "anneal the updates linearly to 0")
+
+    def factory(theta: Any, budget: Budget, *, anneal_learning_rate: bool, **values: Any) -> Any:
+        own = {"budget": budget, "theta": theta}
+        missing = [key for key, value in values.items() if value is inspect.Parameter.empty]
+        if missing:
+            raise UserError(f"{name} needs a value for {', '.join(missing)}: write {name}:{missing[0]}=…")
+        transformation = constructor(**values, **{key: own[key] for key in own if key in parameters})
+        if not isinstance(transformation, optax.GradientTransformation):
+            raise UserError(f"{name} returned a {type(transformation).__name__}, not an optax.GradientTransformation")
+        return anneal(transformation, budget, anneal_learning_rate)
+
+    description = (inspect.getdoc(constructor) or name).strip().splitlines()[0].rstrip(".")
+    return OptimizerEntry(name, description, factory, citation, hyperparameters=hyperparameters)
+
+
+def _default(name: str, parameter: inspect.Parameter) -> Any:
+    if parameter.default is inspect.Parameter.empty and parameter.name == "learning_rate":
+        return DEFAULT_LEARNING_RATE
+    return parameter.default

@@ -1,0 +1,107 @@
+"""The grammar of optimizer names, parsed once, from left to right.
+
+    name      = head [":" settings] ["+" objective] ["@" source]
+    head      = a registered name | "optax." path | module ":" attribute
+    settings  = key "=" value {"," key "=" value}
+    objective = "ppo" | "dpo" | "lpo"
+    source    = everything after the first "@": a weights name, a file or directory, or "zero"
+
+The source comes last and is taken as it stands, so a path may hold any character; settings and objectives never
+hold an "@". In ``lr=1e+3`` the "+" belongs to the number: an objective begins with a letter.
+"""
+
+import dataclasses
+import re
+import tomllib
+from typing import Any
+
+from open_bench.errors import UserError
+
+_HEAD = re.compile(r"[A-Za-z_][\w.\-]*")
+_ATTRIBUTE = re.compile(r":([A-Za-z_][\w.]*)(?![\w.]*=)")
+_SETTINGS = re.compile(r":((?:[^+@]|\+(?![A-Za-z]))*)")
+_OBJECTIVE = re.compile(r"\+([A-Za-z_]\w*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParsedName:
+    """The parts of an optimizer's name, in the order in which they are written."""
+
+    head: str
+    attribute: str | None = None
+    settings: tuple[tuple[str, Any], ...] = ()  # sorted by key
+    objective: str | None = None
+    source: str | None = None
+
+    def __str__(self) -> str:
+        """The canonical spelling; parsing it gives the same parts."""
+        text = self.head + (f":{self.attribute}" if self.attribute else "")
+        if self.settings:
+            text += ":" + ",".join(f"{key}={_spell(value)}" for key, value in self.settings)
+        text += f"+{self.objective}" if self.objective else ""
+        return text + (f"@{self.source}" if self.source is not None else "")
+
+
+def parse(name: str) -> ParsedName:
+    """Take a name apart; raises UserError that shows where it stops making sense."""
+    text, position = name.strip(), 0
+
+    def take(pattern: re.Pattern[str]) -> str | None:
+        nonlocal position
+        match = pattern.match(text, position)
+        if match is None:
+            return None
+        position = match.end()
+        return match.group(match.lastindex or 0)
+
+    head = take(_HEAD)
+    if head is None:
+        raise _malformed(name, position, "a name begins with a letter")
+    attribute = take(_ATTRIBUTE)
+    settings = take(_SETTINGS)
+    objective = take(_OBJECTIVE)
+    source = None
+    if text[position : position + 1] == "@":
+        source, position = text[position + 1 :], len(text)
+        if not source:
+            raise _malformed(name, position, "after '@' comes a weights name, a file or 'zero'")
+    if position != len(text):
+        raise _malformed(name, position, "expected NAME[:key=value,…][+objective][@weights]")
+    return ParsedName(head, attribute, _parse_settings(name, settings), objective, source)
+
+
+def _parse_settings(name: str, text: str | None) -> tuple[tuple[str, Any], ...]:
+    if text is None:
+        return ()
+    settings: dict[str, Any] = {}
+    for item in text.split(","):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not re.fullmatch(r"[A-Za-z_]\w*", key) or not value:
+            raise UserError(f"optimizer '{name}': expected key=value, found '{item}'")
+        if key in settings:
+            raise UserError(f"optimizer '{name}': '{key}' is set twice")
+        settings[key] = parse_value(value)
+    return tuple(sorted(settings.items()))
+
+
+def parse_value(text: str) -> Any:
+    """A number, true/false, none, or else the text itself."""
+    lowered = text.strip().lower()
+    if lowered in {"true", "false", "none"}:
+        return {"true": True, "false": False, "none": None}[lowered]
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        pass
+    try:
+        return float(text)  # spellings that TOML lacks, such as 1. and .5
+    except ValueError:
+        return text.strip()
+
+
+def _spell(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _malformed(name: str, position: int, hint: str) -> UserError:
+    return UserError(f"optimizer '{name}': cannot read '{name.strip()[position:]}' at character {position + 1}: {hint}")

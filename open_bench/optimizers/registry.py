@@ -1,0 +1,156 @@
+"""The registry: names → entries. Everything that can be wrong with a name is found here, before any tracing."""
+
+import dataclasses
+import importlib.metadata
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from open_bench.agents.objectives import OBJECTIVES
+from open_bench.errors import UserError, near_matches
+from open_bench.optimizers import classic, foreign, names
+from open_bench.optimizers.entry import EMPTY_THETA, Budget, OptimizerEntry
+
+ENTRY_POINTS = "open_bench.optimizers"
+
+_registered: dict[str, OptimizerEntry] = {}
+
+
+def register(entry: OptimizerEntry) -> OptimizerEntry:
+    """Add an optimizer for this process; raises UserError when the name is taken. Returns the entry."""
+    if entry.name in _known():
+        raise UserError(f"an optimizer named '{entry.name}' is registered already")
+    _registered[entry.name] = entry
+    return entry
+
+
+def available() -> list[str]:
+    """Names of all registered optimizers, plug-ins included, sorted."""
+    return sorted({*_known(), *_plugins()})
+
+
+def resolve(name: str) -> OptimizerEntry:
+    """The entry that a name means, with its settings, objective and weights.
+
+    Args:
+        name: see ``open_bench.optimizers.names`` for the grammar.
+
+    Raises:
+        UserError: unknown name or setting (with near matches), a value of the wrong kind, weights that do not fit, or
+            an optimizer that cannot run on gradients alone.
+    """
+    parsed = names.parse(name)
+    entry = _find(parsed)
+    given = _check_settings(entry, dict(parsed.settings))
+    entry = dataclasses.replace(entry, name=str(parsed), given=given, tuned_as=entry.tuned_as or entry.name)
+    if parsed.objective is not None:
+        entry = dataclasses.replace(entry, objective=_objective(parsed.objective))
+    entry = _with_theta(entry, parsed)
+    if entry.theta is not None or not entry.needs_theta:
+        _dry_run(entry)
+    return entry
+
+
+def _known() -> dict[str, OptimizerEntry]:
+    return {entry.name: entry for entry in classic.ENTRIES} | _registered
+
+
+def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
+    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _find(parsed: names.ParsedName) -> OptimizerEntry:
+    if parsed.attribute is not None:
+        return foreign.from_attribute(parsed.head, parsed.attribute)
+    known = _known()
+    if parsed.head in known:
+        return known[parsed.head]
+    if parsed.head.startswith("optax."):
+        return foreign.from_optax(parsed.head.removeprefix("optax."))
+    plugins = _plugins()
+    if parsed.head in plugins:
+        return foreign.from_value(parsed.head, _load_plugin(plugins[parsed.head]))
+    raise UserError(
+        f"unknown optimizer '{parsed.head}'.{near_matches(parsed.head, available())} "
+        "`openbench list optimizers` shows all of them; anything in optax is optax.NAME."
+    )
+
+
+def _load_plugin(point: importlib.metadata.EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        raise UserError(f"plug-in '{point.name}' ({point.value}) cannot be loaded: {error}") from error
+
+
+def _check_settings(entry: OptimizerEntry, settings: dict[str, Any]) -> dict[str, Any]:
+    checked = {}
+    for key, value in settings.items():
+        if key not in entry.hyperparameters:
+            known = list(entry.hyperparameters)
+            raise UserError(
+                f"{entry.name} has no setting '{key}'.{near_matches(key, known)} It has: {', '.join(known) or 'none'}."
+            )
+        checked[key] = check_value(entry, key, value)
+    return checked
+
+
+def check_value(entry: OptimizerEntry, key: str, value: Any) -> Any:
+    """``value`` in the type of the setting's default; raises UserError when it is of another kind."""
+    default = entry.hyperparameters[key].default
+    if isinstance(default, bool):
+        fits = isinstance(value, bool)
+    elif isinstance(default, float):
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        value = float(value) if fits else value
+    elif isinstance(default, int):
+        fits = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        return value
+    if not fits:
+        raise UserError(f"{entry.name}: {key} = {value!r} is not a {type(default).__name__}")
+    return value
+
+
+def _objective(name: str) -> Any:
+    if name not in OBJECTIVES:
+        raise UserError(f"unknown policy objective '{name}'.{near_matches(name, list(OBJECTIVES))} Known: {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
+
+
+def _with_theta(entry: OptimizerEntry, parsed: names.ParsedName) -> OptimizerEntry:
+    """Attach the weights that the name asks for."""
+    if parsed.source is None:
+        return entry
+    if not entry.needs_theta:
+        raise UserError(f"'{parsed}': {parsed.head} is not a learned optimizer, so '@{parsed.source}' has no meaning")
+    if parsed.source == "zero":
+        theta = jax.tree.map(jnp.zeros_like, entry.init_theta(jax.random.key(0)))
+        return dataclasses.replace(entry, theta=theta, theta_source="zero")
+    raise UserError(f"'{parsed}': weights cannot be loaded yet")
+
+
+def _dry_run(entry: OptimizerEntry) -> None:
+    """Trace one step on a tiny agent, so that an optimizer that cannot work says so before anything trains."""
+    layer = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
+    params = {"actor": {"dense_00": layer, "log_std": jnp.zeros(2)}, "critic": {"dense_00": layer}}
+    unit = {"dense_00": jnp.ones(2)}
+
+    def step(params: Any, key: jax.Array) -> Any:
+        optimizer = entry.make(entry.theta or EMPTY_THETA, Budget(2, 2, 2))
+        extras = {"training_fraction": jnp.float32(0), "epoch_fraction": jnp.float32(0), "loss": jnp.float32(0)}
+        activations = {"actor": unit, "critic": unit}
+        return optimizer.update(
+            params, optimizer.init(params), params, activations=activations, value=jnp.float32(0), key=key, **extras
+        )[0]
+
+    try:
+        updates = jax.eval_shape(step, params, jax.random.key(0))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{entry.name} cannot make an update from gradients: {type(error).__name__}: {error}") from error
+    if jax.tree.structure(updates) != jax.tree.structure(params):
+        raise UserError(f"{entry.name} returns updates of another structure than the parameters")

@@ -1,0 +1,128 @@
+"""What a person sees while a study trains: bars in a terminal, plain lines in a log, or nothing."""
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from open_bench.runs.cell import Cell
+from open_bench.runs.execute import Progress as Watcher
+
+PLAIN_SECONDS = 15.0  # between two lines of one cell
+
+
+class Bars(Watcher):
+    """A bar for the whole study and one for the cell at work, with its latest return and the time left."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._study: Any = None
+        self._cell: Any = None
+
+    def watch(self) -> AbstractContextManager[Any]:
+        return self._bars
+
+    def planned(self, cells: Sequence[Cell], repetitions: int) -> None:
+        total = sum(cell.num_updates for cell in cells) * repetitions
+        self._study = self._bars.add_task("[bold]study", total=total, note=f"{len(cells)} cells")
+        self._repetitions = repetitions
+
+    def cell_started(self, cell: Cell, repetitions: list[int]) -> None:
+        total = cell.num_updates * len(repetitions)
+        name = f"{cell.environment.name} {cell.optimizer}"
+        self._cell = self._bars.add_task(name, total=total, note="compiling")
+
+    def compiled(self, cell: Cell, seconds: float) -> None:
+        self._bars.update(self._cell, note=f"compiled in {seconds:.0f} s")
+
+    def advanced(self, cell: Cell, updates: int, episode_return: float, diverged: int) -> None:
+        self._bars.update(self._cell, advance=updates, note=_note(episode_return, diverged))
+        self._bars.update(self._study, advance=updates)
+
+    def cell_finished(self, cell: Cell, trained: int) -> None:
+        if self._cell is not None:
+            self._bars.remove_task(self._cell)
+            self._cell = None
+        stored = (self._repetitions - trained) * cell.num_updates
+        self._bars.update(self._study, advance=stored)
+
+    def waiting(self, cells: list[Cell]) -> None:
+        self._bars.update(self._study, note=f"waiting for another process ({len(cells)} cells)")
+
+
+class Lines(Watcher):
+    """A line at the start and the end of each cell and every so often between, for logs."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._start = self._last = time.monotonic()
+        self._done = self._total = self._in_cell = 0
+        self._waited = False
+        self._return, self._diverged = math.nan, 0
+
+    def planned(self, cells: Sequence[Cell], repetitions: int) -> None:
+        self._total = sum(cell.num_updates for cell in cells) * repetitions
+        self._repetitions = repetitions
+        self._say(f"{len(cells)} cells, {repetitions} seeds each")
+
+    def cell_started(self, cell: Cell, repetitions: list[int]) -> None:
+        self._in_cell, self._last = 0, time.monotonic()
+        self._say(f"{cell.environment.name} · {cell.optimizer}: seeds {_spans(repetitions)}, {cell.num_updates} updates")
+
+    def advanced(self, cell: Cell, updates: int, episode_return: float, diverged: int) -> None:
+        self._done += updates
+        self._in_cell += updates
+        self._return, self._diverged = episode_return, diverged
+        if time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            elapsed = self._last - self._start
+            left = elapsed * (self._total - self._done) / max(1, self._done)
+            self._say(
+                f"{cell.environment.name} · {cell.optimizer}: {self._in_cell} updates, "
+                f"{_note(episode_return, diverged)}; study {self._done / self._total:.0%}, about {left:.0f} s left"
+            )
+
+    def cell_finished(self, cell: Cell, trained: int) -> None:
+        self._done += (self._repetitions - trained) * cell.num_updates
+        note = _note(self._return, self._diverged) if trained else "stored already"
+        self._say(f"{cell.environment.name} · {cell.optimizer}: done, {note}")
+
+    def waiting(self, cells: list[Cell]) -> None:
+        if not self._waited:
+            self._say(f"waiting for another process that trains {len(cells)} of these cells")
+        self._waited = True
+
+    def _say(self, text: str) -> None:
+        seconds = time.monotonic() - self._start
+        self._console.print(f"[{seconds:6.0f} s] {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _note(episode_return: float, diverged: int) -> str:
+    shown = "no episode finished yet" if math.isnan(episode_return) else f"return {episode_return:.4g}"
+    return shown + (f", {diverged} diverged" if diverged else "")
+
+
+def _spans(numbers: list[int]) -> str:
+    """1, 2, 3, 7 → "1–3, 7"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1] = [spans[-1][0], number]
+        else:
+            spans.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in spans)

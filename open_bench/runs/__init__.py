@@ -1,0 +1,1 @@
+"""Cells: their identity, their place on disk, and running the missing ones."""

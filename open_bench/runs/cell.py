@@ -1,0 +1,71 @@
+"""A cell: one optimizer on one environment at one budget, with everything that determines its numbers."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from typing import Any
+
+from open_bench.config import PROTOCOL_VERSION, EnvironmentConfig
+from open_bench.optimizers.candidate import Candidate, identity
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """The unit of work and of storage; its repetitions are not part of its identity.
+
+    Attributes:
+        environment: configuration with the PPO settings in force.
+        budget: name of the budget, or "steps-N" when steps were asked for.
+        env_steps: length of a lifetime as asked for.
+        candidate: the optimizer with its hyperparameters and θ.
+        study_seed: root of all keys.
+        width: lifetimes in a vmapped group.
+    """
+
+    environment: EnvironmentConfig
+    budget: str
+    env_steps: int
+    candidate: Candidate
+    study_seed: int
+    width: int
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer's name as the leaderboard shows it."""
+        return self.candidate.entry.name
+
+    @property
+    def num_updates(self) -> int:
+        """PPO updates in a lifetime."""
+        return self.environment.num_updates(self.env_steps)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines the results, as JSON values."""
+        config = self.environment
+        return {
+            "environment": config.name,
+            "source": config.source,
+            "options": config.options,
+            "environment_version": config.version,
+            "ppo": json.loads(config.ppo.model_dump_json()),
+            "budget": self.budget,
+            "num_updates": self.num_updates,
+            "protocol": PROTOCOL_VERSION,
+            "study_seed": self.study_seed,
+            "width": self.width,
+            **identity(self.candidate),
+        }
+
+    @property
+    def name(self) -> str:
+        """The cell's directory: environment, optimizer and a short hash of the identity."""
+        return directory_name(self.identity)
+
+
+def directory_name(identity: dict[str, Any]) -> str:
+    """``<environment>--<optimizer>--<hash>``, made of characters that are safe in file names."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
+    words = [re.sub(r"[^A-Za-z0-9.=+-]+", "_", identity[key])[:48] for key in ("environment", "optimizer")]
+    return "--".join([*words, digest])

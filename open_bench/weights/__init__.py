@@ -1,0 +1,52 @@
+"""θ on disk: one safe file format, readers of published formats, a local library and a verified download.
+
+Nothing here unpickles anything, and nothing touches the network except ``fetch_velo`` when it is called.
+"""
+
+from open_bench.weights.fetch import VELO_BYTES, VELO_URL, fetch_velo
+from open_bench.weights.importers import export, import_file, inspect
+from open_bench.weights.library import (
+    Listed,
+    find,
+    library_dir,
+    list_weights,
+    load_reference,
+    save_named,
+    search_path,
+    validate_name,
+)
+from open_bench.weights.store import (
+    Weights,
+    WeightsError,
+    content_hash,
+    flatten,
+    load_weights,
+    save_weights,
+    unflatten,
+    validate,
+)
+
+__all__ = [
+    "VELO_BYTES",
+    "VELO_URL",
+    "Listed",
+    "Weights",
+    "WeightsError",
+    "content_hash",
+    "export",
+    "fetch_velo",
+    "find",
+    "flatten",
+    "import_file",
+    "inspect",
+    "library_dir",
+    "list_weights",
+    "load_reference",
+    "load_weights",
+    "save_named",
+    "save_weights",
+    "search_path",
+    "unflatten",
+    "validate",
+    "validate_name",
+]

@@ -104,7 +104,7 @@ class StudyConfig(Config):
     environments: tuple[str, ...] = Field(min_length=1)
     budget: str = "quick"
     seeds: Positive = 4  # repetitions of each cell
-    seed: Annotated[int, Field(ge=0)] = 0  # study seed
+    seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0  # study seed; larger ones are kept for references and tuning
 
 
 _Model = TypeVar("_Model", bound=Config)

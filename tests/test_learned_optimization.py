@@ -54,7 +54,10 @@ class LearnedRate:
         self.initial = initial
 
     def init(self, key):
-        return {"mlp/~/linear": {"w": jnp.full((2,), self.initial), "b": jax.random.normal(key, ())}, "extra": [jnp.zeros(3)]}
+        return {
+            "mlp/~/linear": {"w": jnp.full((2,), self.initial), "b": jax.random.normal(key, ())},
+            "extra": [jnp.zeros(3)],
+        }
 
     def opt_fn(self, theta, is_training=False):
         return Momentum(learning_rate=theta["mlp/~/linear"]["w"].sum() + theta["extra"][0].sum(), decay=0.0)
@@ -185,7 +188,7 @@ def test_wrong_names(path, message):
 def test_absent_library_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "learned_optimization", None)
     monkeypatch.delitem(sys.modules, "learned_optimization.stand_in")
-    with pytest.raises(ImportError, match="--no-deps.*dm-haiku gin-config tensorflow-cpu"):
+    with pytest.raises(ImportError, match=r"--no-deps.*dm-haiku gin-config tensorflow-cpu"):
         bridge.resolve_bridge("learned_optimization.stand_in:Momentum")
 
 

@@ -17,9 +17,11 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class Continuous:
-    """Actions of shape (size,), float32, clipped by the environment to its own bounds."""
+    """Actions of shape (size,), float32, clipped by the environment to its bounds ``low`` and ``high``."""
 
     size: int
+    low: float = -1.0
+    high: float = 1.0
 
 
 ActionSpace = Discrete | Continuous

@@ -88,5 +88,7 @@ def _action_space(space: Any, environment_id: str) -> tuple[ActionSpace, tuple[A
         size = 1
         for length in space.shape:
             size *= int(length)
-        return Continuous(size), (space.low, space.high, tuple(space.shape))
+        # One scalar bound is what a uniformly random policy needs; tasks with other shapes clip to their own.
+        bounds = float(jnp.min(jnp.asarray(space.low))), float(jnp.max(jnp.asarray(space.high)))
+        return Continuous(size, *bounds), (space.low, space.high, tuple(space.shape))
     raise UserError(f"{environment_id} has actions of a kind that open-bench does not support: {type(space).__name__}")

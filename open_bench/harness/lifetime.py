@@ -104,7 +104,7 @@ def make_lifetime(
         params = agent.init(stream(key, "networks"))
         observation, state = vector.reset(stream(key, "environment"))
         learner = algorithm.Learner(params, make_optimizer(theta).init(params), jnp.bool_(True))
-        return LifetimeState(key, jnp.int32(0), learner, state, observation, _empty_record(len(ends)))
+        return LifetimeState(key, jnp.int32(0), learner, state, observation, empty_record(len(ends)))
 
     def one_update(theta: Any, state: LifetimeState) -> tuple[LifetimeState, Array]:
         update_key = jax.random.fold_in(state.key, state.update)
@@ -123,7 +123,7 @@ def make_lifetime(
             state.update / jnp.float32(max(1, num_updates - 1)),
             stream(update_key, "learning"),
         )
-        record = _add(state.record, state.update, episode_return(vector_state.statistics), ends, final_start)
+        record = add_return(state.record, state.update, episode_return(vector_state.statistics), ends, final_start)
         return LifetimeState(state.key, state.update + 1, learner, vector_state, observation, record), loss
 
     def run(state: LifetimeState, theta: Any, n_updates: Array) -> tuple[LifetimeState, Metrics]:
@@ -137,12 +137,12 @@ def make_lifetime(
     return Lifetime(init, run, num_updates, ends)
 
 
-def _empty_record(points: int) -> Record:
+def empty_record(points: int) -> Record:
     zero, none = jnp.float32(0.0), jnp.int32(0)
     return Record(jnp.zeros(points), jnp.zeros(points, jnp.int32), zero, none, zero, none)
 
 
-def _add(record: Record, update: Array, value: Array, ends: np.ndarray, final_start: int) -> Record:
+def add_return(record: Record, update: Array, value: Array, ends: np.ndarray, final_start: int) -> Record:
     """Add the episode return at the end of 0-based ``update``."""
     known = ~jnp.isnan(value)
     value = jnp.where(known, value, 0.0)

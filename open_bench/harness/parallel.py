@@ -104,6 +104,12 @@ def compile_program(
     return Program(lifetime, mesh, width, seconds, init, finished_init, compiled_run)
 
 
+def run_whole(program: Program, keys: jax.Array, theta: Any) -> LifetimeState:
+    """Whole lifetimes in one go, for callers that need no progress: ``keys`` (slots,) → the state at the end."""
+    state, _ = program.run(program.init(keys, theta), theta, program.lifetime.num_updates)
+    return state
+
+
 def gather(tree: Any) -> Any:
     """Fetch arrays of all processes to every host, as numpy."""
     if jax.process_count() == 1:

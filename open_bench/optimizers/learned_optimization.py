@@ -24,8 +24,8 @@ from open_bench.optimizers.entry import Budget, Hyperparameter, Learned, Optimiz
 
 LIBRARY = "learned_optimization"
 INSTALL = (
-    "Its release on the package index is from 2022, contains no VeLO and does not run on current JAX; install git main: "
-    "pip install --no-deps git+https://github.com/google/learned_optimization && "
+    "Its release on the package index is from 2022, contains no VeLO and does not run on current JAX; install git "
+    "main: pip install --no-deps git+https://github.com/google/learned_optimization && "
     "pip install chex dm-haiku gin-config tensorflow-cpu"
 )
 
@@ -59,7 +59,9 @@ def resolve_bridge(path: str) -> OptimizerEntry:
     if _is_learned(built):
         return _learned_entry(path, built)
     if not _is_optimizer(built) and built is not None:
-        raise BridgeError(f"{path} is or returns {type(built).__name__}, which is neither Optimizer nor LearnedOptimizer")
+        raise BridgeError(
+            f"{path} is or returns {type(built).__name__}, which is neither Optimizer nor LearnedOptimizer"
+        )
     hyperparameters = {} if _is_optimizer(value) else _hyperparameters(value)
 
     def factory(theta: Any, budget: Budget, **settings: Any) -> optax.GradientTransformationExtraArgs:
@@ -74,10 +76,10 @@ def _load(path: str) -> Any:
     if not colon or not attribute or module_path.split(".")[0] != LIBRARY:
         raise BridgeError(f"'{path}': expected {LIBRARY}.MODULE:ATTRIBUTE, as {LIBRARY}.optimizers.base:Adam")
     try:
+        importlib.import_module(LIBRARY)
         value = importlib.import_module(module_path)
     except ImportError as error:
-        # its own modules absent: a misspelt name, once the library itself imports
-        if (error.name or "").startswith(f"{LIBRARY}."):
+        if (error.name or "").startswith(f"{LIBRARY}."):  # the library is there, this module of it is not
             raise BridgeError(f"'{path}': {error}; check the module's name. {INSTALL}") from error
         raise LibraryMissing(f"'{path}' needs {LIBRARY}, which cannot be imported ({error}). {INSTALL}") from error
     except Exception as error:  # an old release fails on current JAX with AttributeError and others

@@ -216,8 +216,13 @@ def tensor_features(state: TensorState, parameter: Array, time: Array, loss: Arr
     )
 
 
+def _dot(a: Array, b: Array) -> Array:
+    """Σ over the last axis of ``a`` and the first of ``b``, in full float32 (GPUs round to fewer bits by default)."""
+    return jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
+
+
 def _linear(layer: Any, x: Array) -> Array:
-    return x @ layer["w"] + layer["b"]
+    return _dot(x, layer["w"]) + layer["b"]
 
 
 def lstm(rnn: Any, x: Array, hidden: Array, cell: Array) -> tuple[Array, Array]:
@@ -235,7 +240,7 @@ def make_scheme(theta: Any, hidden: Array) -> Scheme:
     stack = theta["ff_mod_stack"]["~"]
     names = sorted(stack)
     rows = jnp.concatenate([stack[name].reshape(controls.shape[1], -1) for name in names], axis=1)
-    mixed = controls @ rows * (100.0 / controls.shape[1])
+    mixed = _dot(controls, rows) * (100.0 / controls.shape[1])
     ends = np.cumsum([math.prod(stack[name].shape[1:]) for name in names])
     parts = jnp.split(mixed, ends[:-1], axis=1)
     w = {name: part.reshape(-1, *stack[name].shape[1:]) for name, part in zip(names, parts, strict=True)}
@@ -291,7 +296,7 @@ def _first_layer(features: list[Array], weights: Sequence[Array], groups: Sequen
     x = jnp.concatenate([features[i] for i in groups])
     w = jnp.concatenate([weights[i] for i in groups])
     w = w * jax.lax.rsqrt(1e-5 + _mean_square(x))[:, None]  # scaling the weights spares a pass over the features
-    return jnp.tensordot(w.T, x, 1)
+    return _dot(w.T, x)
 
 
 def tensor_step(scheme: Scheme, tensor: int, state: TensorState, gradient: Array, parameter: Array) -> Array:
@@ -310,8 +315,8 @@ def tensor_step(scheme: Scheme, tensor: int, state: TensorState, gradient: Array
     else:
         x = sum(_first_layer(features, first, g) for g in (ELEMENT_GROUPS, ROW_GROUPS, COLUMN_GROUPS))
     x = jax.nn.relu(x + b0)
-    x = jax.nn.relu(jnp.tensordot(w1, x, 1) + b1)
-    direction, magnitude = jnp.tensordot(w2[:2], x, 1) + b2[:2]  # a third output of published θ is not used
+    x = jax.nn.relu(_dot(w1, x) + b1)
+    direction, magnitude = _dot(w2[:2], x) + b2[:2]  # a third output of published θ is not used
     size = jnp.sqrt(jnp.square(parameter).mean() + 1e-9)
     return -scheme.scale[tensor] * direction * size * jnp.exp(1e-3 * magnitude) * 1e-3
 
@@ -515,10 +520,10 @@ def validate(theta: Any) -> None:
 def init_theta(
     key: Array, *, hidden: int = OFFICIAL_HIDDEN, inits: int = OFFICIAL_INITS, width: int = OFFICIAL_WIDTH
 ) -> dict[str, Any]:
-    """Random θ, for meta-training and tests: normal weights of variance 1/fan-in, zero biases.
+    """Random θ, for meta-training and tests: normal weights of variance 1/fan-in, zero biases and initial state.
 
-    Weights of ``ff_mod_stack`` are small, so that a fresh optimizer takes small steps. 2,320,385 numbers at the
-    official sizes.
+    ``ff_mod_stack`` is scaled so that what the controls mix from it, 100 times a mean, has that variance as well: a
+    fresh optimizer takes small random steps. 2,320,385 numbers at the official sizes.
     """
     shapes = expected_shapes(hidden, inits, (width, width), OFFICIAL_OUTPUTS)
     keys = dict(zip(sorted(shapes), jax.random.split(key, len(shapes)), strict=True))
@@ -526,7 +531,9 @@ def init_theta(
     def draw(name: str, shape: tuple[int, ...]) -> Array:
         if "/b" in name or name.startswith("lstm_init_state"):
             return jnp.zeros(shape, jnp.float32)
-        return jax.random.normal(keys[name], shape, jnp.float32) / math.sqrt(shape[-2])
+        fan_in = sum(GROUP_CHANNELS) if "/w0__" in name else shape[-2]
+        scale = math.sqrt(inits) / 100.0 if name.startswith("ff_mod_stack") else 1.0
+        return scale / math.sqrt(fan_in) * jax.random.normal(keys[name], shape, jnp.float32)
 
     return _nest({name: draw(name, shape) for name, shape in shapes.items()})
 

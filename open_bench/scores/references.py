@@ -98,7 +98,7 @@ class BaselineReturn:
         if wrong:
             raise ValueError(f"{wrong[0]} must be a text, not {getattr(self, wrong[0])!r}")
         if not isinstance(self.hyperparameters, Mapping):
-            raise ValueError(f"hyperparameters must be a table, not {self.hyperparameters!r}")  # noqa: TRY004
+            raise ValueError(f"hyperparameters must be a table, not {self.hyperparameters!r}")
 
     def _check_measured(self) -> None:
         for name in ("final_return", "mean_return"):
@@ -199,14 +199,14 @@ def _parse(text: str) -> EnvironmentReturns:
     random = _baseline("random", data["random"]) if "random" in data else None
     entries = data.get("reference", {})
     if not isinstance(entries, Mapping):
-        raise ValueError("reference: must be a table of budgets")  # noqa: TRY004 - a wrong file
+        raise ValueError("reference: must be a table of budgets")
     reference = {budget: _baseline(f"reference.{budget}", entry) for budget, entry in entries.items()}
     return EnvironmentReturns(data["environment"], random, reference)
 
 
 def _baseline(key: str, entry: Any) -> BaselineReturn:
     if not isinstance(entry, Mapping):
-        raise ValueError(f"{key}: must be a table")  # noqa: TRY004 - a wrong file
+        raise ValueError(f"{key}: must be a table")
     _known(key, entry, {field.name for field in dataclasses.fields(BaselineReturn)})
     for name in ("final_return", "origin"):
         if name not in entry:

@@ -64,9 +64,7 @@ def fetch_velo(
     return destination
 
 
-def _bring(
-    destination: Path, base_url: str, record: Any, params_bytes: int | None, progress: Progress | None
-) -> None:
+def _bring(destination: Path, base_url: str, record: Any, params_bytes: int | None, progress: Progress | None) -> None:
     """Get all files into the stage, verify them there, and move them into place."""
     stage = destination / STAGE
     base = _base(base_url)

@@ -1,5 +1,6 @@
 """The command line: parse, call one function, print."""
 
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,6 +21,8 @@ EXIT_INTERRUPTED = 130
 def main() -> None:
     """Entry point of ``openbench``: user errors become one line on stderr and exit code 2."""
     warnings.showwarning = _show_warning
+    # XLA logs an error for every cached CPU program, about two tuning flags that no processor reports.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         cli(standalone_mode=False)
     except UserError as error:
@@ -178,6 +181,123 @@ def list_command(kind: str) -> None:
     from open_bench import listings
 
     OUT.print({"optimizers": listings.optimizers, "environments": listings.environments, "studies": listings.studies}[kind]())
+
+
+@cli.command()
+@click.argument("optimizer")
+@click.option("--no-cost", is_flag=True, help="Leave out the timing against Adam.")
+def check(optimizer: str, no_cost: bool) -> None:
+    """Check that OPTIMIZER follows the contract: for anyone who writes one. Exits with 1 when a check fails."""
+    from open_bench.optimizers import conformance
+    from open_bench.optimizers.registry import resolve
+    from open_bench.report.tables import check_line, cost_lines
+
+    entry = resolve(optimizer)
+    passed = True
+    for result in conformance.check(entry):
+        passed &= result.passed
+        OUT.print(check_line(result.name, result.passed, result.detail), highlight=False, soft_wrap=True)
+    if passed and not no_cost:
+        cost = conformance.cost(entry, resolve("adam"))
+        for line in cost_lines(cost.parameters, cost.state_bytes, cost.seconds_per_step, cost.relative):
+            OUT.print(line, highlight=False, soft_wrap=True)
+    if not passed:
+        sys.exit(1)
+
+
+@cli.group()
+def weights() -> None:
+    """Weights of learned optimizers: list, inspect, import, export, fetch."""
+
+
+@weights.command("list")
+def weights_list() -> None:
+    """Show the weights that ship and those in your library."""
+    from open_bench import weights as library
+    from open_bench.listings import weights_table
+
+    OUT.print(weights_table(library.list_weights(), library.library_dir()))
+
+
+@weights.command("inspect")
+@click.argument("file")
+def weights_inspect(file: str) -> None:
+    """Show what FILE (or the weights of that name) holds: kind, hash, arrays, metadata."""
+    from open_bench import weights as library
+    from open_bench.listings import weights_report
+
+    OUT.print(weights_report(library.inspect(_weights_path(file))))
+
+
+@weights.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--optimizer", "-o", required=True, help="The optimizer that the weights belong to, such as open.")
+@click.option("--name", help="Name in your library; by default the optimizer's, which makes them its default weights.")
+def weights_import(file: Path, optimizer: str, name: str | None) -> None:
+    """Check FILE (.safetensors, OPEN's flat .npy, LPO's .npz, a VeLO folder) and keep it in your library."""
+    from open_bench import weights as library
+
+    entry = _learned_entry(optimizer)
+    found = library.import_file(file, entry)
+    metadata = {**found.metadata, "optimizer": entry.name}
+    path = library.save_named(name or entry.name, found.theta, metadata)
+    OUT.print(f"{_escape(str(path))}  {found.hash[:12]}", highlight=False, soft_wrap=True)
+
+
+@weights.command("export")
+@click.argument("source")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.option("--optimizer", "-o", required=True, help="The optimizer that the weights belong to.")
+@click.option("--format", "kind", type=click.Choice(["safetensors", "npy"]), default="safetensors", show_default=True)
+def weights_export(source: str, target: Path, optimizer: str, kind: Any) -> None:
+    """Write the weights SOURCE (a name or a file) to TARGET, as safetensors or as a flat float32 vector."""
+    from open_bench import weights as library
+
+    entry = _learned_entry(optimizer)
+    found = library.load_reference(source, entry)
+    library.export(found.theta, target, kind, entry=entry, metadata=found.metadata)
+    OUT.print(f"{_escape(str(target))}  {found.hash[:12]}", highlight=False, soft_wrap=True)
+
+
+@weights.command("fetch")
+@click.argument("name", type=click.Choice(["velo"]))
+@click.option("--url", help="Another address of the folder (http, https), or a local folder.")
+@click.option("--any-size", is_flag=True, help="Accept a checkpoint of another size than the official one.")
+@click.option("--to", "destination", type=click.Path(path_type=Path), help="Folder; by default in your library.")
+def weights_fetch(name: str, url: str | None, any_size: bool, destination: Path | None) -> None:
+    """Download the official VeLO checkpoint (9 MB), verify it, and keep it in your library."""
+    from rich.progress import Progress
+
+    from open_bench import weights as library
+
+    folder = destination or library.library_dir() / name
+    with Progress(console=ERR, transient=True, disable=not ERR.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(file: str, done: int, total: int | None) -> None:
+            task = tasks.setdefault(file, bars.add_task(file)) if file not in tasks else tasks[file]
+            bars.update(task, completed=done, total=total)
+
+        size = None if any_size else library.VELO_BYTES
+        library.fetch_velo(folder, url or library.VELO_URL, params_bytes=size, progress=show)
+    OUT.print(f"{_escape(str(folder))}: verified", highlight=False, soft_wrap=True)
+
+
+def _learned_entry(name: str) -> Any:
+    from open_bench.optimizers.registry import known
+    from open_bench.errors import near_matches
+
+    learned = {key: entry for key, entry in known().items() if entry.needs_theta}
+    if name not in learned:
+        raise UserError(f"'{name}' is not a learned optimizer.{near_matches(name, list(learned))} Known: {', '.join(learned)}")
+    return learned[name]
+
+
+def _weights_path(reference: str) -> Path:
+    from open_bench import weights as library
+
+    path = Path(reference).expanduser()
+    return path if path.exists() or os.sep in reference or path.suffix else library.locate(reference)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """Tables of what there is to compare: optimizers, environments, studies."""
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -58,6 +62,27 @@ def studies() -> Table:
             ", ".join(study.optimizers), ", ".join(study.environments),
         )  # fmt: skip
     return table
+
+
+def weights_table(listed: Sequence[Any], library: Path) -> Group:
+    """Named weights, a line each; ``listed`` are ``weights.Listed``."""
+    table = _table("name", "kind", "parameters", "hash", "place", "")
+    for item in listed:
+        facts = (f"{item.parameters:,}" if item.parameters else "", (item.hash or "")[:12], item.place, item.error or "")
+        table.add_row(item.name, item.kind, *facts)
+    return Group(table, Text(f"Your library: {library}", style="dim", overflow="fold"))
+
+
+def weights_report(report: Mapping[str, Any]) -> Group:
+    """What ``weights.inspect`` found."""
+    lines = [f"{report['kind']}, {report['parameters']:,} numbers", f"hash {report['hash'] or '(known once imported)'}"]
+    if report.get("belongs_to"):
+        lines.append(f"the size of {report['belongs_to']}")
+    lines += [f"{key}: {value}" for key, value in sorted(report["metadata"].items())]
+    table = _table("array", "shape")
+    for name, shape in report["arrays"].items():
+        table.add_row(name or "(flat vector)", " × ".join(map(str, shape)))
+    return Group(Text(str(report["path"]), style="bold"), *(Text(line) for line in lines), table)
 
 
 def _table(*columns: str) -> Table:

@@ -320,6 +320,9 @@ def test_boards_of_one_budget_do_not_overwrite_each_other(tmp_path):
     runs = join(make_runs({("adam", "a"): [1, 2]}), make_runs({("adam", "a"): [3, 4]}, study_seed=7))
     files = figures.save_figures(runs, {}, "quick", tmp_path, resamples=FEW)
     assert [f.name for f in files] == ["quick_protocol1_seed0_returns.png", "quick_protocol1_seed7_returns.png"]
+    runs = join(make_runs({("adam", "a"): [1, 2]}), make_runs({("adam", "a"): [3, 4]}, width=8))
+    files = figures.save_figures(runs, {}, "quick", tmp_path, resamples=FEW)
+    assert [f.name for f in files] == [f"quick_protocol1_seed0_width{w}_returns.png" for w in (1, 8)]
     with pytest.raises(UserError, match="no runs at budget 'full'"):
         figures.save_figures(runs, {}, "full", tmp_path)
 
@@ -345,6 +348,13 @@ def test_a_diverged_curve_goes_on_with_the_random_policys_return():
     mean = figure.axes[0].lines[0].get_ydata().tolist()
     # 0.5 at step 500 before it diverged, then random's 2; the other has 4, 6, 8.
     assert mean == pytest.approx([NAN, 2.25, 4.0, 5.0], nan_ok=True)
+
+
+def test_a_repetition_that_left_no_curve_still_counts():
+    runs = make_runs({("adam", "a"): [None, 8]}, curves=True)
+    runs = dataclasses.replace(runs, curves=runs.curves[runs.curves["repetition"] == 1])
+    figure = figures.learning_curves(made_board(runs, make_references(a=(2, 12))), runs, {}, FEW)
+    assert figure.axes[0].lines[0].get_ydata().tolist() == pytest.approx([2, 3, 4, 5])
 
 
 def test_curve_band():

@@ -536,19 +536,28 @@ def test_a_budget_can_be_chosen():
         boards(runs, {}, "fulll")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"width": 4}, "adam has 2 cells in a at quick .* differ in width: choose one"),
-        ({"hyperparameters": '{"b1": 0.5}'}, "differ in hyperparameters"),
-    ],
-)
-def test_two_cells_for_one_place_are_refused(change, message):
-    runs = join(make_runs({("adam", "a"): [1, 2]}), make_runs({("adam", "a"): [3, 4]}, **change))
-    with pytest.raises(UserError, match=message):
+def test_two_cells_for_one_place_are_refused():
+    runs = join(make_runs({("adam", "a"): [1, 2]}), make_runs({("adam", "a"): [3]}, hyperparameters='{"b1": 0.5}'))
+    with pytest.raises(UserError, match=r"adam has 2 cells in a at quick .* differ in hyperparameters: move one away"):
         boards(runs, {})
-    ((name, value),) = change.items()
-    assert len(boards(runs.select(**{name: value}), {})) == 1
+    (board,) = boards(runs.select(hyperparameters="{}"), {})
+    assert board.rows["value"].tolist() == [1, 2]
+
+
+def test_two_origins_of_hyperparameters_are_two_rows():
+    runs = join(
+        make_runs({("lion", "a"): [1], ("adam", "a"): [9]}, hyperparameters='{"b1": 0.5}'),
+        make_runs({("lion", "a"): [2]}, hyperparameter_origin="tuned"),
+    )
+    (board,) = boards(runs, {})
+    assert board.rows.set_index("optimizer")["value"].to_dict() == {"adam": 9, "lion (default)": 1, "lion (tuned)": 2}
+
+
+def test_one_optimizer_at_two_widths_makes_two_boards():
+    narrow = make_runs({("adam", "a"): [1, 2], ("lion", "a"): [3, 4]})
+    found = boards(join(make_runs({("adam", "a"): [5, 6]}, width=4), narrow), {})
+    assert [board.width for board in found] == [1, 4]
+    assert [board.rows["value"].tolist() for board in found] == [[1, 2, 3, 4], [5, 6]]
 
 
 def test_an_environment_with_two_lengths_or_settings_is_refused():
@@ -565,6 +574,7 @@ def test_an_environment_with_two_lengths_or_settings_is_refused():
 def test_widths_and_hardware_may_mix_with_a_note():
     runs = join(make_runs({("adam", "a"): [1]}), make_runs({("lion", "a"): [2]}, width=8, hardware="H200"))
     (board,) = boards(runs, {})
+    assert board.width is None
     assert any("different widths (1, 8)" in note for note in board.notes)
     assert any("different hardware (2 cores, H200)" in note for note in board.notes)
 

@@ -139,7 +139,7 @@ def clip_gradients(gradients: Params, max_norm: float) -> Params:
 
     def clip(tree: Any) -> Any:
         # A NaN norm compares false with everything and so leaves the NaN visible to the divergence check.
-        scale = jnp.minimum(1.0, max_norm / jnp.maximum(optax.global_norm(tree), 1e-16))
+        scale = jnp.minimum(1.0, max_norm / jnp.maximum(optax.tree.norm(tree), 1e-16))
         return jax.tree.map(lambda g: g * scale, tree)
 
     return {network: clip(tree) for network, tree in gradients.items()}

@@ -1,6 +1,8 @@
 """Start-up of JAX: a device per CPU core, the persistent compilation cache, several hosts."""
 
+import hashlib
 import os
+import platform
 import warnings
 from pathlib import Path
 
@@ -68,8 +70,18 @@ def _use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the user has chosen a place (or none) already."""
     if jax.config.jax_compilation_cache_dir is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "open-bench" / "jax"))
+        jax.config.update("jax_compilation_cache_dir", str(root / "open-bench" / f"jax-{_processor_kind()}"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _processor_kind() -> str:
+    """A short name for this processor's instruction set: CPU programs of one kind may not run on another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return f"{platform.machine()}-{hashlib.sha256(' '.join(sorted(flags.split())).encode()).hexdigest()[:8]}"
 
 
 def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:

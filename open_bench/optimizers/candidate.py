@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import json
 from typing import Any
 
@@ -54,15 +53,10 @@ class Candidate:
 
     @functools.cached_property
     def theta_hash(self) -> str:
-        """Identity of θ by content, '' when there is none."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.theta)
-        if not leaves:
-            return ""
-        digest = hashlib.sha256()
-        for path, leaf in leaves:
-            digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-            digest.update(np.ascontiguousarray(leaf).tobytes())
-        return digest.hexdigest()[:12]
+        """Identity of θ by content (12 hexadecimal digits), '' when there is none."""
+        from open_bench import weights
+
+        return weights.content_hash(self.theta)[:12] if jax.tree.leaves(self.theta) else ""
 
 
 def prepare(entry: OptimizerEntry, environment: str, budget: str) -> Candidate:
@@ -72,10 +66,7 @@ def prepare(entry: OptimizerEntry, environment: str, budget: str) -> Candidate:
         UserError: the optimizer is learned and has no weights.
     """
     if entry.needs_theta and entry.theta is None:
-        raise UserError(
-            f"{entry.name} is a learned optimizer and has no weights: name some with {entry.name}@NAME or "
-            f"{entry.name}@FILE, or {entry.name}@zero for θ = 0"
-        )
+        raise UserError(_how_to_get_weights(entry))
     values = {key: spec.default for key, spec in entry.hyperparameters.items()}
     origin = "default"
     shipped = shipped_hyperparameters(entry.tuned_as or entry.name)
@@ -87,6 +78,22 @@ def prepare(entry: OptimizerEntry, environment: str, budget: str) -> Candidate:
         values |= entry.given
         origin = "given"
     return Candidate(entry, values, origin, jax.tree.map(jnp.asarray, entry.theta or EMPTY_THETA))
+
+
+def _how_to_get_weights(entry: OptimizerEntry) -> str:
+    from open_bench import weights
+
+    name = entry.name
+    message = (
+        f"{name} is a learned optimizer, and no weights of that name ship or lie in {weights.library_dir()}. "
+        f"Name some with {name}@NAME or {name}@FILE; "
+    )
+    if entry.tuned_as == "velo":
+        return message + "`openbench weights fetch velo` downloads the official ones."
+    return message + (
+        f"`openbench weights import FILE --optimizer {name}` keeps published ones there as '{name}'; "
+        f"{name}@zero runs it with θ = 0."
+    )
 
 
 @functools.cache

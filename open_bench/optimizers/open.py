@@ -20,7 +20,7 @@ Rows 1 to 15 are divided by their root mean square over the tensor, x·rsqrt(1e-
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -34,7 +34,7 @@ from open_bench.optimizers.rows import Affine, Gru, Layout
 
 Array = jax.Array
 
-CITATION = "Goldie et al. 2024, Can Learned Optimization Make Reinforcement Learning Less Difficult?, arXiv 2407.07082"
+CITATION = "Goldie et al. 2024, arXiv 2407.07082"
 
 DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 CONTEXT = ("training_proportion", "layer_proportion", "batch_proportion", "dormancy")  # features 16–19, in order
@@ -99,8 +99,8 @@ class Rule(NamedTuple):
     """θ rearranged for rows."""
 
     cell: Gru | None
-    hidden: tuple[Affine, Affine]  # centred: each column of units has mean 0, which is LayerNorm's subtraction
-    norms: tuple[tuple[Array, Array], tuple[Array, Array]]  # scale and bias, (H, 1) each
+    hidden: tuple[Affine, ...]  # two; centred: each column of units has mean 0, which is LayerNorm's subtraction
+    norms: tuple[tuple[Array, ...], ...]  # scale and bias, (H, 1) each
     head: Affine
 
 
@@ -128,7 +128,7 @@ def open_optimizer(
             activation does not fit its layer.
 
     References:
-        Goldie et al. 2024, arXiv 2407.07082, sections 4 and 5, appendix B.
+        Goldie et al. 2024, arXiv 2407.07082.
     """
     del budget
     if not theta:
@@ -139,7 +139,7 @@ def open_optimizer(
     def init(params: Any) -> OpenState:
         columns = Layout.of(params).columns
         size = rule.cell.hidden.shape[1] if rule.cell else 0
-        return OpenState(jnp.zeros((len(DECAYS), columns)), jnp.zeros((size, columns)))
+        return OpenState(jnp.zeros((len(DECAYS), columns), jnp.float32), jnp.zeros((size, columns), jnp.float32))
 
     def update(
         updates: Any,
@@ -154,12 +154,12 @@ def open_optimizer(
     ) -> tuple[Any, OpenState]:
         del extras
         if params is None:
-            raise ValueError(optax.base.NO_PARAMS_MSG)
+            raise ValueError("OPEN reads the parameters: pass params to update")
         if noisy and key is None:
             raise ValueError("OPEN draws noise: pass key=… to update, or make it with deterministic=True")
         layout = Layout.of(params)
         gradient = layout.flatten(updates)
-        decays = np.asarray(DECAYS, np.float32)[:, None]
+        decays = jnp.asarray(DECAYS, jnp.float32)[:, None]
         momenta = decays * state.momenta + (1.0 - decays) * gradient
         inputs = _features(variant, layout, layout.flatten(params), momenta, gradient)
         context = _context(variant, layout, training_fraction, epoch_fraction, activations)
@@ -206,9 +206,9 @@ def _log(layout: Layout, rows: Array) -> Array:
 
 def _context(
     variant: Variant, layout: Layout, training_fraction: Any, epoch_fraction: Any, activations: Any
-) -> list[Array]:
+) -> list[Any]:
     """The values of ``variant.context``, () or (columns,) each."""
-    values = {
+    values: dict[str, Callable[[], Any]] = {
         "training_proportion": lambda: jnp.asarray(training_fraction, jnp.float32),
         "layer_proportion": lambda: _layer_proportion(layout),
         "batch_proportion": lambda: jnp.asarray(epoch_fraction, jnp.float32),
@@ -246,7 +246,7 @@ def _dormancy(layout: Layout, activations: Mapping[str, Mapping[str, Any]]) -> A
     return layout.spread(values)
 
 
-def _apply(rule: Rule, inputs: Array, context: list[Array], carry: Array) -> tuple[Array, Array]:
+def _apply(rule: Rule, inputs: Array, context: list[Any], carry: Array) -> tuple[Array, Array]:
     """The network's outputs (2 or 3, columns) and the new carry."""
     if rule.cell:
         inputs = carry = per_parameter.gru_step(rule.cell, inputs, carry, context)
@@ -268,7 +268,7 @@ def _norm_relu(product: Array, offset: Array, scale: Array, bias: Array) -> Arra
     return jax.nn.relu((product + offset) * jax.lax.rsqrt(variance + NORM_EPSILON) * scale + bias)
 
 
-def _explore(layout: Layout, step: Array, spread: Array, key: Array) -> Array:
+def _explore(layout: Layout, step: Array, spread: Array, key: Any) -> Array:
     """Add 10⁻³·δ·ε to the actor's columns; only they draw noise."""
     start, stop = layout.span("actor")
     noise = STEP_SIZE * spread[start:stop] * jax.random.normal(key, (stop - start,), jnp.float32)
@@ -328,10 +328,12 @@ def validate(name: str, variant: Variant, theta: Any) -> None:
     """Raise ValueError, naming the array, unless ``theta`` fits ``variant`` for some G and H (G, H are free)."""
     hidden = per_parameter.shape_at(theta, "params", "layers_3", "bias")
     carry = per_parameter.shape_at(theta, "gru_params", "hn", "bias")
-    sizes = {"hidden": hidden[0] if any(hidden) else variant.hidden}
-    if variant.carry:
-        sizes["carry"] = carry[0] if any(carry) else variant.carry
-    per_parameter.check(name, dataclasses.replace(variant, **sizes).shapes(), theta)
+    fitted = dataclasses.replace(
+        variant,
+        hidden=hidden[0] if any(hidden) else variant.hidden,
+        carry=carry[0] if variant.carry and any(carry) else variant.carry,
+    )
+    per_parameter.check(name, fitted.shapes(), theta)
 
 
 def _entry(name: str, variant: Variant, description: str) -> OptimizerEntry:
@@ -340,6 +342,7 @@ def _entry(name: str, variant: Variant, description: str) -> OptimizerEntry:
         description=description,
         factory=functools.partial(open_optimizer, variant=variant),
         citation=CITATION,
+        stochastic=variant.stochastic,
         hyperparameters={"deterministic": DETERMINISTIC} if variant.stochastic else {},
         learned=Learned(
             init=functools.partial(init_theta, variant),

@@ -54,7 +54,7 @@ class Recurrent(NamedTuple):
 
     def start(self, layout: Layout) -> Array:
         """The carry before the first step, (G, columns)."""
-        return jnp.zeros((self.cell.hidden.shape[1], layout.columns))
+        return jnp.zeros((self.cell.hidden.shape[1], layout.columns), jnp.float32)
 
     def __call__(self, rows: Array, carry: Array) -> tuple[Array, Array]:
         """Output (columns,) and the new carry."""
@@ -79,7 +79,7 @@ def optim4rl(
         The gradient transformation; its updates are added to the parameters.
 
     References:
-        Lan et al. 2024, arXiv 2302.01470, section 4.
+        Lan et al. 2024, arXiv 2302.01470.
     """
     del budget
     _require(theta, "optim4rl")
@@ -116,7 +116,7 @@ def l2lgd2(
         The gradient transformation; its updates are added to the parameters.
 
     References:
-        Lan et al. 2024, arXiv 2302.01470, section 5 (a baseline there); Andrychowicz et al. 2016, arXiv 1606.04474.
+        Lan et al. 2024, arXiv 2302.01470 (a baseline there); Andrychowicz et al. 2016, arXiv 1606.04474.
     """
     del budget
     _require(theta, "l2lgd2")
@@ -179,9 +179,8 @@ def init_theta(shapes: per_parameter.Shapes, key: Array) -> Any:
     """
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes, is_leaf=lambda node: isinstance(node, tuple))
     keys = jax.random.split(key, len(leaves))
-    return treedef.unflatten(
-        [_initial(path[-2].key, shape, leaf_key) for (path, shape), leaf_key in zip(leaves, keys, strict=True)]
-    )
+    pairs = zip(leaves, keys, strict=True)
+    return jax.tree.unflatten(treedef, [_initial(path[-2].key, shape, leaf_key) for (path, shape), leaf_key in pairs])
 
 
 def _initial(layer: str, shape: tuple[int, ...], key: Array) -> Array:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import math
+import pathlib
 from typing import Any
 
 import jax
@@ -10,17 +11,20 @@ import jax.numpy as jnp
 
 from open_bench.agents.objectives import OBJECTIVES
 from open_bench.errors import UserError, near_matches
-from open_bench.optimizers import classic, foreign, names
+from open_bench.optimizers import classic, foreign, names, open, optim4rl, velo
 from open_bench.optimizers.entry import EMPTY_THETA, Budget, OptimizerEntry
 
 ENTRY_POINTS = "open_bench.optimizers"
+
+SHIPPED = (*classic.ENTRIES, *open.ENTRIES, *optim4rl.ENTRIES, *velo.ENTRIES)
+BRIDGE = "learned_optimization"
 
 _registered: dict[str, OptimizerEntry] = {}
 
 
 def register(entry: OptimizerEntry) -> OptimizerEntry:
     """Add an optimizer for this process; raises UserError when the name is taken. Returns the entry."""
-    if entry.name in _known():
+    if entry.name in known():
         raise UserError(f"an optimizer named '{entry.name}' is registered already")
     _registered[entry.name] = entry
     return entry
@@ -28,7 +32,7 @@ def register(entry: OptimizerEntry) -> OptimizerEntry:
 
 def available() -> list[str]:
     """Names of all registered optimizers, plug-ins included, sorted."""
-    return sorted({*_known(), *_plugins()})
+    return sorted({*known(), *_plugins()})
 
 
 def resolve(name: str) -> OptimizerEntry:
@@ -53,8 +57,9 @@ def resolve(name: str) -> OptimizerEntry:
     return entry
 
 
-def _known() -> dict[str, OptimizerEntry]:
-    return {entry.name: entry for entry in classic.ENTRIES} | _registered
+def known() -> dict[str, OptimizerEntry]:
+    """Entries by name, without plug-ins."""
+    return {entry.name: entry for entry in SHIPPED} | _registered
 
 
 def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
@@ -62,11 +67,15 @@ def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
 
 
 def _find(parsed: names.ParsedName) -> OptimizerEntry:
+    if parsed.head.partition(".")[0] == BRIDGE:
+        from open_bench.optimizers.learned_optimization import resolve_bridge
+
+        return resolve_bridge(f"{parsed.head}:{parsed.attribute or ''}")
     if parsed.attribute is not None:
         return foreign.from_attribute(parsed.head, parsed.attribute)
-    known = _known()
-    if parsed.head in known:
-        return known[parsed.head]
+    entries = known()
+    if parsed.head in entries:
+        return entries[parsed.head]
     if parsed.head.startswith("optax."):
         return foreign.from_optax(parsed.head.removeprefix("optax."))
     plugins = _plugins()
@@ -121,15 +130,31 @@ def _objective(name: str) -> Any:
 
 
 def _with_theta(entry: OptimizerEntry, parsed: names.ParsedName) -> OptimizerEntry:
-    """Attach the weights that the name asks for."""
-    if parsed.source is None:
-        return entry
+    """Attach the weights that the name asks for, or those that are kept under the optimizer's own name."""
+    from open_bench import weights
+
     if not entry.needs_theta:
-        raise UserError(f"'{parsed}': {parsed.head} is not a learned optimizer, so '@{parsed.source}' has no meaning")
-    if parsed.source == "zero":
-        theta = jax.tree.map(jnp.zeros_like, entry.init_theta(jax.random.key(0)))
-        return dataclasses.replace(entry, theta=theta, theta_source="zero")
-    raise UserError(f"'{parsed}': weights cannot be loaded yet")
+        if parsed.source is not None:
+            raise UserError(f"'{parsed}': {parsed.head} is not a learned optimizer, so '@{parsed.source}' has no meaning")
+        return entry
+    if parsed.source is None:
+        kept = weights.kept(parsed.head)
+        if kept is None:
+            return entry
+        found = weights.import_file(kept, entry)
+        return dataclasses.replace(entry, theta=found.theta, theta_source=kept.name)
+    if parsed.source in ("zero", "init"):
+        theta = entry.init_theta(jax.random.key(0))
+        theta = jax.tree.map(jnp.zeros_like, theta) if parsed.source == "zero" else theta
+        return dataclasses.replace(entry, theta=theta, theta_source=parsed.source)
+    found = weights.load_reference(parsed.source, entry)
+    # Rows and folders show the weights' name; what they hold is told by their hash, wherever the file lies.
+    short = pathlib.PurePath(parsed.source).name
+    for suffix in weights.SUFFIXES:
+        short = short.removesuffix(suffix)
+    return dataclasses.replace(
+        entry, name=str(dataclasses.replace(parsed, source=short)), theta=found.theta, theta_source=short
+    )
 
 
 def _dry_run(entry: OptimizerEntry) -> None:
@@ -151,6 +176,7 @@ def _dry_run(entry: OptimizerEntry) -> None:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{entry.name} cannot make an update from gradients: {type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{entry.name} cannot make an update from PPO's gradients and extras: {reason}") from error
     if jax.tree.structure(updates) != jax.tree.structure(params):
         raise UserError(f"{entry.name} returns updates of another structure than the parameters")

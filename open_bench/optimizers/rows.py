@@ -22,7 +22,7 @@ LANES = 64  # columns per block; every tensor begins at a multiple of it
 _PARTIAL = 8  # lanes that a block is first summed to: wide enough for vector instructions, cheap to finish
 
 
-def matmul(left: Array, right: Array) -> Array:
+def matmul(left: Any, right: Any) -> Array:
     """A product in full float32: accelerators would otherwise round the inputs to 10 bits (TF32) or fewer."""
     return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
@@ -246,7 +246,7 @@ def from_flat(name: str, shapes: Shapes, vector: Any) -> Any:
     leaves, treedef = jax.tree.flatten(shapes, is_leaf=_is_shape)
     ends = np.cumsum([int(np.prod(shape)) for shape in leaves])
     arrays = [vector[end - int(np.prod(shape)) : end].reshape(shape) for shape, end in zip(leaves, ends, strict=True)]
-    return treedef.unflatten(arrays)
+    return jax.tree.unflatten(treedef, arrays)
 
 
 def check(name: str, shapes: Shapes, theta: Any) -> None:

@@ -62,7 +62,7 @@ def save_figures(
 
     ``<budget>_learning_curves.png`` (where curves are stored), ``<budget>_returns.png`` and, where an environment has
     a scale and an optimizer has run in all of those, ``<budget>_aggregates.png`` and ``<budget>_profiles.png``. Two
-    boards of one budget have protocol and study seed in their names. ``ranked`` saves computing the leaderboard
+    boards of one budget have protocol, study seed and width in their names. ``ranked`` saves computing the leaderboard
     again. Raises what ``leaderboard`` raises.
     """
     if ranked is None:
@@ -71,11 +71,16 @@ def save_figures(
     written = []
     for board in shown:
         several = sum(other.scores.budget == board.scores.budget for other in shown) > 1
-        suffix = f"_protocol{board.scores.protocol}_seed{board.scores.study_seed}" if several else ""
+        suffix = _suffix(board) if several else ""
         for name, figure in _figures(board, runs, references, resamples):
             path = Path(directory) / f"{board.scores.budget}{suffix}_{name}.png"
             written.append(write_atomically(path, png(figure)))
     return written
+
+
+def _suffix(board: Board) -> str:
+    width = "" if board.scores.width is None else f"_width{board.scores.width}"
+    return f"_protocol{board.scores.protocol}_seed{board.scores.study_seed}{width}"
 
 
 def png(figure: "Figure") -> bytes:

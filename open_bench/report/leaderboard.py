@@ -56,7 +56,8 @@ class Board:
     @property
     def title(self) -> str:
         """Budget, protocol and seed in words."""
-        return f"{self.scores.budget} · protocol {self.scores.protocol} · study seed {self.scores.study_seed}"
+        width = "" if self.scores.width is None else f" · width {self.scores.width}"
+        return f"{self.scores.budget} · protocol {self.scores.protocol} · study seed {self.scores.study_seed}{width}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Leaderboard:
     """Boards side by side; nothing is aggregated across them.
 
     Attributes:
-        boards: sorted by budget, protocol version and study seed.
+        boards: sorted by budget, protocol version, study seed and width.
         metric: ``final_return`` or ``mean_return``.
         baseline: the optimizer that the others are compared with.
     """

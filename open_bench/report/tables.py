@@ -78,7 +78,9 @@ def _summary(board: "Board", baseline: str) -> tuple[list[str], list[list[str]]]
     for name, label in LABELS.items():
         if board.table[name].notna().any():
             ends = (board.table[f"{name}{end}"] for end in ("", "_low", "_high"))
-            columns[label.format(baseline=baseline)] = [interval(*row, places=2) for row in zip(*ends, strict=True)]
+            columns[label.format(baseline=baseline)] = [
+                interval(value, low, high, 2) for value, low, high in zip(*ends, strict=True)
+            ]
     if not board.scores.normalised:
         columns["mean rank"] = [number(value) for value in board.table["mean_rank"]]
     columns |= {
@@ -187,7 +189,7 @@ def _rich_merit(board: "Board") -> tuple[str, list[str]]:
     if not board.scores.normalised:
         return "mean rank", [number(value) for value in board.table["mean_rank"]]
     ends = (board.table[name] for name in ("iqm", "iqm_low", "iqm_high"))
-    return "IQM [95 %]", [interval(*row, places=2) for row in zip(*ends, strict=True)]
+    return "IQM [95 %]", [interval(value, low, high, 2) for value, low, high in zip(*ends, strict=True)]
 
 
 def _rich_counts(board: "Board") -> dict[str, list[str]]:
@@ -218,8 +220,24 @@ def rich_scores(scores: pd.DataFrame) -> Any:
         state = "diverged" if row.diverged else "no episode finished" if pd.isna(row.final_return) else ""
         returns = (number(row.final_return), number(row.mean_return))
         table.add_row(str(row.repetition), *returns, f"{row.env_steps:,}", state)
-    if len(scores) > 1:
+    known = scores.dropna(subset=["final_return"])
+    if len(scores) > 1 and len(known):
         table.add_section()
-        means = (number(scores["final_return"].mean()), number(scores["mean_return"].mean()))
-        table.add_row("mean", *means, "", "")
+        means = (number(known["final_return"].mean()), number(known["mean_return"].mean()))
+        table.add_row("mean", *means, "", "" if len(known) == len(scores) else f"of {len(known)} of {len(scores)}")
     return table
+
+
+def check_line(name: str, passed: bool, detail: str) -> str:
+    """One line of a conformance report, in rich markup."""
+    from rich.markup import escape
+
+    return f"{'[green]pass[/]' if passed else '[bold red]FAIL[/]'}  {name:<28} {escape(detail)}"
+
+
+def cost_lines(parameters: int, state_bytes: int, seconds: float, relative: float) -> list[str]:
+    """What an optimizer costs, in words."""
+    return [
+        f"state {state_bytes / parameters:.1f} bytes a parameter ({state_bytes / 2**20:.2f} MiB for {parameters:,})",
+        f"step  {1e3 * seconds:.2f} ms, {relative:.1f} × Adam's",
+    ]

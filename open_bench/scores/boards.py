@@ -5,11 +5,14 @@ boards. Study seeds are separate because repetitions are paired between optimize
 something under one study seed.
 
 **Together.** Group widths and hardware change rounding, not the distribution, and accelerators choose widths by
-memory, which differs between optimizers; so they may mix, and a note says so.
+memory, which differs between optimizers; so they may mix, and a note says so. Only when one optimizer ran in one
+environment at several widths is there a board for each width.
 
-**Refused.** Two cells of one optimizer in one environment of a board (say, at two widths, or with hyperparameters
-from before and after tuning), and an environment with two lengths or settings under one budget: UserError names
-them. Two θ of one optimizer are two rows, ``open (1a2b3c4d)``.
+**Told apart.** Two θ of one optimizer in one environment are two rows, ``open (1a2b3c4d)``, and so are
+hyperparameters of two origins, ``lion (default)`` and ``lion (tuned)``.
+
+**Refused.** Any other two cells of one optimizer in one environment of a board, and an environment with two lengths
+or settings under one budget: UserError names them.
 
 **Missing returns.** A diverged repetition gets the random policy's return, which normalises to 0. So does one in
 which no episode finished within the budget, since it has shown nothing better; where no repetition of any optimizer
@@ -31,6 +34,7 @@ from open_bench.scores.references import References
 from open_bench.scores.rows import METRICS, SETTINGS_COLUMNS, Runs, validate
 
 BOARD_COLUMNS = ("budget", "protocol", "study_seed")
+_MEASURED = ("cell", "steps_per_second", "run_seconds", "compile_seconds", "hardware", "revision")  # no one's choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,7 @@ class BoardScores:
     Attributes:
         budget, protocol, study_seed: what all rows share.
         metric: ``final_return`` or ``mean_return``.
+        width: the width of the board's groups where boards are apart by width, else None.
         rows: one a repetition, sorted: optimizer, environment, repetition, value (the return, filled in; NaN where
             nothing can stand in), score (normalised, NaN where only raw returns exist), diverged, unfinished.
         cells: the board's cells; ``optimizer`` as in ``rows``, and sorted like them.
@@ -55,6 +60,7 @@ class BoardScores:
     protocol: int
     study_seed: int
     metric: str
+    width: int | None
     rows: pd.DataFrame
     cells: pd.DataFrame
     environments: tuple[str, ...]
@@ -81,7 +87,7 @@ class BoardScores:
         """
         mine = self.rows[(self.rows["optimizer"] == optimizer) & self.rows["environment"].isin(environments)]
         table = mine.pivot(index="repetition", columns="environment", values=column)
-        table = table.reindex(columns=list(environments)).dropna().sort_index()
+        table = table.reindex(columns=list(environments)).dropna()
         if table.empty:
             return None
         return ScoreMatrix(table.to_numpy(float), tuple(int(r) for r in table.index), tuple(environments))
@@ -90,7 +96,7 @@ class BoardScores:
 def boards(
     runs: Runs, references: References, budget: str | None = None, metric: str = "final_return"
 ) -> tuple[BoardScores, ...]:
-    """Split ``runs`` into boards, sorted by budget, protocol and study seed.
+    """Split ``runs`` into boards, sorted by budget, protocol, study seed and width.
 
     Args:
         references: reference returns by environment (``load_references``).
@@ -113,11 +119,28 @@ def boards(
     if budget is not None:
         cells = cells[cells["budget"] == budget]
     groups = cells.groupby(list(BOARD_COLUMNS), sort=True)
-    return tuple(_board(key, group, runs.scores, references, metric) for key, group in groups)
+    return tuple(
+        _board(key, width, part, runs.scores, references, metric)
+        for key, group in groups
+        for width, part in _by_width(group)
+    )
+
+
+def _by_width(cells: pd.DataFrame) -> list[tuple[int | None, pd.DataFrame]]:
+    """The cells in one part, or apart by width when some of them differ in nothing else."""
+    same = ["optimizer", "environment", "theta", "hyperparameter_origin"]
+    if cells.groupby(same)["width"].nunique().max() == 1:
+        return [(None, cells)]
+    return [(int(width), part) for width, part in cells.groupby("width", sort=True)]
 
 
 def _board(
-    key: tuple[str, int, int], cells: pd.DataFrame, scores: pd.DataFrame, references: References, metric: str
+    key: tuple[str, int, int],
+    width: int | None,
+    cells: pd.DataFrame,
+    scores: pd.DataFrame,
+    references: References,
+    metric: str,
 ) -> BoardScores:
     budget, protocol, study_seed = key
     cells = _label(cells).sort_values(["optimizer", "environment"], ignore_index=True)
@@ -146,6 +169,7 @@ def _board(
         protocol=int(protocol),
         study_seed=int(study_seed),
         metric=metric,
+        width=width,
         rows=joined,
         cells=cells,
         environments=environments,
@@ -158,21 +182,26 @@ def _board(
 
 
 def _label(cells: pd.DataFrame) -> pd.DataFrame:
-    """Tell apart two θ of one optimizer in one environment; θ that differ only between environments are one row."""
-    thetas = cells.groupby(["optimizer", "environment"])["theta"].nunique()
-    several = set(thetas[thetas > 1].index.get_level_values("optimizer"))
-    named = cells["optimizer"] + " (" + cells["theta"].where(cells["theta"] != "", "no θ") + ")"
-    return cells.assign(optimizer=named.where(cells["optimizer"].isin(several), cells["optimizer"]))
+    """Tell apart an optimizer's θ, and its hyperparameters' origins, where it has several in one environment.
+
+    Those that differ only between environments stay one row: weights and tuned values may belong to an environment.
+    """
+    for column, nothing in (("theta", "no θ"), ("hyperparameter_origin", "")):
+        counts = cells.groupby(["optimizer", "environment"])[column].nunique()
+        several = cells["optimizer"].isin(set(counts[counts > 1].index.get_level_values("optimizer")))
+        named = cells["optimizer"] + " (" + cells[column].where(cells[column] != "", nothing) + ")"
+        cells = cells.assign(optimizer=named.where(several, cells["optimizer"]))
+    return cells
 
 
 def _check_comparable(cells: pd.DataFrame, budget: str) -> None:
     for (optimizer, environment), group in cells.groupby(["optimizer", "environment"]):
         if len(group) > 1:
             names = sorted(group["cell"])
-            differing = [name for name in group if name != "cell" and group[name].nunique() > 1]
+            differing = [name for name in group.columns.difference(_MEASURED) if group[name].nunique() > 1]
             raise UserError(
                 f"{optimizer} has {len(group)} cells in {environment} at {budget} ({', '.join(names)}), which differ "
-                f"in {', '.join(differing) or 'nothing that is recorded'}: choose one, say with runs.select(…)"
+                f"in {', '.join(differing) or 'nothing that is recorded'}: move one away, or choose with runs.select(…)"
             )
     columns = ["env_steps", *(name for name in SETTINGS_COLUMNS if name in cells)]
     for environment, group in cells.groupby("environment"):
@@ -181,7 +210,7 @@ def _check_comparable(cells: pd.DataFrame, budget: str) -> None:
             if len(values) > 1:
                 raise UserError(
                     f"{environment} at {budget} has cells with different {name} ({' and '.join(values)}), which do "
-                    f"not compare: choose one, say with runs.select({name}=…)"
+                    f"not compare: move some away, or choose with runs.select({name}=…)"
                 )
 
 

@@ -6,11 +6,14 @@ Nothing here unpickles anything, and nothing touches the network except ``fetch_
 from open_bench.weights.fetch import VELO_BYTES, VELO_URL, fetch_velo
 from open_bench.weights.importers import export, import_file, inspect
 from open_bench.weights.library import (
+    SUFFIXES,
     Listed,
     find,
+    kept,
     library_dir,
     list_weights,
     load_reference,
+    locate,
     save_named,
     search_path,
     validate_name,
@@ -27,6 +30,7 @@ from open_bench.weights.store import (
 )
 
 __all__ = [
+    "SUFFIXES",
     "VELO_BYTES",
     "VELO_URL",
     "Listed",
@@ -39,10 +43,12 @@ __all__ = [
     "flatten",
     "import_file",
     "inspect",
+    "kept",
     "library_dir",
     "list_weights",
     "load_reference",
     "load_weights",
+    "locate",
     "save_named",
     "save_weights",
     "search_path",

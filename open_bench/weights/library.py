@@ -58,6 +58,14 @@ def search_path() -> list[Path]:
     return [baselines_dir() / "weights", library_dir()]
 
 
+def kept(name: str, folders: Sequence[Path] | None = None) -> Path | None:
+    """Where the weights of that name lie, or None when there are none."""
+    for folder in search_path() if folders is None else folders:
+        if name in (found := _names(folder)):
+            return found[name]
+    return None
+
+
 def locate(name: str, folders: Sequence[Path] | None = None) -> Path:
     """The file or directory of named weights.
 
@@ -66,10 +74,8 @@ def locate(name: str, folders: Sequence[Path] | None = None) -> Path:
     """
     validate_name(name)
     folders = search_path() if folders is None else folders
-    for folder in folders:
-        for candidate in (*(folder / f"{name}{suffix}" for suffix in SUFFIXES), folder / name):
-            if candidate.is_file() or (candidate / "params").is_file():
-                return candidate
+    if found := kept(name, folders):
+        return found
     known = [known for folder in folders for known in _names(folder)]
     places = " nor in ".join(str(folder) for folder in folders)
     raise WeightsError(

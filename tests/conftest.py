@@ -1,0 +1,21 @@
+"""Tests run on four simulated CPU devices, so that sharding is tested without an accelerator."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+# Programs that several tests or processes compile are compiled once; the folder is shared by all workers of a run.
+_CACHE = os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"open-bench-tests-{os.getuid()}" / "jax")
+)
+jax.config.update("jax_compilation_cache_dir", _CACHE)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Folder with numbers measured on the original implementations."""
+    return Path(__file__).parent / "golden"

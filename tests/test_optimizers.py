@@ -1,0 +1,263 @@
+"""The registry: names, errors, and the conformance checks over everything in it."""
+
+import sys
+import types
+from typing import Any
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from open_bench.errors import UserError
+from open_bench.optimizers import Budget, Hyperparameter, OptimizerEntry, available, names, register, registry, resolve
+from open_bench.optimizers.candidate import prepare
+from open_bench.optimizers.conformance import Subject, check, small_params
+
+FROM_OPTAX = ["optax.adabelief", "optax.contrib.muon", "optax.contrib.schedule_free_adamw", "optax.noisy_sgd"]
+
+
+def with_theta(name: str) -> str:
+    """Learned entries are checked at θ = 0 where nothing else is at hand."""
+    return f"{name}@zero" if registry.known()[name].needs_theta else name
+
+
+@pytest.mark.parametrize("name", [*available(), *FROM_OPTAX, "lion+dpo", "adam:learning_rate=1e-3"])
+def test_every_optimizer_conforms(name: str) -> None:
+    entry = resolve(with_theta(name) if name in available() else name)
+    failures = [result for result in check(entry) if not result.passed]
+    assert not failures
+
+
+def broken(change: Any) -> OptimizerEntry:
+    """SGD with a defect."""
+
+    def factory(theta: Any, budget: Budget) -> Any:
+        inner = optax.sgd(0.1, momentum=0.9)
+        return optax.GradientTransformationExtraArgs(inner.init, change(inner.update))
+
+    return OptimizerEntry("broken", "a defect", factory)
+
+
+def grows(update: Any) -> Any:
+    return lambda g, s, p=None, **e: (update(g, s, p)[0], (update(g, s, p)[1], jnp.zeros(1)))
+
+
+def casts(update: Any) -> Any:
+    return lambda g, s, p=None, **e: (jax.tree.map(lambda x: x.astype(jnp.bfloat16), g), s)
+
+
+def uses_key(update: Any) -> Any:
+    def noisy(g: Any, s: Any, p: Any = None, *, key: Any, **e: Any) -> Any:
+        return jax.tree.map(lambda x: x + jax.random.normal(key, x.shape), g), s
+
+    return noisy
+
+
+def mixes_agents(update: Any) -> Any:
+    return lambda g, s, p=None, **e: (jax.tree.map(lambda x: x * len(p["actor"]["dense_00"]["bias"].shape), g), s)
+
+
+def stands_still(update: Any) -> Any:
+    return lambda g, s, p=None, **e: (jax.tree.map(jnp.zeros_like, g), s)
+
+
+def reads_names(update: Any) -> Any:
+    return lambda g, s, p=None, **e: (jax.tree.map(lambda x: x * (2.0 if "dense_00" in p["actor"] else 1.0), g), s)
+
+
+def strict_extras(update: Any) -> Any:
+    return lambda g, s, p=None, *, loss, value, key, activations, training_fraction, epoch_fraction: update(g, s, p)
+
+
+def scalars_grow(update: Any) -> Any:
+    return lambda g, s, p=None, **e: (jax.tree.map(jnp.atleast_1d, g), s)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (grows, "stable state"),
+        (grows, "no recompilation"),
+        (casts, "stable state"),
+        (uses_key, "key"),
+        (stands_still, "moves the parameters"),
+        (reads_names, "names"),
+        (strict_extras, "unknown extras"),
+        (scalars_grow, "scalar and empty parameters"),
+    ],
+)
+def test_conformance_finds_defects(change: Any, found: str) -> None:
+    """Every check can fail: an optimizer with the defect is caught by it."""
+    assert found in {result.name for result in check(broken(change)) if not result.passed}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(["adam", "optax.contrib.muon", "my-plugin"]),
+    st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.one_of(
+        st.floats(allow_nan=False, allow_infinity=False), st.integers(-9, 9), st.booleans(), st.none()), max_size=3),
+    st.sampled_from([None, "ppo", "dpo"]),
+    st.one_of(st.none(), st.text(min_size=1).map(str.strip).filter(bool)),
+)  # fmt: skip
+def test_names_survive_spelling_and_parsing(head: str, values: dict[str, Any], objective: Any, source: Any) -> None:
+    parsed = names.ParsedName(head, None, tuple(sorted(values.items())), objective, source)
+    assert names.parse(str(parsed)) == parsed
+
+
+def test_name_grammar() -> None:
+    parsed = names.parse("open:learning_rate=1e+3,b1=.9+dpo@dir/a:b=c+lpo@x.npy")
+    assert parsed.settings == (("b1", 0.9), ("learning_rate", 1000.0))
+    assert (parsed.head, parsed.objective, parsed.source) == ("open", "dpo", "dir/a:b=c+lpo@x.npy")
+    assert names.parse("package.module:make").attribute == "make"
+    assert names.parse("package.module:make:k=1").settings == (("k", 1),)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("adma", ["unknown optimizer 'adma'", "adam"]),
+        ("adam:lr=1", ["no setting 'lr'", "learning_rate"]),
+        ("adam:learning_rate=fast", ["learning_rate", "float"]),
+        ("adam:learning_rate=nan", ["learning_rate", "float"]),
+        ("adam:b1", ["no attribute", "cannot import", "adam"]),
+        ("adam:b1=0.9,b1=0.8", ["'b1' is set twice"]),
+        ("adam+pop", ["objective 'pop'", "ppo"]),
+        ("adam@weights", ["not a learned optimizer"]),
+        ("optax.adma", ["optax has no 'adma'", "adam"]),
+        ("optax.lbfgs", ["line", "gradients only"]),
+        ("optax.l2_loss", ["needs a value for predictions"]),
+        ("optax.clip:max_delta=1.0,x=2", ["no setting 'x'"]),
+        ("", ["begins with a letter"]),
+        ("1adam", ["begins with a letter"]),
+        ("adam lion", ["character 5"]),
+        ("lpo@", ["after '@'"]),
+        ("no.such.module:thing", ["cannot import no.such.module"]),
+        ("math:pi", ["float"]),
+    ],
+)
+def test_bad_names_are_explained(name: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(name)
+    assert any(word in str(caught.value) for word in words), str(caught.value)
+    assert words[0] in str(caught.value) or words[-1] in str(caught.value)
+
+
+def test_register_refuses_a_taken_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    mine = OptimizerEntry("mine", "mine", lambda theta, budget: optax.sgd(0.1))
+    register(mine)
+    assert "mine" in available()
+    assert resolve("mine").description == "mine"
+    with pytest.raises(UserError, match="registered already"):
+        register(mine)
+
+
+def test_module_attribute_and_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("my_optimizers")
+
+    def fast(learning_rate: float = 0.5, scale: float = 2.0) -> optax.GradientTransformation:
+        """Fast."""
+        return optax.sgd(learning_rate * scale)
+
+    module.fast = fast  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_optimizers", module)
+    entry = resolve("my_optimizers:fast:scale=3.0")
+    assert entry.description == "Fast"
+    params = {"w": jnp.ones(2)}
+    optimizer = entry.make(budget=Budget(1, 1, 1))
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["w"], -1.5)
+
+    class Point:
+        name, value = "plugged", "my_optimizers:fast"
+
+        def load(self) -> Any:
+            return fast
+
+    monkeypatch.setattr(registry, "_plugins", lambda: {"plugged": Point()})
+    assert resolve("plugged").description == "Fast"
+    assert "plugged" in available()
+
+
+def test_learning_rate_anneals_linearly_to_zero() -> None:
+    """Update u of N is scaled by 1 − u/N, unless annealing is switched off."""
+    params = {"w": jnp.ones(())}
+    for name, expected in (("sgd:momentum=0.0,learning_rate=1.0", [1.0, 0.75, 0.5, 0.25]),
+                           ("sgd:momentum=0.0,learning_rate=1.0,anneal_learning_rate=false", [1.0] * 4)):  # fmt: skip
+        optimizer = resolve(name).make(budget=Budget(4, 2, 2))
+        state = optimizer.init(params)
+        sizes = [
+            -float(optimizer.update(params, state, params, training_fraction=jnp.float32(u / 3))[0]["w"]) for u in range(4)
+        ]
+        np.testing.assert_allclose(sizes, expected, rtol=1e-6)
+
+
+def test_traced_hyperparameters_do_not_recompile() -> None:
+    params = small_params(jax.random.key(0))
+    traces = []
+
+    @jax.jit
+    def first_update(inputs: Any) -> Any:
+        traces.append(1)
+        optimizer = candidate.make(Budget(2, 1, 1), inputs)
+        return optimizer.update(params, optimizer.init(params), params, training_fraction=jnp.float32(0))[0]
+
+    found = []
+    for rate in ("1e-3", "2e-3"):
+        candidate = prepare(resolve(f"adam:learning_rate={rate}"), "nowhere", "quick")
+        found.append(first_update(candidate.inputs))
+    assert len(traces) == 1
+    np.testing.assert_allclose(found[1]["critic"]["dense_00"]["bias"], 2 * found[0]["critic"]["dense_00"]["bias"], rtol=1e-5)
+
+
+def test_hyperparameters_come_from_name_then_baselines_then_defaults() -> None:
+    published = prepare(resolve("adam"), "breakout", "full")
+    assert (published.origin, published.hyperparameters["learning_rate"]) == ("published", 1e-2)
+    given = prepare(resolve("adam:b1=0.8"), "breakout", "full")
+    assert (given.origin, given.hyperparameters["b1"], given.hyperparameters["learning_rate"]) == ("given", 0.8, 1e-2)
+    default = prepare(resolve("adam"), "nowhere", "full")
+    assert (default.origin, default.hyperparameters["learning_rate"]) == ("default", 1e-3)
+    assert prepare(resolve("dpo"), "breakout", "full").hyperparameters == published.hyperparameters
+
+
+def test_shipped_hyperparameters_fit_their_optimizers() -> None:
+    from open_bench import assets, config
+
+    files = sorted((assets.baselines_dir() / "hyperparameters").glob("*.toml"))
+    assert files
+    for path in files:
+        for environment, budgets in config.read_toml(path)["environments"].items():
+            for budget, chosen in budgets.items():
+                candidate = prepare(resolve(path.stem), environment, "full" if budget == "any" else budget)
+                assert candidate.origin == chosen["origin"] in {"tuned", "published"}
+                assert candidate.hyperparameters.items() >= chosen["values"].items()
+
+
+def test_adam_is_the_textbook_rule() -> None:
+    """Two steps against Kingma & Ba's equations in numpy."""
+    optimizer = resolve("adam:learning_rate=0.1,b1=0.9,b2=0.99,eps=1e-5,anneal_learning_rate=false").make()
+    params = {"w": jnp.array([1.0, -2.0])}
+    state = optimizer.init(params)
+    m = v = np.zeros(2)
+    expected = np.array([1.0, -2.0])
+    for t, g in enumerate(([0.5, -0.1], [-0.2, 0.3]), start=1):
+        updates, state = optimizer.update({"w": jnp.asarray(g)}, state, params)
+        params = optax.apply_updates(params, updates)
+        m, v = 0.9 * m + 0.1 * np.array(g), 0.99 * v + 0.01 * np.square(g)
+        expected = expected - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-5)
+    np.testing.assert_allclose(params["w"], expected, rtol=1e-5)
+
+
+def test_learned_optimizer_without_weights_says_what_to_do() -> None:
+    with pytest.raises(UserError, match="no weights"):
+        prepare(resolve("lpo"), "breakout", "quick")
+
+
+def test_subject_is_lifelike() -> None:
+    """The tree that the checks use has what a continuous agent has."""
+    subject = Subject(prepare(resolve("adam"), "nowhere", "quick"), small_params(jax.random.key(0)))
+    assert "log_std" in subject.params["actor"]
+    assert Hyperparameter(1.0, "x").traced is False

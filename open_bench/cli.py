@@ -20,7 +20,7 @@ EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """Entry point of ``openbench``: user errors become one line on stderr and exit code 2."""
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     # XLA logs an error for every cached CPU program, about two tuning flags that no processor reports.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
@@ -180,7 +180,9 @@ def list_command(kind: str) -> None:
     """Show what there is: optimizers, environments or studies."""
     from open_bench import listings
 
-    OUT.print({"optimizers": listings.optimizers, "environments": listings.environments, "studies": listings.studies}[kind]())
+    OUT.print(
+        {"optimizers": listings.optimizers, "environments": listings.environments, "studies": listings.studies}[kind]()
+    )
 
 
 @cli.command()
@@ -284,12 +286,14 @@ def weights_fetch(name: str, url: str | None, any_size: bool, destination: Path 
 
 
 def _learned_entry(name: str) -> Any:
-    from open_bench.optimizers.registry import known
     from open_bench.errors import near_matches
+    from open_bench.optimizers.registry import known
 
     learned = {key: entry for key, entry in known().items() if entry.needs_theta}
     if name not in learned:
-        raise UserError(f"'{name}' is not a learned optimizer.{near_matches(name, list(learned))} Known: {', '.join(learned)}")
+        raise UserError(
+            f"'{name}' is not a learned optimizer.{near_matches(name, list(learned))} Known: {', '.join(learned)}"
+        )
     return learned[name]
 
 

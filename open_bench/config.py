@@ -125,7 +125,9 @@ def _problem(model: type[Config], detail: Any) -> str:
         known: list[str] = list(model.model_fields)
         for part in detail["loc"][:-1]:
             annotation = model.model_fields[part].annotation if part in model.model_fields else None
-            known = list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, Config) else []
+            known = (
+                list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, Config) else []
+            )
         return f"unknown key '{key}'.{near_matches(str(detail['loc'][-1]), known)}"
     if detail["type"] == "missing":
         return f"key '{key}' is missing"

@@ -41,7 +41,9 @@ def environments() -> Group:
     for name in config.shipped("environments"):
         environment = load_environment(name)
         known = references.get(name)
-        random = f"{known.random.final_return.mean:.4g}" if known and known.random and known.random.final_return else "–"
+        random = (
+            f"{known.random.final_return.mean:.4g}" if known and known.random and known.random.final_return else "–"
+        )
         for index, (budget, steps) in enumerate(environment.budgets.items()):
             entry = known.reference.get(budget) if known else None
             adam = f"{entry.final_return.mean:.4g}" if entry and entry.final_return else "–"
@@ -68,7 +70,12 @@ def weights_table(listed: Sequence[Any], library: Path) -> Group:
     """Named weights, a line each; ``listed`` are ``weights.Listed``."""
     table = _table("name", "kind", "parameters", "hash", "place", "")
     for item in listed:
-        facts = (f"{item.parameters:,}" if item.parameters else "", (item.hash or "")[:12], item.place, item.error or "")
+        facts = (
+            f"{item.parameters:,}" if item.parameters else "",
+            (item.hash or "")[:12],
+            item.place,
+            item.error or "",
+        )
         table.add_row(item.name, item.kind, *facts)
     return Group(table, Text(f"Your library: {library}", style="dim", overflow="fold"))
 

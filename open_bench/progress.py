@@ -82,7 +82,9 @@ class Lines(Watcher):
 
     def cell_started(self, cell: Cell, repetitions: list[int]) -> None:
         self._in_cell, self._last = 0, time.monotonic()
-        self._say(f"{cell.environment.name} · {cell.optimizer}: seeds {_spans(repetitions)}, {cell.num_updates} updates")
+        self._say(
+            f"{cell.environment.name} · {cell.optimizer}: seeds {_spans(repetitions)}, {cell.num_updates} updates"
+        )
 
     def advanced(self, cell: Cell, updates: int, episode_return: float, diverged: int) -> None:
         self._done += updates

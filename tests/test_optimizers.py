@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import given, settings
+
 from open_bench.errors import UserError
 from open_bench.optimizers import Budget, Hyperparameter, OptimizerEntry, available, names, register, registry, resolve
 from open_bench.optimizers.candidate import prepare
@@ -190,7 +191,8 @@ def test_learning_rate_anneals_linearly_to_zero() -> None:
         optimizer = resolve(name).make(budget=Budget(4, 2, 2))
         state = optimizer.init(params)
         sizes = [
-            -float(optimizer.update(params, state, params, training_fraction=jnp.float32(u / 3))[0]["w"]) for u in range(4)
+            -float(optimizer.update(params, state, params, training_fraction=jnp.float32(u / 3))[0]["w"])
+            for u in range(4)
         ]
         np.testing.assert_allclose(sizes, expected, rtol=1e-6)
 
@@ -210,7 +212,9 @@ def test_traced_hyperparameters_do_not_recompile() -> None:
         candidate = prepare(resolve(f"adam:learning_rate={rate}"), "nowhere", "quick")
         found.append(first_update(candidate.inputs))
     assert len(traces) == 1
-    np.testing.assert_allclose(found[1]["critic"]["dense_00"]["bias"], 2 * found[0]["critic"]["dense_00"]["bias"], rtol=1e-5)
+    np.testing.assert_allclose(
+        found[1]["critic"]["dense_00"]["bias"], 2 * found[0]["critic"]["dense_00"]["bias"], rtol=1e-5
+    )
 
 
 def test_hyperparameters_come_from_name_then_baselines_then_defaults() -> None:

@@ -10,13 +10,14 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import given, settings
+from probes import Probe
+
 from open_bench.agents import ppo as algorithm
 from open_bench.agents.agent import make_agent
 from open_bench.agents.networks import Categorical, DiagonalGaussian
 from open_bench.agents.objectives import DPO, LPO, PPO
 from open_bench.config import PPOConfig
 from open_bench.harness.lifetime import make_lifetime
-from probes import Probe
 
 SMALL = PPOConfig(
     num_envs=8, num_steps=8, update_epochs=4, num_minibatches=4, hidden=(16, 16), entropy_coefficient=0.0, gamma=0.9
@@ -48,9 +49,7 @@ def test_gae_equals_plain_python(seed: int, shape: tuple[int, int], gamma: float
     np.testing.assert_allclose(found, plain_gae(reward, value, last_value, done, gamma, lam), rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(
-    ("objective", "name"), [(PPO, "ppo"), (DPO, "dpo"), (LPO, "lpo")], ids=["ppo", "dpo", "lpo"]
-)
+@pytest.mark.parametrize(("objective", "name"), [(PPO, "ppo"), (DPO, "dpo"), (LPO, "lpo")], ids=["ppo", "dpo", "lpo"])
 def test_objectives_reproduce_golden(objective: Any, name: str, golden: Any) -> None:
     data = np.load(golden / "policy_objectives.npz")
     raw = data["advantage"]
@@ -167,7 +166,9 @@ def test_probe_observation_decides_reward() -> None:
 
 def test_probe_action_decides_reward() -> None:
     """The right action is 1 where the observation is +1, else 0."""
-    environment = Probe(length=1, random_observation=True, reward=lambda step, sign, action: (action == 1) == (sign > 0))
+    environment = Probe(
+        length=1, random_observation=True, reward=lambda step, sign, action: (action == 1) == (sign > 0)
+    )
     agent, params, _ = train(environment)
     logits = agent.policy(params, jnp.array([[1.0], [-1.0]]))[0].logits
     probabilities = np.asarray(jax.nn.softmax(logits))

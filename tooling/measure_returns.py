@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import numpy as np
+from rich.console import Console
 
 from open_bench import assets, config
 from open_bench.api import load_runs
@@ -27,8 +28,13 @@ from open_bench.runs.cell import Cell
 from open_bench.runs.execute import Options, execute, rows
 from open_bench.runs.provenance import revision
 from open_bench.runs.store import Store
-from open_bench.scores.references import BaselineReturn, EnvironmentReturns, ReturnInterval, load_references, write_returns
-from rich.console import Console
+from open_bench.scores.references import (
+    BaselineReturn,
+    EnvironmentReturns,
+    ReturnInterval,
+    load_references,
+    write_returns,
+)
 
 REFERENCE_SEED = 1_000_000  # no study may use it
 RUNS = Path(__file__).resolve().parents[1] / "results" / "published" / "reference"
@@ -104,7 +110,11 @@ def main(environments: tuple[str, ...], budgets: tuple[str, ...], repetitions: i
         if name in PUBLISHED:
             values = prepare(resolve("adam"), name, "full").hyperparameters
             reference["full"] = BaselineReturn(
-                ReturnInterval(PUBLISHED[name]), origin="published", source=SOURCE, optimizer="adam", hyperparameters=values
+                ReturnInterval(PUBLISHED[name]),
+                origin="published",
+                source=SOURCE,
+                optimizer="adam",
+                hyperparameters=values,
             )
         known = EnvironmentReturns(name, random, reference)
         write_returns(folder, known)

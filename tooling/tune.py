@@ -32,7 +32,9 @@ TUNING_SEED = 1_000_001  # no study may use it
 def draw(entry: OptimizerEntry, trial: int, generator: np.random.Generator) -> dict[str, Any]:
     """One point of the search space; every searched setting is drawn anew."""
     return {
-        name: _draw_one(spec.search, generator) for name, spec in entry.hyperparameters.items() if spec.search is not None
+        name: _draw_one(spec.search, generator)
+        for name, spec in entry.hyperparameters.items()
+        if spec.search is not None
     }
 
 
@@ -78,7 +80,11 @@ def _score(cell: Cell, program: parallel.Program, inputs: Any, seeds: int) -> fl
 
 def write(path: Path, optimizer: str, found: dict[tuple[str, str], str]) -> None:
     """Merge ``{(environment, budget): TOML lines}`` into the optimizer's file, after what it holds already."""
-    text = path.read_text() if path.exists() else f'# Settings of {optimizer} by environment and budget.\noptimizer = "{optimizer}"\n'
+    text = (
+        path.read_text()
+        if path.exists()
+        else f'# Settings of {optimizer} by environment and budget.\noptimizer = "{optimizer}"\n'
+    )
     for (environment, budget), lines in found.items():
         header = f"[environments.{environment}.{budget}]"
         blocks = [block for block in text.split("\n\n") if not block.startswith(header)]
@@ -99,7 +105,9 @@ def main(optimizers: tuple[str, ...], environments: tuple[str, ...], budget: str
         for optimizer in optimizers:
             best = tune(optimizer, environment, budget, trials, seeds, devices)
             values = ", ".join(f"{key} = {json.dumps(value)}" for key, value in best["values"].items())
-            source = f"random search, {trials} trials × {seeds} seeds, final return {best['final_return']:.4g}, {revision()}"
+            source = (
+                f"random search, {trials} trials × {seeds} seeds, final return {best['final_return']:.4g}, {revision()}"
+            )
             lines = f'origin = "tuned"\nsource = "{source}"\nvalues = {{ {values} }}'
             path = assets.baselines_dir() / "hyperparameters" / f"{optimizer}.toml"
             write(path, optimizer, {(environment, budget): lines})

@@ -32,15 +32,20 @@ class Agent:
 
     def policy(self, params: Params, observation: Array) -> tuple[Categorical | DiagonalGaussian, Activations]:
         """Action distribution for observations (batch, observation_size)."""
-        output, activations = self.actor.apply({"params": params["actor"]}, observation)
+        output, activations = _apply(self.actor, params["actor"], observation)
         if self.actor.gaussian:
             return DiagonalGaussian(output, params["actor"]["log_std"]), activations
         return Categorical(output), activations
 
     def value(self, params: Params, observation: Array) -> tuple[Array, Activations]:
         """State values (batch,)."""
-        output, activations = self.critic.apply({"params": params["critic"]}, observation)
+        output, activations = _apply(self.critic, params["critic"], observation)
         return output[..., 0], activations
+
+
+def _apply(network: MLP, params: Any, observation: Array) -> tuple[Array, Activations]:
+    result: Any = network.apply({"params": params}, observation)
+    return result
 
 
 def make_agent(environment: Environment, ppo: PPOConfig) -> Agent:

@@ -75,9 +75,7 @@ def collect(
     return rollout, observation, state
 
 
-def advantages(
-    reward: Array, value: Array, last_value: Array, done: Array, gamma: float, gae_lambda: float
-) -> Array:
+def advantages(reward: Array, value: Array, last_value: Array, done: Array, gamma: float, gae_lambda: float) -> Array:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16).
 
     Args:

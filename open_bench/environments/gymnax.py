@@ -78,7 +78,9 @@ def _observation_size(space: Any, environment_id: str) -> int:
         for length in space.shape:
             size *= int(length)
         return size
-    raise UserError(f"{environment_id} has observations of a kind that open-bench does not support: {type(space).__name__}")
+    raise UserError(
+        f"{environment_id} has observations of a kind that open-bench does not support: {type(space).__name__}"
+    )
 
 
 def _action_space(space: Any, environment_id: str) -> tuple[ActionSpace, tuple[Any, Any, tuple[int, ...]] | None]:

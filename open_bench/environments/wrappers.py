@@ -23,7 +23,7 @@ class Moments(NamedTuple):
 
     mean: Array
     variance: Array
-    count: Array  # () float32
+    count: Array  # type: ignore[assignment]  # () float32
 
 
 class VectorState(NamedTuple):

@@ -41,7 +41,9 @@ def start(
     if len(found) < devices:
         if found[0].platform != "cpu":
             raise UserError(f"--devices {devices}: only {len(found)} {found[0].platform} devices exist")
-        warnings.warn(f"JAX had started with {len(found)} CPU devices already; using those, not {devices}", stacklevel=2)
+        warnings.warn(
+            f"JAX had started with {len(found)} CPU devices already; using those, not {devices}", stacklevel=2
+        )
     return found[:devices]
 
 
@@ -68,7 +70,7 @@ def available_cores() -> int:
 
 def _use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the user has chosen a place (or none) already."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(root / "open-bench" / f"jax-{_processor_kind()}"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -94,9 +94,7 @@ def make_lifetime(
         objective: ``(theta, log_prob, log_prob_old, advantage, clip) → scalar``.
     """
     agent = make_agent(environment, ppo)
-    vector = VectorEnvironment(
-        environment, ppo.num_envs, ppo.normalize_observations, ppo.normalize_rewards, ppo.gamma
-    )
+    vector = VectorEnvironment(environment, ppo.num_envs, ppo.normalize_observations, ppo.normalize_rewards, ppo.gamma)
     ends = curve_ends(num_updates)
     final_start = num_updates - final_window(num_updates)
 

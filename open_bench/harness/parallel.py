@@ -67,7 +67,9 @@ class Program:
             raise ValueError("the saved arrays have other shapes than this program's state")
         placed = [_sharded(array, self.mesh) for array in arrays]
         keyed = [
-            jax.random.wrap_key_data(array, impl=str(jax.random.key_impl(jax.random.key(0)))) if _is_key(leaf) else array
+            jax.random.wrap_key_data(array, impl=str(jax.random.key_impl(jax.random.key(0))))
+            if _is_key(leaf)
+            else array
             for array, leaf in zip(placed, expected, strict=True)
         ]
         return jax.tree.unflatten(structure, keyed)
@@ -89,7 +91,9 @@ def compile_program(
     groups = -(-lifetimes // width)
     count = min(len(devices), groups) if jax.process_count() == 1 else len(devices)
     mesh = Mesh(np.asarray(devices[:count]), (AXIS,))
-    init = _over_groups(lambda key_data, theta: lifetime.init(jax.random.wrap_key_data(key_data), theta), mesh, width, 1)
+    init = _over_groups(
+        lambda key_data, theta: lifetime.init(jax.random.wrap_key_data(key_data), theta), mesh, width, 1
+    )
     run = _over_groups(lifetime.run, mesh, width, 2)
     split, whole = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
     jitted_init = jax.jit(init, in_shardings=(split, whole), out_shardings=split)

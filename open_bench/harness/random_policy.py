@@ -66,7 +66,9 @@ def make_random_lifetime(environment: Environment, ppo: PPOConfig, num_updates: 
 
     def one_update(_: Array, state: LifetimeState) -> LifetimeState:
         key = stream(jax.random.fold_in(state.key, state.update), "rollout")
-        _, observation, vector_state = algorithm.collect(agent, vector, ppo, {}, state.observation, state.environment, key)
+        _rollout, observation, vector_state = algorithm.collect(
+            agent, vector, ppo, {}, state.observation, state.environment, key
+        )
         record = add_return(state.record, state.update, episode_return(vector_state.statistics), ends, final_start)
         return LifetimeState(state.key, state.update + 1, state.learner, vector_state, observation, record)
 

@@ -21,7 +21,12 @@ def anneal(
         return inner
 
     def update(
-        updates: optax.Updates, state: Any, params: Any = None, *, training_fraction: jax.Array | float = 0.0, **extras: Any
+        updates: optax.Updates,
+        state: Any,
+        params: Any = None,
+        *,
+        training_fraction: jax.Array | float = 0.0,
+        **extras: Any,
     ) -> tuple[optax.Updates, Any]:
         updates, state = inner.update(updates, state, params, training_fraction=training_fraction, **extras)
         scale = 1.0 - training_fraction * ((budget.updates - 1) / budget.updates)

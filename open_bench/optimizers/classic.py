@@ -40,9 +40,7 @@ ADAM = {
 WEIGHT_DECAY = Hyperparameter(1e-4, "decoupled weight decay, per learning rate", traced=True, search=Search(1e-5, 1e-1))
 
 ENTRIES = (
-    OptimizerEntry(
-        "adam", "Adam", _factory(optax.adam), "Kingma & Ba 2015, arXiv 1412.6980", hyperparameters=ADAM
-    ),
+    OptimizerEntry("adam", "Adam", _factory(optax.adam), "Kingma & Ba 2015, arXiv 1412.6980", hyperparameters=ADAM),
     OptimizerEntry(
         "adamw",
         "Adam with decoupled weight decay",

@@ -62,7 +62,10 @@ def small_params(key: jax.Array) -> Any:
     def network(outputs: int) -> dict[str, Any]:
         sizes = ((5, 4), (4, 4), (4, outputs))
         return {
-            f"dense_{i:02d}": {"kernel": 0.5 * jax.random.normal(next(keys), size), "bias": jnp.full(size[1], 0.1, jnp.float32)}
+            f"dense_{i:02d}": {
+                "kernel": 0.5 * jax.random.normal(next(keys), size),
+                "bias": jnp.full(size[1], 0.1, jnp.float32),
+            }
             for i, size in enumerate(sizes)
         }
 
@@ -95,7 +98,9 @@ def example_extras(params: Any, index: Any) -> dict[str, Any]:
     """The keyword arguments that the harness passes."""
     activations = {
         network: {
-            name: jnp.linspace(0.0, 1.0, layer["kernel"].shape[-1]) for name, layer in layers.items() if name != "log_std"
+            name: jnp.linspace(0.0, 1.0, layer["kernel"].shape[-1])
+            for name, layer in layers.items()
+            if name != "log_std"
         }
         for network, layers in params.items()
     }
@@ -142,9 +147,9 @@ def state_is_stable(subject: Subject) -> str:
     params, state = subject.start()
     (_, after), updates = jax.eval_shape(subject.step, (params, state), jnp.int32(0))
     kinds = [[(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)] for tree in (state, after)]
-    if jax.tree.structure(state) != jax.tree.structure(after) or kinds[0] != kinds[1]:
+    if jax.tree.structure(state) != jax.tree.structure(after) or kinds[0] != kinds[1]:  # type: ignore[operator]
         raise Violation("the state that update returns has another structure, shape or dtype than init's")
-    if jax.tree.structure(updates) != jax.tree.structure(params):
+    if jax.tree.structure(updates) != jax.tree.structure(params):  # type: ignore[operator]
         raise Violation("updates have another structure than the parameters")
     for update, leaf in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
         if (update.shape, update.dtype) != (leaf.shape, leaf.dtype):
@@ -164,7 +169,12 @@ def vmap_equals_loop(subject: Subject) -> str:
     batch = jax.jit(jax.vmap(two_steps))(stacked)
     for number, tree in enumerate(trees):
         alone = jax.jit(two_steps)(tree)
-        _same(jax.tree.map(lambda x, n=number: x[n], batch), alone, 2e-5, "under vmap an agent gets other updates than alone")
+        _same(
+            jax.tree.map(lambda x, n=number: x[n], batch),
+            alone,
+            2e-5,
+            "under vmap an agent gets other updates than alone",
+        )
     return "two agents under vmap agree with each alone"
 
 
@@ -242,7 +252,9 @@ def moves_parameters(subject: Subject) -> str:
         carry, _ = jax.jit(subject.step)(carry, index)
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(carry[0])):
         raise Violation("finite gradients give parameters that are not finite")
-    moved = sum(float(jnp.abs(a - b).sum()) for a, b in zip(*map(jax.tree.leaves, (carry[0], subject.params)), strict=True))
+    moved = sum(
+        float(jnp.abs(a - b).sum()) for a, b in zip(*map(jax.tree.leaves, (carry[0], subject.params)), strict=True)
+    )
     if moved == 0 and subject.candidate.entry.theta_source != "zero":
         raise Violation("three steps with non-zero gradients do not change any parameter")
     return f"mean |change| {moved / sum(leaf.size for leaf in jax.tree.leaves(subject.params)):.3g}"

@@ -234,7 +234,7 @@ class _Layout:
     def restore(self, theta: Mapping[str, Any]) -> Any:
         """The library's pytree."""
         self.validate(theta)
-        return jax.tree.structure(self._shapes).unflatten([theta[name] for name in self.shapes])
+        return jax.tree.structure(self._shapes).unflatten([theta[name] for name in self.shapes])  # type: ignore[attr-defined]
 
 
 def _learned_entry(path: str, learned: Any) -> OptimizerEntry:

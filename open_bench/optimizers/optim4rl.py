@@ -24,7 +24,7 @@ from open_bench.optimizers.rows import Affine, Gru, Layout
 
 Array = jax.Array
 
-CITATION = "Lan et al. 2024, Learning to Optimize for Reinforcement Learning, arXiv 2302.01470"
+CITATION = "Lan et al. 2024, arXiv 2302.01470"
 
 CARRY = 8  # units of each GRU where θ begins; the rules read θ's arrays
 HIDDEN = 16  # units of each dense layer

@@ -125,7 +125,9 @@ def check_value(entry: OptimizerEntry, key: str, value: Any) -> Any:
 
 def _objective(name: str) -> Any:
     if name not in OBJECTIVES:
-        raise UserError(f"unknown policy objective '{name}'.{near_matches(name, list(OBJECTIVES))} Known: {', '.join(OBJECTIVES)}")
+        raise UserError(
+            f"unknown policy objective '{name}'.{near_matches(name, list(OBJECTIVES))} Known: {', '.join(OBJECTIVES)}"
+        )
     return OBJECTIVES[name]
 
 
@@ -135,7 +137,9 @@ def _with_theta(entry: OptimizerEntry, parsed: names.ParsedName) -> OptimizerEnt
 
     if not entry.needs_theta:
         if parsed.source is not None:
-            raise UserError(f"'{parsed}': {parsed.head} is not a learned optimizer, so '@{parsed.source}' has no meaning")
+            raise UserError(
+                f"'{parsed}': {parsed.head} is not a learned optimizer, so '@{parsed.source}' has no meaning"
+            )
         return entry
     if parsed.source is None:
         kept = weights.kept(parsed.head)
@@ -178,5 +182,5 @@ def _dry_run(entry: OptimizerEntry) -> None:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{entry.name} cannot make an update from PPO's gradients and extras: {reason}") from error
-    if jax.tree.structure(updates) != jax.tree.structure(params):
+    if jax.tree.structure(updates) != jax.tree.structure(params):  # type: ignore[operator]
         raise UserError(f"{entry.name} returns updates of another structure than the parameters")

@@ -48,7 +48,7 @@ class LossAverages(NamedTuple):
 
     mean: Array  # (10,) float32, biased towards its initial 0
     minimum: Array  # (10,) float32, of the debiased means
-    count: Array  # () int32
+    count: Array  # type: ignore[assignment]  # () int32
 
 
 class TensorState(NamedTuple):
@@ -62,7 +62,7 @@ class TensorState(NamedTuple):
 class VeloState(NamedTuple):
     """State of VeLO over the T non-empty tensors, in tree-leaf order."""
 
-    count: Array  # () int32, steps taken
+    count: Array  # type: ignore[assignment]  # () int32, steps taken
     loss: LossAverages
     hidden: Array  # (T, H) float32
     cell: Array  # (T, H) float32
@@ -75,7 +75,7 @@ class AveragingState(NamedTuple):
     velo: VeloState
     gradient: tuple[Array, ...]  # sums, a leaf per leaf of the parameters, float32
     loss: Array  # () float32, sum
-    count: Array  # () int32, optimizer steps in this group so far
+    count: Array  # type: ignore[assignment]  # () int32, optimizer steps in this group so far
 
 
 class Scheme(NamedTuple):
@@ -106,11 +106,11 @@ def init_loss() -> LossAverages:
 
 def update_loss(averages: LossAverages, loss: Array, decays: np.ndarray) -> LossAverages:
     """Take in a loss, capped at twice the largest debiased average so that an outlier cannot swamp the averages."""
-    decays = jnp.asarray(decays)
-    debias = 1.0 - decays ** (averages.count + 1).astype(jnp.float32)
+    rates = jnp.asarray(decays)
+    debias = 1.0 - rates ** (averages.count + 1).astype(jnp.float32)
     cap = jnp.where(averages.count == 0, loss, (averages.mean / debias).max())
     loss = jnp.minimum(2.0 * jnp.abs(cap), loss)
-    mean = averages.mean * decays + loss * (1.0 - decays)
+    mean = averages.mean * rates + loss * (1.0 - rates)
     return LossAverages(mean, jnp.minimum(averages.minimum, mean / debias), averages.count + 1)
 
 
@@ -142,7 +142,7 @@ def init_tensor(shape: Sequence[int]) -> TensorState:
         kept = (shape,)
     else:
         second, largest = axes
-        kept = tuple(tuple(1 if d == gone else n for d, n in enumerate(shape)) for gone in (largest, second))
+        kept = tuple(tuple(1 if d == gone else n for d, n in enumerate(shape)) for gone in (largest, second))  # type: ignore[assignment]
     return TensorState(
         momentum=jnp.zeros((3, *shape), jnp.float32),
         rms=jnp.zeros(shape, jnp.float32),
@@ -152,7 +152,7 @@ def init_tensor(shape: Sequence[int]) -> TensorState:
 
 def _decay(old: Array, new: Array, decays: Sequence[float]) -> Array:
     """decay·old + (1 − decay)·new for each of the decays, which lie along the leading axis of ``old``."""
-    beta = np.asarray(decays, np.float32).reshape(-1, *(1,) * new.ndim)
+    beta = jnp.asarray(decays, jnp.float32).reshape(-1, *(1,) * new.ndim)
     return beta * old + (1.0 - beta) * new[None]
 
 
@@ -165,7 +165,7 @@ def update_tensor(state: TensorState, gradient: Array) -> TensorState:
         parts = (fresh,)
     else:
         second, largest = axes
-        parts = (fresh.mean(largest, keepdims=True), fresh.mean(second, keepdims=True))
+        parts = (fresh.mean(largest, keepdims=True), fresh.mean(second, keepdims=True))  # type: ignore[assignment]
     return TensorState(
         momentum=_decay(state.momentum, gradient, MOMENTUM_DECAYS),
         rms=RMS_DECAY * state.rms + (1.0 - RMS_DECAY) * squared,
@@ -313,7 +313,7 @@ def tensor_step(scheme: Scheme, tensor: int, state: TensorState, gradient: Array
     if factored_axes(parameter.shape) is None:
         x = _first_layer(features, first, range(len(GROUP_CHANNELS)))
     else:
-        x = sum(_first_layer(features, first, g) for g in (ELEMENT_GROUPS, ROW_GROUPS, COLUMN_GROUPS))
+        x = sum(_first_layer(features, first, g) for g in (ELEMENT_GROUPS, ROW_GROUPS, COLUMN_GROUPS))  # type: ignore[assignment]
     x = jax.nn.relu(x + b0)
     x = jax.nn.relu(_dot(w1, x) + b1)
     direction, magnitude = _dot(w2[:2], x) + b2[:2]  # a third output of published θ is not used
@@ -338,7 +338,7 @@ def _like(tensors: Sequence[Array], tree: Any) -> Any:
         next(remaining).reshape(jnp.shape(leaf)).astype(jnp.result_type(leaf)) if jnp.size(leaf) else jnp.asarray(leaf)
         for leaf in leaves
     ]
-    return structure.unflatten(shaped)
+    return jax.tree.unflatten(structure, shaped)
 
 
 def _rows(initial: Any, count: int) -> Array:
@@ -420,7 +420,7 @@ def averaged(inner: optax.GradientTransformationExtraArgs, every: int) -> optax.
         total, count = state.loss + _required_loss(loss), state.count + 1
 
         def apply(_: None) -> Any:
-            mean = structure.unflatten([s / every for s in sums])
+            mean = jax.tree.unflatten(structure, [s / every for s in sums])
             updates, velo = inner.update(mean, state.velo, params, loss=total / every)
             zeros = jax.tree.map(jnp.zeros_like, (sums, total, count))
             return updates, AveragingState(velo, *zeros)
@@ -466,7 +466,7 @@ def expected_shapes(hidden: int, inits: int, width: tuple[int, int], outputs: in
         "rnn_to_controls": (hidden, inits),
         "step_size": (hidden, 1),
     }
-    stack = {f"w0__{i}": (channels, a) for i, channels in enumerate(GROUP_CHANNELS)}
+    stack: dict[str, tuple[int, ...]] = {f"w0__{i}": (channels, a) for i, channels in enumerate(GROUP_CHANNELS)}
     stack |= {"b0": (a,), "w1": (a, b), "b1": (b,), "w2": (b, outputs), "b2": (outputs,)}
     return (
         {f"lstm_init_state/{name}": (1, hidden) for name in ("hidden", "cell")}
@@ -479,7 +479,7 @@ def expected_shapes(hidden: int, inits: int, width: tuple[int, int], outputs: in
 def _flat_shapes(tree: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
     if not hasattr(tree, "items"):
         return {prefix: tuple(np.shape(tree))}
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, value in tree.items():
         shapes |= _flat_shapes(value, f"{prefix}/{name}" if prefix else str(name))
     return shapes

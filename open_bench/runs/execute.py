@@ -140,9 +140,7 @@ def build_lifetime(cell: Cell) -> Lifetime:
     )
 
 
-def _run(
-    cell: Cell, missing: list[int], store: Store, options: Options, progress: Progress, leader: bool
-) -> None:
+def _run(cell: Cell, missing: list[int], store: Store, options: Options, progress: Progress, leader: bool) -> None:
     """Train the missing repetitions round by round; every finished round is stored."""
     progress.cell_started(cell, missing)
     theta = cell.candidate.inputs
@@ -243,7 +241,7 @@ def rows(
     return scores, curves
 
 
-def _divide(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _divide(total: Any, count: Any) -> np.ndarray:
     """Means in float64, NaN where nothing was counted; rounded to what float32 sums can hold."""
     total, count = np.asarray(total, np.float64), np.asarray(count)
     means = np.full(total.shape, np.nan)
@@ -251,6 +249,6 @@ def _divide(total: np.ndarray, count: np.ndarray) -> np.ndarray:
     return np.vectorize(lambda x: float(f"{x:.8g}"))(means)
 
 
-def _mean(values: np.ndarray) -> float:
+def _mean(values: Any) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean()) if known.size else float("nan")

@@ -125,7 +125,7 @@ def _verify(folder: Path, record: Any, params_bytes: int | None) -> dict[str, An
     """Check sizes, recorded hashes and that it is a checkpoint; returns name → {"bytes", "sha256"}."""
     from open_bench.optimizers.velo import read_checkpoint
 
-    digests = {}
+    digests: dict[str, dict[str, Any]] = {}
     for name in FILES:
         data = (folder / name).read_bytes()
         digests[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -1,0 +1,37 @@
+# Both main targets do all set-up on a fresh machine: a virtual environment, the locked dependencies, the package.
+#   make compare   train the quick study anew and print its leaderboard
+#   make test      run the tests
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: setup compare test lint bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "open-bench needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing the locked dependencies (a minute or two) ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+compare: setup
+	$(BIN)/openbench compare quick --results results/quick
+
+test: setup
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/optimizers.py
+
+clean:
+	rm -rf $(VENV) build dist results/quick

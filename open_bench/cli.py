@@ -23,6 +23,7 @@ def main() -> None:
     warnings.showwarning = _show_warning  # type: ignore[assignment]
     # XLA logs an error for every cached CPU program, about two tuning flags that no processor reports.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.path.insert(0, os.getcwd())  # so that package.module:attribute finds a file beside the user
     try:
         cli(standalone_mode=False)
     except UserError as error:

@@ -1,0 +1,170 @@
+"""Env steps a second of the harness, per optimizer and environment, against a bare PPO loop in the same run.
+
+    python benchmarks/throughput.py                       Adam and Lion on Breakout and CartPole
+    python benchmarks/throughput.py -o adam -e freeway --updates 20
+
+Columns: `bare` is benchmarks/bare_ppo.py with Adam; `harness` is one seed in the same process, both confined to one
+core; `overhead` is bare/harness − 1 over alternated repeats (Adam's row compares like with like); `1 device` and `all`
+are four seeds, group after group on one device (which may use every core inside an operation) or spread over all of
+them. Compile times are of a cold and of a warm persistent cache.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import click
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from open_bench.environments.catalogue import load_environment
+from open_bench.harness import parallel
+from open_bench.harness.devices import start
+from open_bench.harness.seeds import repetition_keys
+from open_bench.optimizers.candidate import prepare
+from open_bench.optimizers.registry import resolve
+from open_bench.runs.cell import Cell
+from open_bench.runs.execute import build_lifetime
+
+SEEDS = 4
+
+
+def bare(cell: Cell, updates: int) -> Callable[[], float]:
+    """A function that times ``updates`` updates of the bare loop: seconds."""
+    from bare_ppo import make_bare_ppo  # gymnax starts JAX when imported, which must wait for start()
+
+    ppo = cell.environment.ppo
+    init, train = make_bare_ppo(
+        cell.environment.source.partition(":")[2], ppo.num_envs, ppo.num_steps, ppo.update_epochs, ppo.num_minibatches,
+        ppo.hidden, ppo.activation == "relu", bool(cell.environment.options.get("binary_observations")),
+        cell.num_updates, float(cell.candidate.hyperparameters.get("learning_rate", 1e-3)),
+    )  # fmt: skip
+    device = jax.devices()[0]
+    state = jax.jit(init)(jax.device_put(jax.random.key(0), device))
+    compiled = jax.jit(train, donate_argnums=0)
+    state, _ = compiled(state, 1)
+    held = [state]
+
+    def run() -> float:
+        begin = time.perf_counter()
+        held[0], result = compiled(held[0], updates)
+        jax.block_until_ready(result)
+        return time.perf_counter() - begin
+
+    return run
+
+
+def harness(cell: Cell, devices: list[Any], lifetimes: int, updates: int) -> tuple[Callable[[], float], float]:
+    """A function that times ``updates`` updates of ``lifetimes`` lifetimes, and the seconds to compile."""
+    theta = cell.candidate.inputs
+    program = parallel.compile_program(build_lifetime(cell), theta, devices, 1, lifetimes)
+    rounds = -(-lifetimes // program.slots)
+    keys = repetition_keys(0, cell.environment.name, list(range(program.slots)))
+    states = [program.run(program.init(keys, theta), theta, 1)[0] for _ in range(rounds)]
+
+    def run() -> float:
+        begin = time.perf_counter()
+        for index in range(rounds):
+            states[index], metrics = program.run(states[index], theta, updates)
+            parallel.gather(metrics)
+        return time.perf_counter() - begin
+
+    return run, program.compile_seconds
+
+
+def on_one_core(run: Callable[[], float]) -> float:
+    """Run with every thread of this process confined to one core, so that one loop cannot borrow another's."""
+    cores = os.sched_getaffinity(0)
+    tasks = [int(task) for task in os.listdir("/proc/self/task")]
+    for task in tasks:
+        os.sched_setaffinity(task, {min(cores)})
+    try:
+        return run()
+    finally:
+        for task in tasks:
+            os.sched_setaffinity(task, cores)
+
+
+def cold_and_warm(cell: Cell, devices: list[Any]) -> tuple[float, float, int]:
+    """Seconds to compile with an empty cache, then with a full one, and how many programs the latter compiled."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    misses = [0]
+    jax.monitoring.register_event_listener(
+        lambda event, **_: misses.__setitem__(0, misses[0] + event.endswith("/cache_misses"))
+    )
+    before = jax.config.jax_compilation_cache_dir
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update("jax_compilation_cache_dir", folder)
+        seconds = []
+        for _ in range(2):
+            compilation_cache.reset_cache()
+            jax.clear_caches()
+            misses[0] = 0
+            seconds.append(harness(cell, devices, len(devices), 1)[1])
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+    return seconds[0], seconds[1], misses[0]
+
+
+def measure(cell: Cell, devices: list[Any], updates: int, repeats: int) -> dict[str, float]:
+    """Every figure of one row, in env steps a second, the timings alternated."""
+    cold, warm, misses = cold_and_warm(cell, devices)
+    runs = {
+        "bare": bare(cell, updates),
+        "harness": harness(cell, devices[:1], 1, updates)[0],
+        "one": harness(cell, devices[:1], SEEDS, updates)[0],
+        "all": harness(cell, devices, SEEDS, updates)[0],
+    }
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            times[name].append(on_one_core(run) if name in ("bare", "harness") else run())
+    steps = updates * cell.environment.ppo.batch_size
+    counts = {"bare": 1, "harness": 1, "one": SEEDS, "all": SEEDS}
+    speeds = {name: steps * counts[name] / float(np.median(values)) for name, values in times.items()}
+    pairs = np.asarray(times["harness"]) / np.asarray(times["bare"])
+    sharded = np.asarray(times["one"]) / np.asarray(times["all"])
+    return {
+        **speeds,
+        "overhead": float(np.median(pairs)) - 1.0,
+        "speedup": float(np.median(sharded)),
+        "cold": cold,
+        "warm": warm,
+        "misses": misses,
+    }
+
+
+@click.command()
+@click.option("--optimizer", "-o", "optimizers", multiple=True, default=("adam", "lion"), show_default=True)
+@click.option("--env", "-e", "environments", multiple=True, default=("breakout", "cartpole"), show_default=True)
+@click.option("--updates", default=0, help="PPO updates a timing; by default about 100,000 env steps.")
+@click.option("--repeats", default=5, show_default=True)
+def main(optimizers: tuple[str, ...], environments: tuple[str, ...], updates: int, repeats: int) -> None:
+    """Print the table."""
+    devices = start()
+    columns = ("environment", "optimizer", "bare", "harness", "overhead", "1 device", f"{len(devices)} devices",
+               "speed-up", "compile cold", "warm", "compiled again")  # fmt: skip
+    table = Table(*columns, box=None, title=f"env steps/s; {SEEDS} seeds in the device columns")
+    for environment in environments:
+        settings = load_environment(environment)
+        for name in optimizers:
+            candidate = prepare(resolve(name), environment, "full")
+            cell = Cell(settings, "full", settings.budget_steps("full"), candidate, 0, 1)
+            m = measure(cell, devices, updates or max(1, 100_000 // settings.ppo.batch_size), repeats)
+            table.add_row(
+                environment, name, f"{m['bare']:,.0f}", f"{m['harness']:,.0f}", f"{m['overhead']:+.1%}",
+                f"{m['one']:,.0f}", f"{m['all']:,.0f}", f"{m['speedup']:.2f} ×", f"{m['cold']:.1f} s",
+                f"{m['warm']:.1f} s", f"{m['misses']:.0f}",
+            )  # fmt: skip
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()

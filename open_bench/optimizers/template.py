@@ -1,0 +1,63 @@
+"""A template for an optimizer of your own: copy this file, change the rule, and run
+
+    openbench check my_optimizer:ENTRY
+    openbench compare -o adam -o my_optimizer:ENTRY -e breakout -e cartpole
+
+The rule here is Signum, the sign of a momentum (Bernstein et al. 2018, arXiv 1802.04434, algorithm 2):
+m ← β·m + (1 − β)·g;  update = −α·sign(m).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from open_bench.optimizers import Budget, Hyperparameter, OptimizerEntry, Search
+
+
+class SignumState(NamedTuple):
+    """Keep the shape and dtype of every field from step to step."""
+
+    momentum: Any  # like the parameters
+
+
+def signum(theta: Any, budget: Budget, *, learning_rate: Any, decay: Any) -> optax.GradientTransformationExtraArgs:
+    """Signum, its learning rate annealed linearly to 0.
+
+    Args:
+        theta: θ["optimizer"] of a learned optimizer; this one has none.
+        budget: static length of the lifetime, in PPO updates, epochs and minibatches.
+        learning_rate: step size; may be a tracer, as it is declared ``traced`` below.
+        decay: β.
+
+    Returns:
+        A transformation whose updates are *added* to the parameters.
+    """
+    del theta
+
+    def init(params: Any) -> SignumState:
+        return SignumState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(
+        gradients: Any, state: SignumState, params: Any = None, *, training_fraction: Any = 0.0, **extras: Any
+    ) -> tuple[Any, SignumState]:
+        # The harness also passes epoch_fraction, activations, loss, value and key; ignore what you do not need.
+        del params, extras
+        momentum = jax.tree.map(lambda m, g: decay * m + (1.0 - decay) * g, state.momentum, gradients)
+        step = learning_rate * (1.0 - training_fraction * (budget.updates - 1) / budget.updates)
+        return jax.tree.map(lambda m: -step * jnp.sign(m), momentum), SignumState(momentum)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+ENTRY = OptimizerEntry(
+    name="signum",
+    description="Signum: the sign of a momentum",
+    factory=signum,
+    citation="Bernstein et al. 2018, arXiv 1802.04434",
+    hyperparameters={
+        "learning_rate": Hyperparameter(3e-4, "step size", traced=True, search=Search(1e-5, 1e-2, "log")),
+        "decay": Hyperparameter(0.9, "decay of the momentum", traced=True, search=Search(choices=(0.9, 0.95, 0.99))),
+    },
+)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+CODE = ("open_bench", "configs", "baselines/hyperparameters", "pyproject.toml")  # what results depend on
 PACKAGES = ("open-bench", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "numpy")
 
 
@@ -27,14 +28,14 @@ def provenance() -> dict[str, Any]:
 
 @functools.cache
 def revision() -> str:
-    """Git revision of the checkout that this package runs from ("-dirty" with local changes), else its version."""
+    """Git revision of the checkout that this package runs from ("-dirty" with changes to the code), else its version."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return f"v{_version('open-bench')}"
     try:
         run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=True, timeout=10)
         head = run(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
-        changes = run(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip()
+        changes = run(["git", "status", "--porcelain", "--untracked-files=no", "--", *CODE]).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return f"v{_version('open-bench')}"
     return head + ("-dirty" if changes else "")

@@ -83,13 +83,14 @@ def measure_reference(name: str, budget: str, repetitions: int, devices: list[An
     store = Store(RUNS)
     store.prepare()
     execute([cell], repetitions, store, Options(devices), Lines(Console(stderr=True)))
-    scores = load_runs(RUNS).select(cell=cell.name).scores
+    stored = load_runs(RUNS).select(cell=cell.name)
+    scores = stored.scores
     return BaselineReturn(
         interval(scores["final_return"].to_numpy()),
         interval(scores["mean_return"].to_numpy()),
         repetitions,
         cell.num_updates * settings.ppo.batch_size,
-        revision=revision(),
+        revision=stored.cells["revision"].iloc[0],
         optimizer="adam",
         hyperparameters=candidate.hyperparameters,
     )

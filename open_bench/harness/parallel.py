@@ -30,12 +30,14 @@ class Program:
         lifetime: what runs in each slot.
         mesh: the devices, one axis.
         width: slots a device.
+        theta_per_slot: whether every slot has a θ of its own (a leading axis of slots), else all share one.
         compile_seconds: tracing and compilation, or loading from the persistent cache.
     """
 
     lifetime: Lifetime
     mesh: Mesh
     width: int
+    theta_per_slot: bool
     compile_seconds: float
     _traced_init: Callable[..., Any]
     _init: Callable[..., Any]
@@ -48,11 +50,16 @@ class Program:
 
     def init(self, keys: jax.Array, theta: Any) -> LifetimeState:
         """Start a round: ``keys`` (slots,) → state with a leading axis of slots."""
-        return self._init(_sharded(jax.random.key_data(keys), self.mesh), _replicated(theta, self.mesh))
+        return self._init(_sharded(jax.random.key_data(keys), self.mesh), self._place(theta))
 
     def run(self, state: LifetimeState, theta: Any, n_updates: int) -> tuple[LifetimeState, Metrics]:
         """Advance every slot by ``n_updates`` PPO updates. ``state`` is consumed."""
-        return self._run(state, _replicated(theta, self.mesh), _replicated(np.int32(n_updates), self.mesh))
+        return self._run(state, self._place(theta), _replicated(np.int32(n_updates), self.mesh))
+
+    def _place(self, theta: Any) -> Any:
+        if not self.theta_per_slot:
+            return _replicated(theta, self.mesh)
+        return jax.tree.map(lambda leaf: _sharded(leaf, self.mesh), theta)
 
     def save(self, state: LifetimeState) -> list[np.ndarray]:
         """Every array of a round's state, on the host; keys as their integers."""
@@ -76,36 +83,49 @@ class Program:
 
 
 def compile_program(
-    lifetime: Lifetime, theta: Any, devices: Sequence[jax.Device], width: int, lifetimes: int
+    lifetime: Lifetime,
+    theta: Any,
+    devices: Sequence[jax.Device],
+    width: int,
+    lifetimes: int,
+    theta_per_slot: bool = False,
 ) -> Program:
     """Compile a lifetime for ``lifetimes`` of them: no more devices are used than there are groups.
 
     Args:
         lifetime: the functions to compile.
-        theta: example of the traced inputs; shared by all slots.
+        theta: example of one lifetime's traced inputs.
         devices: devices of all processes, in a fixed order.
         width: slots a device.
         lifetimes: how many will be run.
+        theta_per_slot: every slot gets inputs of its own, as the members of a population do.
     """
     start = time.perf_counter()
     groups = -(-lifetimes // width)
     count = min(len(devices), groups) if jax.process_count() == 1 else len(devices)
     mesh = Mesh(np.asarray(devices[:count]), (AXIS,))
-    init = _over_groups(
-        lambda key_data, theta: lifetime.init(jax.random.wrap_key_data(key_data), theta), mesh, width, 1
-    )
-    run = _over_groups(lifetime.run, mesh, width, 2)
+    slots = mesh.size * width
     split, whole = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
-    jitted_init = jax.jit(init, in_shardings=(split, whole), out_shardings=split)
-    jitted_run = jax.jit(run, in_shardings=(split, whole, whole), out_shardings=split, donate_argnums=0)
-    keys = _key_shapes(mesh.size * width)
-    state = jax.eval_shape(init, keys, theta)
+    of_theta = split if theta_per_slot else whole
+    init = _over_groups(
+        lambda key_data, theta: lifetime.init(jax.random.wrap_key_data(key_data), theta),
+        mesh,
+        width,
+        (True, theta_per_slot),
+    )
+    run = _over_groups(lifetime.run, mesh, width, (True, theta_per_slot, False))
+    jitted_init = jax.jit(init, in_shardings=(split, of_theta), out_shardings=split)
+    jitted_run = jax.jit(run, in_shardings=(split, of_theta, whole), out_shardings=split, donate_argnums=0)
+    keys = _key_shapes(slots)
+    leading = (slots,) if theta_per_slot else ()
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *jnp.shape(x)), jnp.result_type(x)), theta)
+    state = jax.eval_shape(init, keys, inputs)
     with ThreadPoolExecutor(1) as pool:  # the two compilations share nothing, so they may use two cores
-        compiled_init = pool.submit(lambda: jitted_init.lower(keys, theta).compile())
-        compiled_run = jitted_run.lower(state, theta, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+        compiled_init = pool.submit(lambda: jitted_init.lower(keys, inputs).compile())
+        compiled_run = jitted_run.lower(state, inputs, jax.ShapeDtypeStruct((), jnp.int32)).compile()
         finished_init = compiled_init.result()
     seconds = time.perf_counter() - start
-    return Program(lifetime, mesh, width, seconds, init, finished_init, compiled_run)
+    return Program(lifetime, mesh, width, theta_per_slot, seconds, init, finished_init, compiled_run)
 
 
 def run_whole(program: Program, keys: jax.Array, theta: Any) -> LifetimeState:
@@ -139,18 +159,24 @@ def default_width(devices: Sequence[jax.Device], slot_bytes: int) -> int:
     return width
 
 
-def _over_groups(function: Callable[..., Any], mesh: Mesh, width: int, shared: int) -> Callable[..., Any]:
-    """``function`` of one slot → the same over all slots; the last ``shared`` arguments are common to all."""
+def _over_groups(
+    function: Callable[..., Any], mesh: Mesh, width: int, per_slot: tuple[bool, ...]
+) -> Callable[..., Any]:
+    """``function`` of one slot → the same over all slots; ``per_slot`` says which arguments have an axis of slots."""
 
-    def group(slots: Any, *rest: Any) -> Any:
+    def group(*arguments: Any) -> Any:
         if width > 1:
-            return jax.vmap(function, in_axes=(0, *[None] * shared))(slots, *rest)
+            return jax.vmap(function, in_axes=tuple(0 if own else None for own in per_slot))(*arguments)
         # A vmap of width 1 would compile to other operations than the plain program, and slower ones.
-        result = function(jax.tree.map(lambda x: x[0], slots), *rest)
-        return jax.tree.map(lambda x: x[None], result)
+        single = [
+            jax.tree.map(lambda x: x[0], argument) if own else argument
+            for argument, own in zip(arguments, per_slot, strict=True)
+        ]
+        return jax.tree.map(lambda x: x[None], function(*single))
 
     split, whole = PartitionSpec(AXIS), PartitionSpec()
-    return jax.shard_map(group, mesh=mesh, in_specs=(split, *[whole] * shared), out_specs=split, check_vma=False)
+    specs = tuple(split if own else whole for own in per_slot)
+    return jax.shard_map(group, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
 
 
 def _is_key(leaf: Any) -> bool:

@@ -36,7 +36,9 @@ def peak(environment: str, width: int, seconds: float) -> float:
 def main(environment: str, seconds: float) -> None:
     """Print the peaks, the narrow run first (the figure is the largest child so far)."""
     for width in (1, 16):
-        click.echo(f"{environment}, 16 seeds, 1e7 env steps, width {width}: peak {peak(environment, width, seconds):.2f} GiB")
+        click.echo(
+            f"{environment}, 16 seeds, 1e7 env steps, width {width}: peak {peak(environment, width, seconds):.2f} GiB"
+        )
 
 
 if __name__ == "__main__":

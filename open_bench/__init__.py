@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from open_bench.api import Cluster, compare, load_runs, train
+    from open_bench.api import Cluster, compare, load_runs, meta_train, train
     from open_bench.errors import UserError
     from open_bench.runs.agents import load_agent
 
@@ -17,9 +17,10 @@ _HOMES = {
     "compare": "open_bench.api",
     "load_agent": "open_bench.runs.agents",
     "load_runs": "open_bench.api",
+    "meta_train": "open_bench.api",
     "train": "open_bench.api",
 }
-__all__ = ["Cluster", "UserError", "compare", "load_agent", "load_runs", "train"]
+__all__ = ["Cluster", "UserError", "compare", "load_agent", "load_runs", "meta_train", "train"]
 
 
 def __getattr__(name: str) -> Any:

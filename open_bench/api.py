@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from open_bench import assets
-from open_bench.config import StudyConfig, build, load_study
+from open_bench.config import MetaConfig, StudyConfig, build, load_meta, load_study
 from open_bench.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from open_bench.meta.evolution import Progress as MetaProgress
+    from open_bench.meta.run import MetaTrained
     from open_bench.report.leaderboard import Leaderboard
     from open_bench.runs.execute import Progress
     from open_bench.scores.rows import Runs
@@ -76,8 +78,7 @@ def train(
     }
     study = build(StudyConfig, values, "train")
     runs = _run(study, steps, settings, results, devices, width, save_agents, cluster, progress)
-    scores = runs.scores[runs.scores["repetition"] < seeds]
-    return scores.sort_values("repetition", ignore_index=True)
+    return runs.scores.sort_values("repetition", ignore_index=True)
 
 
 def compare(
@@ -136,6 +137,72 @@ def compare_board(
     return leaderboard(runs, _references())
 
 
+def meta_train(
+    optimizer: str,
+    environments: Sequence[str] | None = None,
+    *,
+    config: str | MetaConfig | None = None,
+    steps: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    results: str | Path = "results",
+    devices: int | None = None,
+    cluster: Cluster | None = None,
+    progress: "MetaProgress | None" = None,
+    **changes: Any,
+) -> "MetaTrained":
+    """Evolve the meta-parameters θ of a learned optimizer, with lifetimes of the harness as fitness.
+
+    Interrupted at any moment, the same call goes on from the last generation and ends with bitwise the same θ, on any
+    number of devices. With more ``generations`` it continues a finished evolution.
+
+    Args:
+        optimizer: such as "open" or "lpo"; with "open@NAME" evolution starts from those weights.
+        environments: what fitness is measured on, in place of the configuration's.
+        config: a shipped recipe, a TOML of yours, or settings; by default the published ones of OPEN.
+        steps: env steps of a lifetime, in place of a budget's.
+        settings: PPO settings to replace, such as ``{"num_envs": 32}``.
+        name: of the weights; afterwards they are used as "open@NAME". By default it follows from the settings.
+        results: folder to write to; the evolution lies in ``<results>/meta/<name>``.
+        devices: how many devices to use; on CPU each core is one by default.
+        cluster: join several hosts, which must share ``results``.
+        progress: watcher.
+        **changes: fields of ``MetaConfig`` that replace the configuration's; None leaves a field as it is.
+
+    Raises:
+        UserError: whatever the request has wrong, before anything is compiled.
+    """
+    from open_bench.environments.catalogue import load_environment, make_environment
+    from open_bench.harness import parallel
+    from open_bench.harness.devices import start
+    from open_bench.meta.evolution import Progress
+    from open_bench.meta.run import make_request
+    from open_bench.meta.run import meta_train as run
+    from open_bench.runs.plan import slot_bytes
+    from open_bench.runs.provenance import provenance
+
+    chosen = _meta_config(config, {**changes, "environments": environments, "env_steps": steps})
+    cluster = cluster or Cluster()
+    found = start(devices, cluster.coordinator, cluster.num_processes, cluster.process_id)
+    trained, held_out = (
+        [load_environment(name).with_settings(dict(settings or {})) for name in names]
+        for names in (chosen.environments, chosen.held_out)
+    )
+    sizes = [slot_bytes(make_environment(environment), environment) for environment in trained]
+    width = parallel.default_width(found, max(sizes, default=1))
+    request = make_request(optimizer, chosen, trained, held_out, _references(), width)
+    return run(request, Path(results), name, found, progress or Progress(), provenance())
+
+
+def _meta_config(config: str | MetaConfig | None, changes: dict[str, Any]) -> MetaConfig:
+    """The settings of meta-training with the user's changes; a budget replaces a number of env steps."""
+    base = config if isinstance(config, MetaConfig) else load_meta(config) if config else MetaConfig()
+    given = {key: _tuple(value) for key, value in changes.items() if value is not None}
+    if "budget" in given and "env_steps" not in given:
+        given["env_steps"] = None
+    return build(MetaConfig, base.model_dump() | given, f"meta-training {base.name}")
+
+
 def load_runs(results: str | Path = "results") -> "Runs":
     """Every stored cell of a results folder, as tables (``cells``, ``scores``, ``curves``)."""
     from open_bench.runs.store import Store
@@ -187,7 +254,15 @@ def _run(
     store = Store(results)
     store.prepare()
     execute(plan.cells, study.seeds, store, Options(found, save_agents=save_agents), progress or Progress())
-    return store.load(list(plan.cells))
+    return _first_repetitions(store.load(list(plan.cells)), study.seeds)
+
+
+def _first_repetitions(runs: "Runs", count: int) -> "Runs":
+    """The rows of repetitions 0 … count−1: a folder may hold more than were asked for now."""
+    from open_bench.scores.rows import Runs
+
+    scores, curves = (frame[frame["repetition"] < count] for frame in (runs.scores, runs.curves))
+    return Runs(runs.cells, scores, curves)
 
 
 def _references() -> Any:

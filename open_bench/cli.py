@@ -28,13 +28,11 @@ def main() -> None:
         cli(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
-    except click.exceptions.Abort:
-        sys.exit(EXIT_INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        ERR.print("\nInterrupted. What was finished is stored; the same command goes on from here.", highlight=False)
+    except (KeyboardInterrupt, click.exceptions.Abort):  # click makes the one into the other, and ends the line
+        ERR.print("Interrupted. What was finished is stored; the same command goes on from here.", highlight=False)
         sys.exit(EXIT_INTERRUPTED)
 
 
@@ -163,6 +161,49 @@ def compare(optimizers: tuple[str, ...], environments: tuple[str, ...], **option
     OUT.print(f"Written: {_escape(str(options['results']))}/leaderboard.csv, leaderboard.md, figures/", highlight=False)
 
 
+@cli.command("meta-train")
+@click.argument("optimizer")
+@click.option("--env", "-e", "environments", multiple=True, help="Environment to train on; repeatable.")
+@click.option("--held-out", multiple=True, help="Environment that is only evaluated; repeatable.")
+@click.option("--config", metavar="NAME|FILE", help="A shipped recipe or a .toml of yours; options replace its values.")
+@click.option("--strategy", help="An evosax strategy (Open_ES by default).")
+@click.option("--population", type=int, help="Members of a generation.")
+@click.option("--generations", type=int, help="More than before continue a finished evolution.")
+@click.option("--sigma", type=float, help="Standard deviation of the search distribution.")
+@click.option("--learning-rate", type=float, help="Of Adam on the mean.")
+@click.option("--rollouts", type=int, help="Lifetimes of a member on each environment.")
+@click.option("--fitness", help="final_return or mean_return.")
+@click.option("--budget", help="Budget of a lifetime: quick, short or full.")
+@click.option("--steps", type=int, help="Env steps of a lifetime, instead of a budget.")
+@click.option("--evaluate-every", type=int, help="Compare the mean with Adam every so many generations.")
+@click.option("--seed", type=int, help="The root of all keys.")
+@click.option("--width", type=int, help="Lifetimes in a vmapped group (1 on CPU by default).")
+@click.option("--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE",
+              help="Change a PPO setting, such as num_envs=32. Repeatable.")  # fmt: skip
+@click.option("--name", help="Name of the weights; by default it follows from the settings.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@click.option("--devices", type=int, help="Devices to use. On CPU every core is one by default.")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result.")
+@click.option("--plain", is_flag=True, help="Lines instead of a bar (the default when not in a terminal).")
+def meta_train(
+    environments: tuple[str, ...], held_out: tuple[str, ...], quiet: bool, plain: bool, **options: Any
+) -> None:
+    """Evolve the weights of OPTIMIZER, a learned one, and keep them in your library.
+
+    \b
+    openbench meta-train open --config open-cartpole --name mine
+    openbench train open@mine -e cartpole
+
+    Killed at any moment, the same command goes on and ends with the same weights.
+    """
+    from open_bench import api
+    from open_bench.progress import MetaBars, MetaLines, meta_report
+
+    watcher = None if quiet else MetaLines(ERR) if plain or not ERR.is_terminal else MetaBars(ERR)
+    done = api.meta_train(environments=environments or None, held_out=held_out or None, progress=watcher, **options)
+    OUT.print(meta_report(done), highlight=False, soft_wrap=True, markup=False)
+
+
 @cli.command()
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
 @click.option("--budget", help="Only this budget.")
@@ -184,6 +225,28 @@ def list_command(kind: str) -> None:
     OUT.print(
         {"optimizers": listings.optimizers, "environments": listings.environments, "studies": listings.studies}[kind]()
     )
+
+
+@cli.command()
+@click.argument("environment")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Study seed: the root of all keys.")
+@click.option("--repetition", type=click.IntRange(0), default=0, show_default=True, help="Whose level to show.")
+@click.option("--path", type=click.Choice(["optimal", "random"]), help="Play an episode with this policy and draw it.")
+@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw a picture as well.")
+def show(environment: str, seed: int, repetition: int, path: Any, png: Path | None) -> None:
+    """Show the level of a gridworld that a repetition trains on.
+
+    \b
+    openbench show gridworld/labyrinth --path optimal
+    openbench show gridworld/rand_all --seed 1 --repetition 3 --png level.png
+    """
+    from open_bench.environments.catalogue import load_environment
+    from open_bench.environments.gridworld_pictures import show_level
+    from open_bench.harness.seeds import repetition_keys, stream
+
+    config = load_environment(environment)
+    key = stream(repetition_keys(seed, config.name, [repetition])[0], "environment")
+    OUT.print(show_level(config, key, path, png), markup=False, highlight=False, soft_wrap=True)
 
 
 @cli.command()

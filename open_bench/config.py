@@ -107,6 +107,50 @@ class StudyConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0  # study seed; larger ones are kept for references and tuning
 
 
+ANTITHETIC = ("Open_ES", "ARS", "PGPE", "GuidedES")  # strategies that sample mirrored pairs
+
+
+class MetaConfig(Config):
+    """How θ of a learned optimizer is evolved. The defaults are OPEN's published ones (Goldie et al. 2024)."""
+
+    name: Name = "custom"
+    description: str = ""
+    environments: tuple[str, ...] = ()  # that fitness is measured on; with several it is the mean of normalised returns
+    held_out: tuple[str, ...] = ()  # evaluated every ``evaluate_every`` generations, never trained on
+    budget: str = "quick"  # of a lifetime
+    env_steps: Positive | None = None  # of a lifetime, in place of the budget's
+    strategy: str = "Open_ES"  # an evosax strategy
+    population: Annotated[int, Field(ge=2)] = 64
+    generations: Positive = 500
+    sigma: Annotated[float, Field(gt=0.0)] = 0.03  # standard deviation of the search distribution
+    sigma_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.999  # a generation
+    learning_rate: Annotated[float, Field(gt=0.0)] = 0.03  # Adam on the mean of the search distribution
+    learning_rate_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.999  # a generation
+    b1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    rollouts: Positive = 1  # lifetimes of a member on each environment
+    fitness: Literal["final_return", "mean_return"] = "final_return"
+    seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0
+    width: Positive | None = None  # lifetimes in a vmapped group; by default 1 on CPU, more on accelerators
+    evaluate_every: Annotated[int, Field(ge=0)] = 0  # generations between evaluations of the mean θ; 0: never
+    evaluation_rollouts: Positive = 4
+
+    @pydantic.model_validator(mode="after")
+    def _pairs_are_whole(self) -> "MetaConfig":
+        if self.strategy in ANTITHETIC and self.population % 2:
+            raise ValueError(
+                f"population = {self.population} is odd, and {self.strategy} samples antithetic pairs: "
+                f"take {self.population - 1} or {self.population + 1}"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _held_out_is_not_trained_on(self) -> "MetaConfig":
+        both = [name for name in self.held_out if name in self.environments]
+        if both:
+            raise ValueError(f"environment '{both[0]}' is both trained on and held out")
+        return self
+
+
 _Model = TypeVar("_Model", bound=Config)
 
 
@@ -158,12 +202,21 @@ def shipped(kind: str) -> dict[str, Path]:
 
 def load_study(name: str) -> StudyConfig:
     """A study by name or by path to a TOML."""
-    files = shipped("studies")
+    return _load_named(StudyConfig, "studies", ("study", "studies"), name)
+
+
+def load_meta(name: str) -> MetaConfig:
+    """Settings of meta-training by name or by path to a TOML."""
+    return _load_named(MetaConfig, "meta", ("meta-training recipe", "recipes"), name)
+
+
+def _load_named(model: type[_Model], kind: str, words: tuple[str, str], name: str) -> _Model:
+    files = shipped(kind)
     if name in files:
-        return load(StudyConfig, files[name])
+        return load(model, files[name])
     if name.endswith(".toml"):
-        return load(StudyConfig, Path(name))
+        return load(model, Path(name))
     raise UserError(
-        f"unknown study '{name}'.{near_matches(name, list(files))} "
-        f"Known studies: {', '.join(files)}; or give the path of a .toml file."
+        f"unknown {words[0]} '{name}'.{near_matches(name, list(files))} "
+        f"Known {words[1]}: {', '.join(files)}; or give the path of a .toml file."
     )

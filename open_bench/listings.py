@@ -94,6 +94,6 @@ def weights_report(report: Mapping[str, Any]) -> Group:
 
 def _table(*columns: str) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for index, column in enumerate(columns):  # names come first and are there to be copied, so they stay whole
+        table.add_column(column, overflow="fold", no_wrap=index == 0)
     return table

@@ -1,4 +1,4 @@
-"""What a person sees while a study trains: bars in a terminal, plain lines in a log, or nothing."""
+"""What a person sees while a study trains or θ evolves: bars in a terminal, plain lines in a log, or nothing."""
 
 import math
 import time
@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from open_bench.meta.evolution import Progress as MetaWatcher
+from open_bench.meta.run import MetaTrained
 from open_bench.runs.cell import Cell
 from open_bench.runs.execute import Progress as Watcher
 
@@ -112,6 +114,98 @@ class Lines(Watcher):
     def _say(self, text: str) -> None:
         seconds = time.monotonic() - self._start
         self._console.print(f"[{seconds:6.0f} s] {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+class MetaBars(MetaWatcher):
+    """A bar over generations, with the fitness of the last one and the share of the present one that is done."""
+
+    def __init__(self, console: Console):
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:.0f}/{task.total}"),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task: Any = None
+        self._done, self._note = 0, ""
+
+    def watch(self) -> AbstractContextManager[Any]:
+        return self._bars
+
+    def planned(self, name: str, generations: int, done: int, parameters: int) -> None:
+        self._done = done
+        self._task = self._bars.add_task(f"[bold]{name}", total=generations, completed=done, note="compiling")
+
+    def evaluated(self, lifetimes: int, total: int) -> None:
+        share = f"{self._note}  ({lifetimes}/{total} lifetimes)"
+        self._bars.update(self._task, completed=self._done + lifetimes / total, note=share)
+
+    def generation(self, row: dict[str, Any], seconds_left: float) -> None:
+        self._done, self._note = row["generation"], f"{fitness_note(row)}, {_duration(seconds_left)} left"
+        self._bars.update(self._task, completed=self._done, note=self._note)
+
+
+class MetaLines(MetaWatcher):
+    """A line for the first, the last and every evaluated generation, and one every so often between, for logs."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self._start = time.monotonic()
+        self._last = -math.inf
+        self._total = 0
+
+    def planned(self, name: str, generations: int, done: int, parameters: int) -> None:
+        self._total = generations
+        resumed = f", going on after generation {done}" if done else ""
+        self._say(f"{name}: {generations} generations, θ has {parameters:,} numbers{resumed}")
+
+    def compiled(self, environment: str, seconds: float) -> None:
+        self._say(f"{environment}: compiled in {seconds:.1f} s")
+
+    def generation(self, row: dict[str, Any], seconds_left: float) -> None:
+        evaluated = any(key.startswith("return.") for key in row)
+        ends = row["generation"] == self._total
+        if evaluated or ends or time.monotonic() - self._last >= PLAIN_SECONDS:
+            self._last = time.monotonic()
+            left = "" if ends else f", about {_duration(seconds_left)} left"
+            self._say(f"generation {row['generation']}/{self._total}: {fitness_note(row)}{left}")
+
+    def _say(self, text: str) -> None:
+        seconds = time.monotonic() - self._start
+        self._console.print(f"[{seconds:6.0f} s] {text}", markup=False, highlight=False, soft_wrap=True)
+
+
+def fitness_note(row: dict[str, Any]) -> str:
+    """A generation's fitness: mean ± spread, best, what failed, and the mean θ against Adam where it was evaluated."""
+    text = f"fitness {row['fitness_mean']:.4g} ± {row['fitness_std']:.2g}, best {row['fitness_best']:.4g}"
+    text += "".join(f", {row[key]} {key}" for key in ("diverged", "unfinished") if row[key])
+    for key, value in row.items():
+        kind, _, environment = key.partition(".")
+        if kind == "return":
+            text += f"; {environment} {value:.4g} (Adam {row['adam.' + environment]:.4g})"
+    return text
+
+
+def meta_report(done: MetaTrained) -> str:
+    """What a meta-training ended with: the course of fitness, the cost, and where the weights lie."""
+    first, last = done.history.iloc[0], done.history.iloc[-1]
+    return (
+        f"fitness {first['fitness_mean']:.4g} → {last['fitness_mean']:.4g} over {int(last['generation'])} generations, "
+        f"{int(last['lifetimes']):,} lifetimes, {int(last['env_steps']):,} env steps, {_duration(last['seconds'])}\n"
+        f"weights {done.hash[:12]}: {done.path}, to be used as {done.optimizer}\n"
+        f"history and checkpoints: {done.folder}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    """Seconds for people: 42 s, 7 min, 3.2 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _note(episode_return: float, diverged: int) -> str:

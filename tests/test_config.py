@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pydantic
 import pytest
 from hypothesis import given
+
 from open_bench import config
 from open_bench.config import Config, EnvironmentConfig, PPOConfig, StudyConfig, load, load_study, shipped
 from open_bench.environments.catalogue import load_environment, make_environment
@@ -47,8 +48,8 @@ def test_a_good_file_loads(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("num_envs = 4", "num_env = 4", r"unknown key 'ppo\.num_env'\. Did you mean num_envs"),
-        ("family", "famly", r"unknown key 'famly'\. Did you mean family"),
-        ("[budgets]", "[budget]", r"unknown key 'budget'\. Did you mean budgets"),
+        ("family", "famly", r".*unknown key 'famly'\. Did you mean family"),
+        ("[budgets]", "[budget]", r".*unknown key 'budget'\. Did you mean budgets"),
         ("num_envs = 4", 'num_envs = "four"', r"ppo\.num_envs = 'four': .*integer"),
         ("num_envs = 4", "num_envs = 4.5", r"ppo\.num_envs = 4\.5: .*integer"),
         ("num_envs = 4", "num_envs = 0", r"ppo\.num_envs = 0: .*greater than 0"),

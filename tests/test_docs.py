@@ -40,7 +40,9 @@ def test_documented_optimizers_conform(name: str, files: Path) -> None:
 
 def test_documented_optimizer_trains(files: Path) -> None:
     settings = {"num_envs": 4, "num_steps": 16, "update_epochs": 1, "num_minibatches": 2}
-    rows = open_bench.train("wake_up:ENTRY", "cartpole", steps=256, settings=settings, results=files / "results", devices=1)
+    rows = open_bench.train(
+        "wake_up:ENTRY", "cartpole", steps=256, settings=settings, results=files / "results", devices=1
+    )
     assert not rows["diverged"].any()
 
 

@@ -381,7 +381,7 @@ def test_a_wrong_matrix_is_refused(values, repetitions, environments, message):
 
 
 def test_numpys_global_generator_neither_matters_nor_changes():
-    """rliable ignores its random_state; see REFERENCE 9."""
+    """rliable ignores its random_state."""
     scores = matrix(np.random.default_rng(1).normal(size=(6, 3)))
     np.random.seed(1)  # noqa: NPY002 - that generator is what the test is about
     before = np.random.get_state()  # noqa: NPY002

@@ -20,4 +20,8 @@ def make(source: str, **options: bool | int | float | str) -> Environment:
         from open_bench.environments.gymnax import GymnaxEnvironment
 
         return GymnaxEnvironment(identifier, **options)  # type: ignore[arg-type]
-    raise UserError(f"unknown environment source '{source}': it must begin with gymnax:")
+    if adapter == "gridworld":
+        from open_bench.environments.gridworld import GridworldEnvironment
+
+        return GridworldEnvironment(identifier, **options)
+    raise UserError(f"unknown environment source '{source}': it must begin with gymnax: or gridworld:")

@@ -44,6 +44,13 @@ class Environment(abc.ABC):
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
         """Start an episode: ``(observation (observation_size,), state)``."""
 
+    def reset_copies(self, key: jax.Array, copies: int) -> tuple[jax.Array, Any]:
+        """Start ``copies`` episodes together; every result has a leading axis of copies.
+
+        For tasks whose copies share something that is drawn once, such as a level; by default they share nothing.
+        """
+        return jax.vmap(self.reset)(jax.random.split(key, copies))
+
     @abc.abstractmethod
     def step(
         self, key: jax.Array, state: Any, action: jax.Array

@@ -71,7 +71,7 @@ class VectorEnvironment:
 
     def reset(self, key: Array) -> tuple[Array, VectorState]:
         """Start every copy: ``(observation (num_envs, observation_size), state)``."""
-        observation, inner = jax.vmap(self.environment.reset)(jax.random.split(key, self.num_envs))
+        observation, inner = self.environment.reset_copies(key, self.num_envs)
         zeros = jnp.zeros(self.num_envs)
         statistics = EpisodeStatistics(zeros, zeros, jnp.zeros(self.num_envs, bool))
         observation_moments = None

@@ -23,8 +23,8 @@ from open_bench.runs.agents import AGENTS, write_agents
 from open_bench.runs.cell import Cell, directory_name
 from open_bench.scores.rows import Runs
 
-SCORES = ("repetition", "final_return", "mean_return", "diverged", "env_steps")
-CURVES = ("repetition", "env_steps", "episode_return")
+SCORES = {"repetition": int, "final_return": float, "mean_return": float, "diverged": bool, "env_steps": int}
+CURVES = {"repetition": int, "env_steps": int, "episode_return": float}
 _TEMPORARY = ".tmp-"
 
 
@@ -98,8 +98,7 @@ class Store:
 
         ``agents`` are trained parameters with a leading axis of slots, the first of which are the repetitions'.
         """
-        repetitions = "-".join(f"{r:04d}" for r in sorted(scores["repetition"])[:: max(1, len(scores) - 1)])
-        path = self.path(cell) / f"shard-{repetitions}"
+        path = self.path(cell) / _shard_name(scores)
         if path.exists():  # only a damaged shard can be in the way
             _set_aside(path)
         with _written_whole(path) as folder:
@@ -147,6 +146,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         content = json.loads((path / "cell.json").read_text(encoding="utf-8"))
         name = directory_name(content["identity"])
+        _cell_row(name, content, [])  # whatever a row needs is there
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path}: no readable cell.json ({type(error).__name__}: {error})") from None
     if name != path.name:
@@ -155,21 +155,30 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def _shards(path: Path) -> list[Path]:
-    return sorted(shard for shard in path.glob("shard-*") if ".damaged" not in shard.name)
+    return sorted(path.glob("shard-*"))
+
+
+def _shard_name(scores: pd.DataFrame) -> str:
+    """``shard-<first>-<last repetition>``."""
+    repetitions = sorted(scores["repetition"])
+    return "-".join(["shard", *(f"{repetition:04d}" for repetition in repetitions[:: max(1, len(repetitions) - 1)])])
 
 
 def _read_shard(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     try:
         provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
-        for name, digest in provenance["files"].items():
-            if _digest(path / name) != digest:
+        for name in {"scores.csv", "curves.csv", *provenance["files"]}:
+            if _digest(path / name) != provenance["files"][name]:
                 raise Damaged(f"{path}: {name} is not what was written (its digest differs)")
-        scores = pd.read_csv(path / "scores.csv", float_precision="round_trip")
-        curves = pd.read_csv(path / "curves.csv", float_precision="round_trip")
+        _cost([provenance])
+        scores = pd.read_csv(path / "scores.csv", float_precision="round_trip", dtype=SCORES)
+        curves = pd.read_csv(path / "curves.csv", float_precision="round_trip", dtype=CURVES)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path}: unreadable ({type(error).__name__}: {error})") from None
-    if tuple(scores.columns) != SCORES or tuple(curves.columns) != CURVES:
+    if list(scores.columns) != list(SCORES) or list(curves.columns) != list(CURVES):
         raise Damaged(f"{path}: unexpected columns")
+    if path.name != _shard_name(scores):
+        raise Damaged(f"{path}: holds the repetitions of {_shard_name(scores)}")
     return scores, curves, provenance
 
 
@@ -190,14 +199,11 @@ def _read_cell(path: Path) -> list[tuple[dict[str, Any], pd.DataFrame, pd.DataFr
     if scores["repetition"].duplicated().any():
         raise Damaged(f"{path}: a repetition is stored twice")
     curves = pd.concat([curves for _, curves, _ in shards], ignore_index=True)
-    scores["diverged"] = scores["diverged"].astype(bool)
     return [(row, scores.assign(**labels), curves.assign(**labels))]
 
 
 def _cell_row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) -> dict[str, Any]:
     identity = content["identity"]
-    seconds = sum(p["run_seconds"] for p in provenances)
-    steps = sum(p["env_steps"] for p in provenances)
     return {
         "cell": name,
         "environment": identity["environment"],
@@ -213,6 +219,15 @@ def _cell_row(name: str, content: dict[str, Any], provenances: list[dict[str, An
         "protocol": identity["protocol"],
         "settings": json.dumps({"ppo": identity["ppo"], "options": identity["options"]}, sort_keys=True),
         "environment_version": identity["environment_version"],
+        **_cost(provenances),
+    }
+
+
+def _cost(provenances: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the shards took, and where."""
+    seconds = sum(p["run_seconds"] for p in provenances)
+    steps = sum(p["env_steps"] for p in provenances)
+    return {
         "steps_per_second": steps / seconds if seconds > 0 else float("nan"),
         "run_seconds": seconds,
         "compile_seconds": sum(p["compile_seconds"] for p in provenances),
@@ -227,7 +242,7 @@ def _digest(path: Path) -> str:
 
 def _set_aside(path: Path) -> None:
     """Move something unreadable out of the way without losing it."""
-    target = path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:6]}")
+    target = path.with_name(f".damaged-{uuid.uuid4().hex[:6]}-{path.name}")  # hidden, so named only once
     warnings.warn(f"{path} is damaged; moved to {target.name} and made anew", stacklevel=4)
     path.rename(target)
 

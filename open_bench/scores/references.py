@@ -1,7 +1,7 @@
 """Returns that scores are measured against: ``baselines/returns/<environment>.toml``.
 
 A file holds what a uniformly random policy reaches and, for each budget, what the reference optimizer (Adam with
-its shipped hyperparameters) reaches. Returns are undiscounted episode returns as DESIGN's "Scores" defines them;
+its shipped hyperparameters) reaches. Returns are undiscounted episode returns as docs/protocol.md defines them;
 ``low`` and ``high`` bound the mean over repetitions with 95 % confidence.
 
     environment = "breakout"

@@ -1,0 +1,213 @@
+"""What one fitness evaluation is: every member of a population trains agents on every environment.
+
+Members × rollouts is one axis of lifetimes, the rollouts of a member side by side. It is cut into groups of a fixed
+width and run in rounds (``harness.parallel``), so a member's fitness does not depend on the number of devices. In one
+generation rollout r has the same key for every member: differences between members are paired, and the mirrored
+members of an antithetic pair meet the same networks and environments.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from open_bench.config import PROTOCOL_VERSION, EnvironmentConfig, MetaConfig
+from open_bench.environments.catalogue import make_environment
+from open_bench.errors import UserError
+from open_bench.harness import parallel
+from open_bench.harness.lifetime import make_lifetime
+from open_bench.harness.seeds import name_to_int
+from open_bench.optimizers.candidate import Candidate, identity, prepare
+from open_bench.optimizers.entry import Budget, OptimizerEntry, Theta
+from open_bench.scores.normalize import References, Scale, normalise, scale_of
+
+TRAINING, EVALUATION = "meta-training", "meta-evaluation"  # purposes of keys; neither meets the other's
+
+
+class Fitness(NamedTuple):
+    """What one generation's evaluation gives."""
+
+    values: np.ndarray  # (population,) float64, higher is better, NaN where a member failed
+    diverged: int = 0  # members with a lifetime whose parameters or loss were not finite
+    unfinished: int = 0  # members that did not diverge, with a lifetime in which no episode ended
+    lifetimes: int = 0
+    env_steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One environment that lifetimes are run on.
+
+    Attributes:
+        environment: with the PPO settings in force.
+        num_updates: PPO updates in a lifetime.
+        candidate: the optimizer with its hyperparameters there; its θ is only an example of shapes.
+        scale: the returns that become 0 and 1; None: fitness is the raw return.
+    """
+
+    environment: EnvironmentConfig
+    num_updates: int
+    candidate: Candidate
+    scale: Scale | None = None
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps of a lifetime."""
+        return self.num_updates * self.environment.ppo.batch_size
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything about the task that determines fitness, as JSON values."""
+        config, optimizer = self.environment, identity(self.candidate)
+        return {
+            "source": config.source,
+            "options": config.options,
+            "version": config.version,
+            "ppo": json.loads(config.ppo.model_dump_json()),
+            "num_updates": self.num_updates,
+            "protocol": PROTOCOL_VERSION,
+            "hyperparameters": optimizer["hyperparameters"],
+            "scale": list(self.scale) if self.scale else None,
+        }
+
+
+def make_tasks(
+    entry: OptimizerEntry,
+    theta: Theta,
+    environments: Sequence[EnvironmentConfig],
+    config: MetaConfig,
+    references: References,
+) -> tuple[Task, ...]:
+    """The tasks of an optimizer.
+
+    Args:
+        entry: whose θ is evolved; an entry without θ works as well.
+        theta: an example of θ.
+        environments: what to train on.
+        config: gives the length of a lifetime and what fitness is.
+        references: reference returns by environment. With several environments each return is normalised,
+            (x − random)/(reference − random), by the values of ``config.budget``, whatever the lifetime's length:
+            the scale makes environments commensurable, and returns may be negative, so they are not merely divided.
+
+    Raises:
+        UserError: too short a lifetime, or several environments of which one has no usable reference.
+    """
+    tasks = []
+    for environment in environments:
+        env_steps = config.env_steps or environment.budget_steps(config.budget)
+        candidate = prepare(dataclasses.replace(entry, theta=theta), environment.name, config.budget)
+        scale = _scale(environment.name, config, references) if len(environments) > 1 else None
+        tasks.append(Task(environment, environment.num_updates(env_steps), candidate, scale))
+    return tuple(tasks)
+
+
+def _scale(environment: str, config: MetaConfig, references: References) -> Scale:
+    scale, reason = scale_of(references.get(environment), config.budget, config.fitness)
+    if scale is None:
+        raise UserError(
+            f"{environment} cannot be meta-trained on together with others: at the budget '{config.budget}' its "
+            f"returns cannot be normalised ({reason}). Leave it out, or name a budget that has a reference."
+        )
+    return scale
+
+
+def rollout_keys(seed: int, purpose: str, environment: str, generation: int, rollouts: int) -> jax.Array:
+    """Keys (rollouts,) of one generation's lifetimes on one environment, the same for every member."""
+    root = jax.random.key(seed)
+    for number in (name_to_int(purpose), name_to_int(environment), generation):
+        root = jax.random.fold_in(root, number)
+    return jax.vmap(lambda rollout: jax.random.fold_in(root, rollout))(np.arange(rollouts, dtype=np.uint32))
+
+
+class Evaluator:
+    """A task compiled for many θ at once.
+
+    Args:
+        task: what runs.
+        devices: devices of all processes.
+        width: lifetimes in a vmapped group.
+        lifetimes: how many will be run at a time.
+    """
+
+    def __init__(self, task: Task, devices: Sequence[jax.Device], width: int, lifetimes: int):
+        ppo, candidate = task.environment.ppo, task.candidate
+        budget = Budget(task.num_updates, ppo.update_epochs, ppo.num_minibatches)
+        lifetime = make_lifetime(
+            make_environment(task.environment),
+            ppo,
+            task.num_updates,
+            lambda inputs: candidate.make(budget, inputs),
+            candidate.objective,
+        )
+        self.task = task
+        self.program = parallel.compile_program(
+            lifetime, candidate.inputs, devices, width, lifetimes, theta_per_slot=True
+        )
+
+    def returns(
+        self, population: Theta, keys: jax.Array, metric: str, done: Callable[[int], None] = lambda lifetimes: None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Train every member once on every key.
+
+        Args:
+            population: θ with a leading axis of members.
+            keys: (rollouts,).
+            metric: final_return or mean_return.
+            done: told how many lifetimes each round has finished.
+
+        Returns:
+            Returns (members, rollouts), NaN where no episode ended or the lifetime diverged; and where it diverged.
+        """
+        population = jax.device_get(population)
+        leaves, rollouts = jax.tree.leaves(population), len(keys)
+        members = len(leaves[0]) if leaves else 1  # an optimizer without θ
+        count, slots = members * rollouts, self.program.slots
+        values, diverged = np.empty(count), np.empty(count, bool)
+        for start in range(0, count, slots):
+            chosen = np.minimum(np.arange(start, start + slots), count - 1)  # spare slots repeat the last lifetime
+            real = min(slots, count - start)
+            state = parallel.run_whole(
+                self.program, keys[chosen % rollouts], self._inputs(population, chosen, rollouts)
+            )
+            record, finite = parallel.gather((state.record, state.learner.finite))
+            total, known = _sums(record, metric)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                values[start : start + real] = np.where(known > 0, total / known, np.nan)[:real]
+            diverged[start : start + real] = ~finite[:real]
+            done(real)
+        values[diverged] = np.nan
+        return values.reshape(members, rollouts), diverged.reshape(members, rollouts)
+
+    def _inputs(self, population: Theta, chosen: np.ndarray, rollouts: int) -> dict[str, Any]:
+        hyperparameters = self.task.candidate.inputs["hyperparameters"]
+        own = {part: jax.tree.map(lambda leaf: leaf[chosen // rollouts], tree) for part, tree in population.items()}
+        return {**own, "hyperparameters": {key: np.full(len(chosen), x) for key, x in hyperparameters.items()}}
+
+
+def _sums(record: Any, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    if metric == "final_return":
+        return record.final_sum.astype(np.float64), record.final_count
+    return record.total_sum.astype(np.float64), record.total_count
+
+
+def combine(tasks: Sequence[Task], results: Sequence[tuple[np.ndarray, np.ndarray]]) -> Fitness:
+    """Fitness of each member: the mean over its rollouts, normalised where there is a scale, then over environments.
+
+    A member with a failed lifetime anywhere is NaN: what the others would have given it is not its fitness.
+    """
+    per_task = []
+    for task, (values, _) in zip(tasks, results, strict=True):
+        mean = values.mean(axis=1)
+        per_task.append(normalise(mean, task.scale) if task.scale else mean)
+    fitness = np.mean(per_task, axis=0)
+    diverged = np.any([lost.any(axis=1) for _, lost in results], axis=0)
+    return Fitness(
+        fitness,
+        int(diverged.sum()),
+        int((np.isnan(fitness) & ~diverged).sum()),
+        sum(values.size for values, _ in results),
+        sum(values.size * task.env_steps for task, (values, _) in zip(tasks, results, strict=True)),
+    )

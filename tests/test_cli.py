@@ -1,0 +1,375 @@
+"""The command line and the Python API: the main job from end to end, and every bad request refused in one line."""
+
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from rich.console import Console
+
+import open_bench
+from open_bench import cli
+from open_bench.config import shipped
+from open_bench.optimizers import available
+
+TINY = {"num_steps": 8, "update_epochs": 1, "num_minibatches": 2, "hidden": [8]}
+SET = [f"--set={key}={value}" for key, value in TINY.items()]
+STEPS = 4 * 8 * 40
+REQUEST = ["-o", "adam", "-o", "sgd", "-e", "cartpole", "--steps", str(STEPS), "--seeds", "2", *SET]
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def openbench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """``openbench(*arguments)`` in this process."""
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # what main changes is put back
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "argv", ["openbench", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        captured = capfd.readouterr()
+        return Answer(code, captured.out, captured.err)
+
+    return call
+
+
+def subprocess_of(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
+    # A shell that starts tests in the background has SIGINT ignored, and children inherit that.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "sys.argv[0] = 'openbench'; from open_bench import cli; cli.main()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+        **options,
+    )
+
+
+def breaking() -> optax.GradientTransformation:
+    """An optimizer whose updates are not numbers."""
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * np.nan, updates))
+
+
+def csvs(folder: Path) -> dict[str, bytes]:
+    """The stored tables, joined over shards: how rounds were cut depends on the number of devices."""
+    runs = open_bench.load_runs(folder)
+    keys = ["cell", "repetition", "env_steps"]
+    return {
+        name: table.sort_values(keys).to_csv(index=False).encode()
+        for name, table in (("scores", runs.scores), ("curves", runs.curves))
+    }
+
+
+def reports(folder: Path) -> dict[str, bytes]:
+    files = [folder / "leaderboard.csv", folder / "leaderboard.md", *folder.glob("figures/*")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# --- from end to end --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
+    """A small study, by the command line in a process of its own."""
+    folder = tmp_path_factory.mktemp("compared")
+    process = subprocess_of("compare", *REQUEST, "--results", "results", "--plain", cwd=folder)
+    out, err = process.communicate(timeout=240)
+    return folder / "results", Answer(process.returncode, out, err)
+
+
+def test_compare_prints_a_table_and_writes_the_leaderboard(compared: tuple[Path, Answer]) -> None:
+    folder, answer = compared
+    assert answer.code == 0, answer.err
+    assert "adam" in answer.out
+    assert "sgd" in answer.out
+    assert "leaderboard.csv" in answer.out
+    table = pd.read_csv(folder / "leaderboard.csv")
+    assert set(table["optimizer"]) == {"adam", "sgd"}
+    assert set(table["lifetimes"]) == {2}
+    assert "adam" in (folder / "leaderboard.md").read_text()
+    figures = list(folder.glob("figures/*.png"))
+    assert figures
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
+
+
+def test_plain_progress_is_lines(compared: tuple[Path, Answer]) -> None:
+    err = compared[1].err
+    assert "2 cells, 2 seeds each" in err
+    for name in ("adam", "sgd"):
+        assert f"{name}: seeds 0–1, 40 updates" in err
+        assert f"{name}: done, return " in err
+    assert "\x1b" not in err
+    assert "\r" not in err
+
+
+def test_leaderboard_and_figures_regenerate_byte_for_byte(
+    compared: tuple[Path, Answer], tmp_path: Path, openbench: Callable[..., Answer]
+) -> None:
+    shutil.copytree(compared[0] / "runs", tmp_path / "runs")
+    answer = openbench("leaderboard", "--results", tmp_path)
+    assert answer.code == 0, answer.err
+    assert "adam" in answer.out
+    assert reports(tmp_path) == reports(compared[0])
+    assert len(reports(tmp_path)) >= 4
+
+
+def test_the_api_gives_the_same_bytes(compared: tuple[Path, Answer], tmp_path: Path) -> None:
+    request = {"steps": STEPS, "seeds": 2, "settings": TINY, "results": tmp_path}
+    frame = open_bench.compare(optimizers=["adam", "sgd"], environments=["cartpole"], **request)
+    assert csvs(tmp_path) == csvs(compared[0])
+    assert isinstance(frame, pd.DataFrame)
+    assert set(frame["optimizer"]) == {"adam", "sgd"}
+    assert list(frame["rank"]) == sorted(frame["rank"])
+    # ``train`` finds the same cell and has nothing left to do; one seed of the two may be asked for.
+    scores = open_bench.train("sgd", "cartpole", **{**request, "seeds": 1})
+    assert list(scores["repetition"]) == [0]
+    assert {"final_return", "mean_return", "diverged", "env_steps"} <= set(scores)
+    stored = open_bench.load_runs(tmp_path).select(optimizer="sgd").scores
+    assert scores["final_return"].iloc[0] == stored["final_return"].iloc[0]
+    assert csvs(tmp_path) == csvs(compared[0])
+
+
+def test_what_is_stored_is_not_trained_again(
+    compared: tuple[Path, Answer], tmp_path: Path, openbench: Callable[..., Answer]
+) -> None:
+    shutil.copytree(compared[0], tmp_path / "results")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/runs/*/shard-*")}
+    answer = openbench("train", "adam", "-e", "cartpole", "--steps", STEPS, "--seeds", 2, *SET,
+                       "--results", tmp_path / "results", "--plain")  # fmt: skip
+    assert answer.code == 0
+    assert "stored already" in answer.err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(list(tmp_path.glob("results/runs/*/shard-*"))) == len(before)
+    rows = [line.split() for line in answer.out.splitlines()]
+    assert [row[0] for row in rows[1:3]] == ["0", "1"]
+
+
+def test_quiet_prints_the_result_and_nothing_else(
+    compared: tuple[Path, Answer], tmp_path: Path, openbench: Callable[..., Answer]
+) -> None:
+    shutil.copytree(compared[0], tmp_path / "results")
+    answer = openbench(
+        "train", "sgd", "-e", "cartpole", "--steps", STEPS, *SET, "--results", tmp_path / "results", "-q"
+    )
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.out
+
+
+def test_a_study_of_ones_own(compared: tuple[Path, Answer], tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+    """Settings of the study's file, with a seed fewer than stored: everything is there already."""
+    shutil.copytree(compared[0], tmp_path / "results")
+    study = tmp_path / "mine.toml"
+    study.write_text('name = "mine"\noptimizers = ["sgd"]\nenvironments = ["cartpole"]\nseeds = 2\n')
+    answer = openbench("compare", study, "--steps", STEPS, *SET, "--results", tmp_path / "results", "--plain")
+    assert answer.code == 0, answer.err
+    assert "sgd: done, stored already" in answer.err
+    assert "adam" not in answer.err
+
+
+def test_an_optimizer_that_diverges_is_shown(tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+    answer = openbench("train", f"{__name__}:breaking", "-e", "cartpole", "--steps", STEPS, *SET, "--results", tmp_path)
+    assert answer.code == 0, answer.err
+    assert "diverged" in answer.out
+    assert "diverged" in answer.err
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    steps, seeds = 4 * 8 * 1000, 4
+    request = ["--steps", steps, "--seeds", seeds, *SET, "--results", tmp_path]
+    process = subprocess_of("train", "adam", "-e", "cartpole", *request, "--devices", 1, "--plain")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/shard-0000")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, err
+    assert "Interrupted. What was finished is stored; the same command goes on from here." in err
+    assert "Traceback" not in err
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/shard-*")}
+    assert 1 <= len(finished) < seeds
+    scores = open_bench.train("adam", "cartpole", steps=steps, seeds=seeds, settings=TINY, results=tmp_path)
+    assert list(scores["repetition"]) == list(range(seeds))
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+
+
+# --- what there is ----------------------------------------------------------------------------------------------------
+
+
+def test_lists(openbench: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "OUT", Console(width=300))
+    for kind, names in (
+        ("optimizers", available()),
+        ("environments", shipped("environments")),
+        ("studies", shipped("studies")),
+    ):
+        answer = openbench("list", kind)
+        assert answer.code == 0, answer.err
+        first = {line.split()[0] for line in answer.out.splitlines() if line.strip()}
+        assert set(names) <= first
+
+
+def test_help_and_version(openbench: Callable[..., Answer]) -> None:
+    assert "openbench compare" in openbench("-h").out
+    assert "--devices" in openbench("train", "--help").out
+    assert openbench("--version").out.startswith("openbench, version ")
+
+
+# --- bad requests -----------------------------------------------------------------------------------------------------
+
+GOOD = {"optimizer": "adam", "--env": "cartpole", "--steps": str(STEPS), "--seeds": "1"}
+
+BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
+    "unknown optimizer": ({"optimizer": "adm"}, "unknown optimizer 'adm'. Did you mean adam"),
+    "unknown optimizer setting": ({"optimizer": "adam:learning_rat=1"}, "no setting 'learning_rat'. Did you mean"),
+    "setting of the wrong kind": ({"optimizer": "adam:learning_rate=fast"}, "learning_rate = 'fast' is not a float"),
+    "malformed name": ({"optimizer": "adam:"}, "optimizer 'adam:'"),
+    "unknown objective": ({"optimizer": "adam+dpoo"}, "unknown policy objective 'dpoo'. Did you mean dpo"),
+    "unknown in optax": ({"optimizer": "optax.adabeleif"}, "optax has no 'adabeleif'. Did you mean adabelief"),
+    "needs closures": ({"optimizer": "optax.lbfgs"}, "optax.lbfgs cannot be benchmarked"),
+    "missing module": ({"optimizer": "no_such_module:x"}, "cannot import no_such_module"),
+    "no weights": ({"optimizer": "lpo@nowhere"}, "nowhere"),
+    "unknown environment": ({"--env": "brekout"}, "unknown environment 'brekout'. Did you mean breakout"),
+    "missing file": ({"--env": "nowhere.toml"}, "nowhere.toml: no such file"),
+    "negative steps": ({"--steps": "-5"}, "-5 steps on cartpole are fewer than one PPO update"),
+    "zero steps": ({"--steps": "0"}, "0 steps on cartpole"),
+    "too few steps": ({"--steps": "511"}, "4 × 128 = 512 env steps. Ask for more steps, or"),
+    "no seeds": ({"--seeds": "0"}, "seeds = 0"),
+    "negative seeds": ({"--seeds": "-1"}, "seeds = -1"),
+    "negative seed": ({"--seed": "-1"}, "seed = -1"),
+    "seed out of range": ({"--seed": "1000000"}, "seed = 1000000"),
+    "no equals sign": ({"--set": "num_envs"}, "--set num_envs: expected KEY=VALUE"),
+    "no value": ({"--set": "num_envs="}, "expected KEY=VALUE"),
+    "unknown setting": ({"--set": "num_env=4"}, "unknown key 'num_env'. Did you mean num_envs"),
+    "bad setting": ({"--set": "gamma=2"}, "gamma = 2: "),
+    "text for a number": ({"--set": "num_envs=many"}, "num_envs = 'many': "),
+    "minibatches": ({"--set": "num_minibatches=3"}, "num_minibatches = 3 does not divide"),
+    "no devices": ({"--devices": "0"}, "--devices must be at least 1, not 0"),
+    "no width": ({"--width": "0"}, "--width must be at least 1, not 0"),
+    "half a cluster": ({"--coordinator": "127.0.0.1:9"}, "go together"),
+}
+
+
+def check_refused(answer: Answer, message: str, folder: Path) -> None:
+    """Code 2, one line on stderr that says what is wrong, and nothing trained."""
+    assert answer.code == 2, answer
+    assert answer.out == ""
+    assert answer.err.startswith("error: ")
+    assert answer.err.count("\n") == 1
+    assert answer.err.endswith("\n")
+    assert message in answer.err
+    assert "Traceback" not in answer.err
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("kind", BAD_TRAIN)
+def test_a_bad_request_is_refused_in_one_line(kind: str, tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+    change, message = BAD_TRAIN[kind]
+    request = {**GOOD, **change}
+    arguments = [request.pop("optimizer"), *itertools.chain.from_iterable(request.items())]
+    answer = openbench("train", *arguments, "--results", tmp_path / "results")
+    check_refused(answer, message, tmp_path / "results")
+
+
+def test_the_good_request_is_good(compared: tuple[Path, Answer], openbench: Callable[..., Answer]) -> None:
+    """Else the test above would show nothing: what it changes is the only thing wrong."""
+    arguments = ["adam", *itertools.chain.from_iterable(list(GOOD.items())[1:])]
+    answer = openbench("train", *arguments, *SET, "--results", compared[0])
+    assert answer.code == 0, answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["quik"], "unknown study 'quik'. Did you mean quick"),
+        (["-o", "adam", "-o", "adam"], "optimizer 'adam' is listed twice"),
+        (["-e", "cartpole", "-e", "cartpole"], "environment 'cartpole' is listed twice"),
+        (["--budget", "quik"], "has no budget 'quik' (it has quick, short, full). Did you mean quick"),
+        (["--seeds", "0"], "seeds = 0"),
+        (["-o", "adam", "-o", "lin"], "unknown optimizer 'lin'. Did you mean lion"),
+    ],
+    ids=" ".join,
+)
+def test_a_bad_study_is_refused_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, openbench: Callable[..., Answer]
+) -> None:
+    check_refused(openbench("compare", *arguments, "--results", tmp_path / "results"), message, tmp_path / "results")
+
+
+def test_a_misspelt_key_in_a_toml_is_named(tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+    study = tmp_path / "mine.toml"
+    study.write_text('name = "mine"\noptimisers = ["adam"]\nenvironments = ["cartpole"]\n')
+    answer = openbench("compare", study, "--results", tmp_path / "results")
+    check_refused(answer, f"{study}: ", tmp_path / "results")
+    assert "unknown key 'optimisers'. Did you mean optimizers?" in answer.err
+    study.write_text('name = "mine"\noptimizers = ["adam"\nseeds = 4\n')
+    answer = openbench("compare", study, "--results", tmp_path / "results")
+    check_refused(answer, f"{study}: ", tmp_path / "results")
+    assert "line 3" in answer.err
+
+
+def test_results_that_cannot_be_written(tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "results"
+    answer = openbench("train", "adam", "-e", "cartpole", "--steps", 512, "--results", folder)
+    check_refused(answer, f"cannot write results to {folder}: Not a directory", folder)
+
+
+def test_a_leaderboard_of_nothing(tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+    answer = openbench("leaderboard", "--results", tmp_path / "results")
+    check_refused(answer, "no stored runs", tmp_path / "results")
+    (tmp_path / "results" / "runs").mkdir(parents=True)
+    answer = openbench("leaderboard", "--results", tmp_path / "results")
+    assert answer.code == 2
+    assert answer.err.count("\n") == 1
+
+
+def test_what_click_refuses(openbench: Callable[..., Answer]) -> None:
+    for arguments in (
+        ["train", "adam"],
+        ["train", "adam", "-e", "cartpole", "--seeds", "many"],
+        ["list", "x"],
+        ["trai"],
+    ):
+        answer = openbench(*arguments)
+        assert answer.code == 2
+        assert "Error: " in answer.err
+        assert "Traceback" not in answer.err
+
+
+def test_the_program_itself_exits_with_2() -> None:
+    """What the other tests check inside this process holds for the installed command."""
+    program = Path(sys.executable).with_name("openbench")
+    done = subprocess.run([program, "compare", "quik"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: unknown study 'quik'. Did you mean quick?")
+    assert done.stderr.count("\n") == 1

@@ -1,6 +1,5 @@
 """The gridworld: golden episodes of the original, the table of distributions, exact returns, places, bad input."""
 
-import dataclasses
 import math
 from functools import cache
 from pathlib import Path
@@ -160,7 +159,7 @@ def near(found: Any, expected: Any, samples: int = SAMPLES) -> bool:
 
 
 def uniformity(values: np.ndarray, low: float, high: float) -> float:
-    """Kolmogorov's distance of a sample from the uniform distribution, in units of a bound that one in a million exceeds."""
+    """Kolmogorov's distance to the uniform distribution, in units of what one sample in a million exceeds."""
     ordered = np.sort((values - low) / (high - low))
     assert ordered[0] >= -1e-6
     assert ordered[-1] <= 1 + 1e-6
@@ -381,8 +380,8 @@ def test_moves() -> None:
 def test_a_small_level_uses_its_own_rows() -> None:
     """Cells count by the level's side, not by the largest one."""
     environment = gridworld("rand_all", random_places=False)
-    wide = scene("S..", "...", "a..", objects=((1, 0, 0),) * 1)
-    pad = lambda x, n: np.pad(np.asarray(x), (0, n - len(x)))  # noqa: E731
+    wide = scene("S..", "...", "a..", objects=((1, 0, 0),))
+    pad = lambda x, n: np.pad(np.asarray(x), (0, n - len(x)))
     level = make_level(
         3, 10, jnp.asarray(pad(wide.walls, 100)), wide.start, pad(wide.cells, 5), pad(wide.used, 5),
         pad(wide.rewards, 5), pad(wide.terminate, 5), pad(wide.respawn, 5),
@@ -516,7 +515,7 @@ def test_other_environments_are_started_as_before() -> None:
 
 def test_values_that_are_known() -> None:
     corridor = ("S.a", "###", "...")
-    value = lambda horizon, thing: optimal_return(scene(*corridor, horizon=horizon, objects=(thing,)))  # noqa: E731
+    value = lambda horizon, thing: optimal_return(scene(*corridor, horizon=horizon, objects=(thing,)))
     assert value(1, (1.0, 0.0, 0.0)) == 0.0  # too far
     assert value(2, (1.0, 0.0, 0.0)) == pytest.approx(1.0)
     assert value(9, (-1.0, 0.0, 1.0)) == 0.0  # better left alone
@@ -543,7 +542,7 @@ def test_policies_return_their_values(seed: int) -> None:
     solution = solve(level)
     best = returns_of(environment, level, optimal_policy(solution), 4000)
     random = returns_of(environment, level, random_action, 4000)
-    error = lambda values: 4 * values.std() / math.sqrt(len(values)) + 1e-4  # noqa: E731
+    error = lambda values: 4 * values.std() / math.sqrt(len(values)) + 1e-4
     assert abs(best.mean() - solution.value) < error(best)
     assert abs(random.mean() - random_return(level)) < error(random)
     assert random_return(level) < solution.value
@@ -631,8 +630,7 @@ def test_options_change_a_distribution() -> None:
     assert changed.sizes == (12, 12)
     assert changed.respawn == ((0.5, 0.5),) * 5
     assert changed.observation_size == 144 * 6 + 1
-    base = DISTRIBUTIONS["rand_dense"]
-    assert dataclasses.replace(gridworld("rand_dense").distribution) == base
+    assert gridworld("rand_dense").distribution == DISTRIBUTIONS["rand_dense"]
 
 
 @pytest.mark.parametrize("how", ["file", "text"])

@@ -166,13 +166,12 @@ def test_b1_is_adams() -> None:
 
 
 def test_a_mean_that_is_not_finite_is_an_error() -> None:
-    config = MetaConfig(population=4, learning_rate=1e38, generations=50, b1=0.0)
-    with pytest.raises(UserError, match=r"mean θ is not finite after generation \d+: lower sigma"):
-        evolve(config, theta_of(3e38), fitness_of(lambda x: x[:, 0]))
+    with pytest.raises(UserError, match=r"mean θ is not finite after generation 1: lower sigma"):
+        evolve(MetaConfig(population=4), theta_of(np.inf), fitness_of(lambda x: np.arange(4.0)))
 
 
 def test_lifetimes_without_an_episodes_end_are_an_error() -> None:
-    with pytest.raises(UserError, match="no member has ended an episode .* --steps"):
+    with pytest.raises(UserError, match=r"no member has ended an episode .* --steps"):
         evolve(MetaConfig(population=4), theta_of(0.0), lambda *_: Fitness(np.full(4, np.nan), unfinished=4))
 
 
@@ -209,8 +208,9 @@ def test_several_environments_need_references() -> None:
 
 
 def test_keys_differ_by_everything_but_the_member() -> None:
-    cases = [(0, "meta-training", "cartpole", 0), (1, "meta-training", "cartpole", 0), (0, "meta-evaluation", "cartpole", 0),
-             (0, "meta-training", "breakout", 0), (0, "meta-training", "cartpole", 1)]  # fmt: skip
+    training, evaluation = tasks.TRAINING, tasks.EVALUATION
+    cases = [(0, training, "cartpole", 0), (1, training, "cartpole", 0), (0, evaluation, "cartpole", 0),
+             (0, training, "breakout", 0), (0, training, "cartpole", 1)]  # fmt: skip
     drawn = [jax.random.key_data(tasks.rollout_keys(*case, rollouts=3)) for case in cases]
     assert len(np.unique(np.concatenate(drawn), axis=0)) == 15
     np.testing.assert_array_equal(drawn[0], jax.random.key_data(tasks.rollout_keys(*cases[0], rollouts=3)))
@@ -625,8 +625,8 @@ def test_recipes_ship_and_the_published_ones_are_the_papers() -> None:
     recipes = {name: load_meta(name) for name in shipped("meta")}
     assert {"open", "lpo", "open-cartpole"} <= set(recipes)
     assert all(recipe.name == name and recipe.description for name, recipe in recipes.items())
-    published = dict(population=64, sigma=0.03, learning_rate=0.03, b1=0.99, rollouts=1, fitness="final_return",
-                     strategy="Open_ES", budget="full", env_steps=None)  # fmt: skip
+    published = {"population": 64, "sigma": 0.03, "learning_rate": 0.03, "b1": 0.99, "rollouts": 1,
+                 "fitness": "final_return", "strategy": "Open_ES", "budget": "full", "env_steps": None}  # fmt: skip
     for name, decay, generations in (("open", 0.999, 500), ("lpo", 0.99, 800)):
         found = recipes[name].model_dump()
         assert published.items() <= found.items()

@@ -35,6 +35,9 @@ class State(NamedTuple):
     time: Array  # () int32: env steps of this episode
 
 
+Policy = Callable[[Array, State, Array], Array]  # (key, state, observation) → action
+
+
 class _Draws(NamedTuple):
     """The random numbers of a step, uniform in [0, 1)."""
 
@@ -175,15 +178,13 @@ class Episode(NamedTuple):
     terminated: Array  # () bool: by an object; False: by the horizon
 
 
-def play(
-    environment: GridworldEnvironment, level: Level, policy: Callable[[Array, State, Array], Array], key: Array
-) -> Episode:
+def play(environment: GridworldEnvironment, level: Level, policy: Policy, key: Array) -> Episode:
     """Play one episode; jittable.
 
     Args:
         environment: of the level's distribution.
         level: where.
-        policy: ``(key, state, observation) → action``.
+        policy: what to do.
         key: of the episode.
     """
     start_key, steps_key = jax.random.split(key)
@@ -202,5 +203,6 @@ def play(
     keys = jax.random.split(steps_key, environment.distribution.horizons[1])
     (last, _, ended), rows = jax.lax.scan(one_step, (start, jnp.bool_(False), jnp.bool_(False)), keys)
     firsts = (start.cell, start.cells, start.exists)
-    places = [jnp.concatenate([first[None], row]) for first, row in zip(firsts, rows[:3], strict=True)]
-    return Episode(*places, *rows[3:], last.time, ended)
+    cell, cells, exists = (jnp.concatenate([first[None], row]) for first, row in zip(firsts, rows[:3], strict=True))
+    action, reward = rows[3:]
+    return Episode(cell, cells, exists, action, reward, last.time, ended)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from open_bench.environments.gridworld import ACTIONS, State
+from open_bench.environments.gridworld import ACTIONS, Policy, State
 from open_bench.environments.gridworld_levels import Level
 
 # Without it, an undiscounted policy with time to spare would as soon wait as go. Values lose a relative 1e-9 a step,
@@ -44,8 +44,8 @@ def solve(level: Level) -> Solution:
     return Solution(value, actions)
 
 
-def optimal_policy(solution: Solution) -> Callable[[Any, State, Any], jax.Array]:
-    """A policy for ``gridworld.play``: ``(key, state, observation) → action``."""
+def optimal_policy(solution: Solution) -> Policy:
+    """The policy of a solution, for ``gridworld.play``."""
     actions = jnp.asarray(solution.actions)
 
     def policy(key: Any, state: State, observation: Any) -> jax.Array:

@@ -13,7 +13,7 @@ import numpy as np
 
 from open_bench.config import EnvironmentConfig
 from open_bench.environments.catalogue import make_environment
-from open_bench.environments.gridworld import ACTIONS, Episode, GridworldEnvironment, State, play
+from open_bench.environments.gridworld import ACTIONS, Episode, GridworldEnvironment, Policy, State, play
 from open_bench.environments.gridworld_levels import Level
 from open_bench.environments.gridworld_optimal import optimal_policy, random_return, solve
 from open_bench.errors import UserError
@@ -51,10 +51,11 @@ def show_level(
         raise UserError(f"{config.name} has random places: optimal episodes are known where places are fixed only")
     state: State = jax.tree.map(lambda x: x[0], jax.jit(environment.reset_copies, static_argnums=1)(key, 1)[1])
     level = state.level._replace(start=state.cell, cells=state.cells)
-    lines, policy = [], _random_action
+    lines: list[str] = []
+    policy: Policy = _random_action
     if fixed:
         solution = solve(level)
-        lines = [f"Expected return: optimal {solution.value:.3f}, random policy {random_return(level):.3f}."]
+        lines.append(f"Expected return: optimal {solution.value:.3f}, random policy {random_return(level):.3f}.")
         policy = optimal_policy(solution) if path == "optimal" else policy
     episode = None
     if path is not None:
@@ -88,11 +89,11 @@ def level_text(level: Level, episode: Episode | None = None) -> str:
                 area[before] = _ARROWS[episode.action[time]]
         area[episode.cell[int(episode.length)]] = "E"
     area[start] = "S"
-    for i in np.flatnonzero(level.used):
+    for i in _used(level):
         area[cells[i]] = _letter(i)
     border = "+" + "-" * (2 * size + 1) + "+"
     rows = ["| " + " ".join(row) + " |" for row in area.reshape(size, size)]
-    legend = ["", *(_object_line(level, i) for i in np.flatnonzero(level.used))]
+    legend = ["", *(_object_line(level, i) for i in _used(level))]
     return "\n".join([border, *rows, border, *legend])
 
 
@@ -149,8 +150,12 @@ def _places(level: Level, episode: Episode | None) -> tuple[int, np.ndarray]:
     return int(episode.cell[0]), np.asarray(episode.cells[0])
 
 
+def _used(level: Level) -> list[int]:
+    return [int(i) for i in np.flatnonzero(level.used)]
+
+
 def _letter(i: int) -> str:
-    return chr(ord("a") + int(i) % 26)
+    return chr(ord("a") + i % 26)
 
 
 def _facts(level: Level, i: int) -> tuple[str, str, str]:
@@ -167,7 +172,7 @@ def _object_line(level: Level, i: int) -> str:
     return f"{_letter(i)}  {reward:<16}{terminate:<27}{respawn}"
 
 
-def _centre(level: Level, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _centre(level: Level, cells: Any) -> tuple[np.ndarray, np.ndarray]:
     """(x, y) of cells; rows go down."""
     row, column = np.divmod(cells, int(level.size))
     return column + 0.5, row + 0.5
@@ -228,20 +233,19 @@ def _way(middles: np.ndarray, aside: float = 0.13) -> np.ndarray:
 def _draw_objects(axes: "Axes", level: Level, cells: np.ndarray) -> None:
     from matplotlib.patches import Circle
 
-    for i in np.flatnonzero(level.used):
-        x, y = _centre(level, cells[i])
-        reward = float(level.rewards[i])
-        axes.add_patch(Circle((float(x), float(y)), 0.36, color=_GOOD if reward >= 0 else _BAD, zorder=3))
+    for i in _used(level):
+        x, y = (float(value) for value in _centre(level, cells[i]))
+        axes.add_patch(Circle((x, y), 0.36, color=_GOOD if level.rewards[i] >= 0 else _BAD, zorder=3))
         axes.text(x, y, _letter(i), color="white", ha="center", va="center", zorder=4, weight="bold")
 
 
 def _draw_start(axes: "Axes", level: Level, start: int) -> None:
-    x, y = _centre(level, np.asarray(start))
+    x, y = _centre(level, start)
     axes.plot(x, y, marker="D", color=_START, markersize=9, zorder=3)
 
 
 def _draw_legend(axes: "Axes", level: Level, path: bool, notes: Sequence[str]) -> None:
-    objects = np.flatnonzero(level.used)
+    objects = _used(level)
     wrapped = [textwrap.wrap(note, 36) for note in notes]
     needed = 2.0 + 3.8 * len(objects) + sum(len(lines) + 0.8 for lines in wrapped)
     axes.axis("off")

@@ -70,14 +70,14 @@ class Store:
     def create(self, cell: Cell, description: dict[str, Any]) -> Path:
         """Make the cell's directory if need be, and clear what a killed writer left. Hold the lock."""
         path = self.path(cell)
+        for leftover in [*path.glob(f"{_TEMPORARY}*"), *self.runs.glob(f"{_TEMPORARY}{cell.name}-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)
         if path.exists() and not _is_cell(path):
             _set_aside(path)
         if not path.exists():
             content = {"identity": cell.identity, **description}
             with _written_whole(path) as folder:
                 (folder / "cell.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        for leftover in path.glob(f"{_TEMPORARY}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
         return path
 
     def repetitions(self, cell: Cell) -> set[int]:
@@ -250,7 +250,7 @@ def _set_aside(path: Path) -> None:
 @contextlib.contextmanager
 def _written_whole(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` which takes its name when the block ends well."""
-    folder = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+    folder = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex}")
     folder.mkdir(parents=True)
     try:
         yield folder

@@ -248,8 +248,8 @@ def test_shipped_environments_have_the_published_settings(name: str) -> None:
     environment = make_environment(shipped)
     assert isinstance(environment, GridworldEnvironment)
     distribution = environment.distribution
-    # Twice the longest episode fits into every budget, so that a return is reported, and not only of a first episode.
-    assert shipped.num_updates(shipped.budgets["quick"]) * ppo.num_steps >= 1.9 * min(distribution.horizons[1], 1000)
+    # The longest episode fits into every budget: without a finished one there is no return to report.
+    assert shipped.num_updates(shipped.budgets["quick"]) * ppo.num_steps > distribution.horizons[1]
     assert distribution.tabular == (not name.startswith("rand_")) == (not distribution.random_places)
 
 

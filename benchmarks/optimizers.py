@@ -4,8 +4,8 @@
     python benchmarks/optimizers.py -o open -o velo      some of them
     python benchmarks/optimizers.py --no-lifetimes       updates only
 
-Learned entries run with freshly initialised θ: the cost does not depend on the numbers in it. Lifetimes are two seeds on
-two devices (as many as there are), each optimizer alternated with Adam; the median ratio counts.
+Learned entries run with freshly initialised θ: the cost does not depend on the numbers in it. Lifetimes are two seeds
+on two devices (as many as there are), each optimizer alternated with Adam; the median ratio counts.
 """
 
 import os

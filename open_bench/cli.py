@@ -183,6 +183,9 @@ def compare(optimizers: tuple[str, ...], environments: tuple[str, ...], **option
 @click.option("--name", help="Name of the weights; by default it follows from the settings.")
 @click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
 @click.option("--devices", type=int, help="Devices to use. On CPU every core is one by default.")
+@click.option("--coordinator", metavar="HOST:PORT", help="Join a jax.distributed cluster at this address.")
+@click.option("--num-processes", type=int, help="Processes in the cluster; they share the results folder.")
+@click.option("--process-id", type=int, help="This process's number in the cluster, from 0.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result.")
 @click.option("--plain", is_flag=True, help="Lines instead of a bar (the default when not in a terminal).")
 def meta_train(
@@ -200,7 +203,10 @@ def meta_train(
     from open_bench.progress import MetaBars, MetaLines, meta_report
 
     watcher = None if quiet else MetaLines(ERR) if plain or not ERR.is_terminal else MetaBars(ERR)
-    done = api.meta_train(environments=environments or None, held_out=held_out or None, progress=watcher, **options)
+    cluster = api.Cluster(*(options.pop(key) for key in ("coordinator", "num_processes", "process_id")))
+    done = api.meta_train(
+        environments=environments or None, held_out=held_out or None, cluster=cluster, progress=watcher, **options
+    )
     OUT.print(meta_report(done), highlight=False, soft_wrap=True, markup=False)
 
 

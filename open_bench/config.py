@@ -148,6 +148,8 @@ class MetaConfig(Config):
         both = [name for name in self.held_out if name in self.environments]
         if both:
             raise ValueError(f"environment '{both[0]}' is both trained on and held out")
+        if self.held_out and not self.evaluate_every:
+            raise ValueError("held_out is evaluated every evaluate_every generations, and that is 0: never")
         return self
 
 

@@ -40,7 +40,7 @@ class Bars(Watcher):
         return self._bars
 
     def planned(self, cells: Sequence[Cell], repetitions: int) -> None:
-        total = sum(cell.num_updates for cell in cells) * repetitions
+        total = sum(cell.lifetime_steps for cell in cells) * repetitions
         self._study = self._bars.add_task("[bold]study", total=total, note=f"{len(cells)} cells")
         self._repetitions = repetitions
 
@@ -54,13 +54,13 @@ class Bars(Watcher):
 
     def advanced(self, cell: Cell, updates: int, episode_return: float, diverged: int) -> None:
         self._bars.update(self._cell, advance=updates, note=_note(episode_return, diverged))
-        self._bars.update(self._study, advance=updates)
+        self._bars.update(self._study, advance=updates * cell.environment.ppo.batch_size)
 
     def cell_finished(self, cell: Cell, trained: int) -> None:
         if self._cell is not None:
             self._bars.remove_task(self._cell)
             self._cell = None
-        stored = (self._repetitions - trained) * cell.num_updates
+        stored = (self._repetitions - trained) * cell.lifetime_steps
         self._bars.update(self._study, advance=stored)
 
     def waiting(self, cells: list[Cell]) -> None:
@@ -78,7 +78,7 @@ class Lines(Watcher):
         self._return, self._diverged = math.nan, 0
 
     def planned(self, cells: Sequence[Cell], repetitions: int) -> None:
-        self._total = sum(cell.num_updates for cell in cells) * repetitions
+        self._total = sum(cell.lifetime_steps for cell in cells) * repetitions
         self._repetitions = repetitions
         self._say(f"{len(cells)} cells, {repetitions} seeds each")
 
@@ -89,7 +89,7 @@ class Lines(Watcher):
         )
 
     def advanced(self, cell: Cell, updates: int, episode_return: float, diverged: int) -> None:
-        self._done += updates
+        self._done += updates * cell.environment.ppo.batch_size
         self._in_cell += updates
         self._return, self._diverged = episode_return, diverged
         if time.monotonic() - self._last >= PLAIN_SECONDS:
@@ -102,7 +102,7 @@ class Lines(Watcher):
             )
 
     def cell_finished(self, cell: Cell, trained: int) -> None:
-        self._done += (self._repetitions - trained) * cell.num_updates
+        self._done += (self._repetitions - trained) * cell.lifetime_steps
         note = _note(self._return, self._diverged) if trained else "stored already"
         self._say(f"{cell.environment.name} · {cell.optimizer}: done, {note}")
 

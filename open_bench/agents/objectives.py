@@ -75,9 +75,13 @@ def lpo(theta: Any, log_prob: Array, log_prob_old: Array, advantage: Array, clip
 
 
 def init_lpo(key: Array) -> dict[str, Array]:
-    """θ = 0, where evolution starts: almost PPO-clip."""
-    del key
-    return {"kernel_0": jnp.zeros((8, LPO_HIDDEN)), "kernel_1": jnp.zeros((LPO_HIDDEN, 1))}
+    """Where evolution starts: a drift network whose output is 0, so almost PPO-clip.
+
+    Only ``kernel_1`` is 0. The network is even in θ (changing the sign of both kernels changes nothing), so around
+    θ = 0 the members of an antithetic pair always tie and evolution would see no gradient.
+    """
+    kernel_0 = jax.random.normal(key, (8, LPO_HIDDEN), jnp.float32) / 8**0.5
+    return {"kernel_0": kernel_0, "kernel_1": jnp.zeros((LPO_HIDDEN, 1))}
 
 
 def validate_lpo(theta: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from open_bench.weights.store import WeightsError
 
 REFERENCE_OPTIMIZER = "adam"  # what evaluations of the mean θ are compared with
 # These change neither θ nor the rows of the history that are there already.
-_FREE = {"name", "description", "generations", "environments", "width"}
+_FREE = {"name", "description", "generations"}
+_SPELT_OUT = {"environments", "held_out", "width", "budget", "env_steps"}  # the identity holds what these lead to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Request:
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that determines θ, as JSON values; the number of generations does not: more can be added."""
-        config = {key: value for key, value in self.config.model_dump(mode="json").items() if key not in _FREE}
+        config = {
+            key: value for key, value in self.config.model_dump(mode="json").items() if key not in _FREE | _SPELT_OUT
+        }
         return {
             "optimizer": self.entry.name,
             "objective": self.entry.objective.name,
@@ -354,7 +358,7 @@ def describe(request: Request, evolved: Evolved, provenance: Mapping[str, Any], 
             "devices": devices,
             "device": provenance.get("hardware", "unknown"),
         },
-        "provenance": dict(provenance),
+        "provenance": {**provenance, "packages": {**provenance.get("packages", {}), "evosax": version("evosax")}},
     }
 
 

@@ -91,8 +91,8 @@ def _how_to_get_weights(entry: OptimizerEntry) -> str:
     if entry.tuned_as == "velo":
         return message + "`openbench weights fetch velo` downloads the official ones."
     return message + (
-        f"`openbench weights import FILE --optimizer {name}` keeps published ones there as '{name}'; "
-        f"{name}@zero runs it with θ = 0."
+        f"`openbench weights import FILE --optimizer {name}` keeps published ones there as '{name}', "
+        f"`openbench meta-train {name} -e ENVIRONMENT --name {name}` evolves some, and {name}@zero has θ = 0."
     )
 
 

@@ -41,6 +41,11 @@ class Cell:
         return self.environment.num_updates(self.env_steps)
 
     @property
+    def lifetime_steps(self) -> int:
+        """Env steps in a lifetime: whole updates only."""
+        return self.num_updates * self.environment.ppo.batch_size
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Everything that determines the results, as JSON values."""
         config = self.environment

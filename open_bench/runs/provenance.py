@@ -28,7 +28,7 @@ def provenance() -> dict[str, Any]:
 
 @functools.cache
 def revision() -> str:
-    """Git revision of the checkout that this package runs from ("-dirty" with changes to the code), else its version."""
+    """Git revision of the checkout that this package runs from ("-dirty" if its code differs), else its version."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return f"v{_version('open-bench')}"

@@ -310,6 +310,8 @@ def weights_import(file: Path, optimizer: str, name: str | None) -> None:
     from open_bench import weights as library
 
     entry = _learned_entry(optimizer)
+    if name != optimizer and name in _learned_names():
+        raise UserError(f"'{name}' would become the default weights of {name}, but these are {optimizer}'s")
     found = library.import_file(file, entry)
     metadata = {**found.metadata, "optimizer": entry.name}
     path = library.save_named(name or entry.name, found.theta, metadata)
@@ -355,21 +357,29 @@ def weights_fetch(name: str, url: str | None, any_size: bool, destination: Path 
     OUT.print(f"{_escape(str(folder))}: verified", highlight=False, soft_wrap=True)
 
 
+def _learned_names() -> list[str]:
+    from open_bench.optimizers.registry import known
+
+    return [key for key, entry in known().items() if entry.needs_theta]
+
+
 def _learned_entry(name: str) -> Any:
     from open_bench.errors import near_matches
     from open_bench.optimizers.registry import known
 
-    learned = {key: entry for key, entry in known().items() if entry.needs_theta}
+    learned = _learned_names()
     if name not in learned:
         raise UserError(
-            f"'{name}' is not a learned optimizer.{near_matches(name, list(learned))} Known: {', '.join(learned)}"
+            f"'{name}' is not a learned optimizer.{near_matches(name, learned)} Known: {', '.join(learned)}"
         )
-    return learned[name]
+    return known()[name]
 
 
 def _weights_path(reference: str) -> Path:
     from open_bench import weights as library
 
+    if not reference:
+        raise UserError("name a file of weights, or weights that `openbench weights list` shows")
     path = Path(reference).expanduser()
     return path if path.exists() or os.sep in reference or path.suffix else library.locate(reference)
 

@@ -10,7 +10,7 @@ from pydantic import Field
 from open_bench import assets
 from open_bench.errors import UserError, near_matches
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 
@@ -20,7 +20,7 @@ PROTOCOL_VERSION = 1  # raised whenever results stop being comparable; see CHANG
 class Config(pydantic.BaseModel):
     """Base of every configuration: immutable, and strict about keys and types."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class PPOConfig(Config):
@@ -36,7 +36,7 @@ class PPOConfig(Config):
     entropy_coefficient: float = 0.01
     value_coefficient: float = 0.5
     max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.5  # actor and critic are clipped separately
-    hidden: tuple[Positive, ...] = (64, 64)
+    hidden: tuple[Positive, ...] = Field(default=(64, 64), min_length=1)
     activation: Literal["relu", "tanh"] = "tanh"
     normalize_observations: bool = False
     normalize_rewards: bool = False
@@ -104,7 +104,9 @@ class StudyConfig(Config):
     environments: tuple[str, ...] = Field(min_length=1)
     budget: str = "quick"
     seeds: Positive = 4  # repetitions of each cell
-    seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0  # study seed; larger ones are kept for references and tuning
+    seed: Annotated[int, Field(ge=0, lt=1_000_000, strict=True)] = (
+        0  # study seed; larger ones are kept for references and tuning
+    )
 
 
 ANTITHETIC = ("Open_ES", "ARS", "PGPE", "GuidedES")  # strategies that sample mirrored pairs

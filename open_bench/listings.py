@@ -37,7 +37,7 @@ def optimizers() -> Group:
 def environments() -> Group:
     """Shipped environments with their budgets and measured returns of a random policy and of Adam."""
     references = load_references(assets.baselines_dir() / "returns")
-    table = _table("environment", "family", "random", "budget", "env steps", "Adam", "origin")
+    table = _table("environment", "family", "random", "budget", "steps", "Adam", "origin")
     for name in config.shipped("environments"):
         environment = load_environment(name)
         known = references.get(name)
@@ -48,10 +48,15 @@ def environments() -> Group:
             entry = known.reference.get(budget) if known else None
             adam = f"{entry.final_return.mean:.4g}" if entry and entry.final_return else "–"
             first = (name, environment.family, random) if index == 0 else ("", "", "")
-            table.add_row(*first, budget, f"{steps:,}", adam, entry.origin if entry else "")
+            table.add_row(*first, budget, _compact(steps), adam, entry.origin if entry else "")
         table.add_section()
     others = ", ".join(gymnax_ids())
     return Group(table, Text(f"Any gymnax id works with default PPO settings: {others}.", style="dim"))
+
+
+def _compact(steps: int) -> str:
+    """300000 → "300k", 1000000 → "1M"."""
+    return f"{steps / 1e6:g}M" if steps >= 1_000_000 else f"{steps / 1e3:g}k"
 
 
 def studies() -> Table:

@@ -250,7 +250,10 @@ GOOD = {"optimizer": "adam", "--env": "cartpole", "--steps": str(STEPS), "--seed
 BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
     "unknown optimizer": ({"optimizer": "adm"}, "unknown optimizer 'adm'. Did you mean adam"),
     "unknown optimizer setting": ({"optimizer": "adam:learning_rat=1"}, "no setting 'learning_rat'. Did you mean"),
-    "setting of the wrong kind": ({"optimizer": "adam:learning_rate=fast"}, "learning_rate = 'fast' is not a float"),
+    "setting of the wrong kind": (
+        {"optimizer": "adam:learning_rate=fast"},
+        "learning_rate = 'fast' is not a finite number",
+    ),
     "malformed name": ({"optimizer": "adam:"}, "optimizer 'adam:'"),
     "unknown objective": ({"optimizer": "adam+dpoo"}, "unknown policy objective 'dpoo'. Did you mean dpo"),
     "unknown in optax": ({"optimizer": "optax.adabeleif"}, "optax has no 'adabeleif'. Did you mean adabelief"),

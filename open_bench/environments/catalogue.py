@@ -21,7 +21,7 @@ def load_environment(name: str) -> EnvironmentConfig:
     if name in files:
         return load(EnvironmentConfig, files[name])
     if name.endswith(".toml"):
-        return load(EnvironmentConfig, Path(name))
+        return _own(load(EnvironmentConfig, Path(name)), name, files)
     ids = gymnax_ids()
     if name in ids:
         return _default_environment(name)
@@ -29,6 +29,15 @@ def load_environment(name: str) -> EnvironmentConfig:
         f"unknown environment '{name}'.{near_matches(name, [*files, *ids])} "
         "`openbench list environments` shows all of them."
     )
+
+
+def _own(config: EnvironmentConfig, path: str, files: dict[str, Path]) -> EnvironmentConfig:
+    """A user's environment, whose name must not claim a shipped one's references and tuned hyperparameters."""
+    if config.name in files and config != load(EnvironmentConfig, files[config.name]):
+        raise UserError(
+            f"{path}: '{config.name}' is the name of a shipped environment that differs; choose another name"
+        )
+    return config
 
 
 def make_environment(config: EnvironmentConfig) -> Environment:

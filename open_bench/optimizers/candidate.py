@@ -83,9 +83,9 @@ def prepare(entry: OptimizerEntry, environment: str, budget: str) -> Candidate:
 def _how_to_get_weights(entry: OptimizerEntry) -> str:
     from open_bench import weights
 
-    name = entry.name
+    name = entry.tuned_as if entry.learned else entry.objective.name
     message = (
-        f"{name} is a learned optimizer, and no weights of that name ship or lie in {weights.library_dir()}. "
+        f"{entry.name} is a learned optimizer, and no weights named '{name}' ship or lie in {weights.library_dir()}. "
         f"Name some with {name}@NAME or {name}@FILE; "
     )
     if entry.tuned_as == "velo":
@@ -105,10 +105,20 @@ def shipped_hyperparameters(optimizer: str) -> dict[str, Any]:
 
 def identity(candidate: Candidate) -> dict[str, Any]:
     """Everything about the optimizer that determines results, as JSON values."""
-    text = json.dumps(candidate.hyperparameters, sort_keys=True, default=repr)
+    text = json.dumps(candidate.hyperparameters, sort_keys=True, default=_stable_name)
+    version = {"code": candidate.entry.version} if candidate.entry.version else {}
     return {
+        **version,
         "optimizer": candidate.entry.name,
         "objective": candidate.entry.objective.name,
         "hyperparameters": json.loads(text),
         "theta": candidate.theta_hash,
     }
+
+
+def _stable_name(value: Any) -> str:
+    """A name for a setting that is no JSON value; never a memory address, which differs from process to process."""
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    text = repr(value)
+    return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in text else text

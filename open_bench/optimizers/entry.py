@@ -79,6 +79,7 @@ class OptimizerEntry:
         given: settings that the user wrote into the name; they win over shipped and default values.
         theta: loaded weights, or None when none were named.
         theta_source: where ``theta`` came from, for people.
+        version: digest of the source of an optimizer that comes from a file of the user's; part of a cell's identity.
         stochastic: whether updates may depend on the ``key`` that the harness passes.
         tuned_as: whose shipped hyperparameters apply, when not its own: ``dpo`` is trained with Adam's.
     """
@@ -95,6 +96,7 @@ class OptimizerEntry:
     theta_source: str | None = None
     tuned_as: str = ""
     stochastic: bool = False
+    version: str = ""
 
     def make(
         self, theta: Theta | None = None, budget: Budget | None = None, **hyperparameters: Any

@@ -1,8 +1,12 @@
 """Optimizers from elsewhere: anything in optax, or an attribute of an importable module."""
 
+import dataclasses
+import hashlib
 import importlib
 import inspect
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optax
@@ -44,22 +48,39 @@ def from_optax(path: str) -> OptimizerEntry:
 def from_attribute(module_name: str, attribute: str) -> OptimizerEntry:
     """``module:attribute``: an OptimizerEntry, an optax-style constructor, or a gradient transformation."""
     name = f"{module_name}:{attribute}"
+    module = _import(name, module_name)
+    value = module
+    for part in attribute.split("."):
+        if not hasattr(value, part):
+            known = [key for key in dir(value) if not key.startswith("_")]
+            raise UserError(f"optimizer '{name}': no such attribute.{near_matches(part, known)}")
+        value = getattr(value, part)
+    return dataclasses.replace(from_value(name, value), version=_code_version(module))
+
+
+def _import(name: str, module_name: str) -> Any:
     try:
-        value: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            value = getattr(value, part)
+        return importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(f"optimizer '{name}': cannot import {module_name}: {error}") from None
-    except AttributeError:
-        known = [key for key in vars(importlib.import_module(module_name)) if not key.startswith("_")]
-        raise UserError(f"optimizer '{name}': no such attribute.{near_matches(attribute, known)}") from None
-    return from_value(name, value)
+    except (Exception, SystemExit) as error:  # whatever the author's file raises
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"optimizer '{name}': importing {module_name} fails with {reason}{where}") from error
+
+
+def _code_version(module: Any) -> str:
+    """Eight hexadecimal digits of the module's source: an edited file is another optimizer; '' for built-in modules."""
+    path = getattr(module, "__file__", None)
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8] if path and Path(path).is_file() else ""
 
 
 def from_value(name: str, value: Any) -> OptimizerEntry:
     """Make an entry of whatever a module or a plug-in offers."""
     if isinstance(value, OptimizerEntry):
-        return value
+        # Its own name may be a shipped optimizer's, whose tuned settings are not meant for it.
+        return dataclasses.replace(value, tuned_as=value.tuned_as or name)
     if isinstance(value, optax.GradientTransformation):
         return OptimizerEntry(name, f"{name}, as built there", lambda theta, budget: value)
     if callable(value):

@@ -48,7 +48,7 @@ def resolve(name: str) -> OptimizerEntry:
     parsed = names.parse(name)
     entry = _find(parsed)
     given = _check_settings(entry, dict(parsed.settings))
-    entry = dataclasses.replace(entry, name=str(parsed), given=given, tuned_as=entry.tuned_as or entry.name)
+    entry = dataclasses.replace(entry, name=_label(entry, parsed), given=given, tuned_as=entry.tuned_as or entry.name)
     if parsed.objective is not None:
         entry = dataclasses.replace(entry, objective=_objective(parsed.objective))
     entry = _with_theta(entry, parsed)
@@ -119,7 +119,8 @@ def check_value(entry: OptimizerEntry, key: str, value: Any) -> Any:
     else:
         return value
     if not fits:
-        raise UserError(f"{entry.name}: {key} = {value!r} is not a {type(default).__name__}")
+        kind = "finite number (float)" if isinstance(default, float) else type(default).__name__
+        raise UserError(f"{entry.name}: {key} = {value!r} is not a {kind}")
     return value
 
 
@@ -156,9 +157,13 @@ def _with_theta(entry: OptimizerEntry, parsed: names.ParsedName) -> OptimizerEnt
     short = pathlib.PurePath(parsed.source).name
     for suffix in weights.SUFFIXES:
         short = short.removesuffix(suffix)
-    return dataclasses.replace(
-        entry, name=str(dataclasses.replace(parsed, source=short)), theta=found.theta, theta_source=short
-    )
+    name = _label(entry, dataclasses.replace(parsed, source=short))
+    return dataclasses.replace(entry, name=name, theta=found.theta, theta_source=short)
+
+
+def _label(entry: OptimizerEntry, parsed: names.ParsedName) -> str:
+    """The name as rows show it; of code that lies in a file, with a digest, so that an edited file is another row."""
+    return f"{parsed}#{entry.version}" if entry.version else str(parsed)
 
 
 def _dry_run(entry: OptimizerEntry) -> None:
@@ -171,16 +176,26 @@ def _dry_run(entry: OptimizerEntry) -> None:
         optimizer = entry.make(entry.theta or EMPTY_THETA, Budget(2, 2, 2))
         extras = {"training_fraction": jnp.float32(0), "epoch_fraction": jnp.float32(0), "loss": jnp.float32(0)}
         activations = {"actor": unit, "critic": unit}
-        return optimizer.update(
-            params, optimizer.init(params), params, activations=activations, value=jnp.float32(0), key=key, **extras
-        )[0]
+        state = optimizer.init(params)
+        return state, optimizer.update(
+            params, state, params, activations=activations, value=jnp.float32(0), key=key, **extras
+        )
 
     try:
-        updates = jax.eval_shape(step, params, jax.random.key(0))
+        before, (updates, after) = jax.eval_shape(step, params, jax.random.key(0))
     except UserError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{entry.name} cannot make an update from PPO's gradients and extras: {reason}") from error
-    if jax.tree.structure(updates) != jax.tree.structure(params):  # type: ignore[operator]
-        raise UserError(f"{entry.name} returns updates of another structure than the parameters")
+    for what, found, expected in (("updates", updates, params), ("state", after, before)):
+        if _kinds(found) != _kinds(expected):
+            whose = "the parameters" if what == "updates" else "the state of init"
+            raise UserError(
+                f"{entry.name} returns {what} of another structure, shape or dtype than {whose}; "
+                f"`openbench check` says more"
+            )
+
+
+def _kinds(tree: Any) -> Any:
+    return jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]

@@ -17,7 +17,7 @@ from open_bench.report.leaderboard import Board, Leaderboard, leaderboard
 from open_bench.report.tables import LABELS, METRIC_LABELS
 from open_bench.scores.aggregate import AGGREGATES, CONFIDENCE, RESAMPLES, performance_profile
 from open_bench.scores.files import write_atomically
-from open_bench.scores.references import References
+from open_bench.scores.references import References, returns_of
 from open_bench.scores.rows import Runs
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def _draw_curve(axis: "Axes", steps: np.ndarray, values: np.ndarray, look: dict[
 
 def _draw_levels(axis: "Axes", references: References, environment: str, budget: str) -> dict[str, Any]:
     """Dashed levels of the random policy and the reference, where known."""
-    known = references.get(environment)
+    known = returns_of(references, environment)
     levels = {}
     if known is not None and budget in known.reference:
         levels["reference (adam)"] = (known.reference[budget].final_return.mean, (0, (6, 3)))

@@ -57,6 +57,7 @@ def make_plan(
         for entry in entries:
             candidate = prepare(entry, config.name.partition("[")[0], budget)
             cells.append(Cell(config, budget, env_steps, candidate, study.seed, chosen))
+    _check_distinct(cells)
     return Plan(study, tuple(cells))
 
 
@@ -85,6 +86,16 @@ def _environment(name: str, settings: Mapping[str, Any] | None) -> EnvironmentCo
 
 def _spell(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _check_distinct(cells: Sequence[Cell]) -> None:
+    """Refuse two cells that would be one row: other spellings of one name, or two environments called alike."""
+    seen: set[tuple[str, str]] = set()
+    for cell in cells:
+        row = (cell.environment.name, cell.optimizer)
+        if row in seen:
+            raise UserError(f"{cell.optimizer} on {cell.environment.name} is asked for twice, perhaps in two spellings")
+        seen.add(row)
 
 
 def _unique(names: Sequence[str], kind: str) -> list[str]:

@@ -30,7 +30,7 @@ import pandas as pd
 from open_bench.errors import UserError, near_matches
 from open_bench.scores.aggregate import ScoreMatrix
 from open_bench.scores.normalize import Scale, normalise, scale_of
-from open_bench.scores.references import References
+from open_bench.scores.references import References, returns_of
 from open_bench.scores.rows import METRICS, SETTINGS_COLUMNS, Runs, validate
 
 BOARD_COLUMNS = ("budget", "protocol", "study_seed")
@@ -149,7 +149,7 @@ def _board(
     environments = tuple(sorted(set(cells["environment"])))
     for environment in environments:
         mine = _rows_of(environment, cells, scores, metric)
-        known = references.get(environment)
+        known = returns_of(references, environment)
         scale, reason = scale_of(known, budget, metric)
         random = known.random.of(metric) if known is not None and known.random is not None else None
         stand_in[environment] = random.mean if random is not None else float(mine["value"].min())

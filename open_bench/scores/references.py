@@ -158,6 +158,16 @@ def load_references(
     return {name: read_returns(directory, name) for name in found}
 
 
+def returns_of(references: References, environment: str) -> EnvironmentReturns | None:
+    """What is known of an environment.
+
+    With other PPO settings (``cartpole[num_steps=16]``) the random policy is the same and the reference is not.
+    """
+    base, bracket, _ = environment.partition("[")
+    known = references.get(base)
+    return EnvironmentReturns(environment, known.random) if known is not None and bracket else known
+
+
 def returns_path(directory: str | Path, environment: str) -> Path:
     """Where an environment's returns are; raises ValueError for a name that leaves the folder."""
     if not environment or environment.startswith("/") or ".." in Path(environment).parts:

@@ -18,6 +18,7 @@ from open_bench.weights.store import Weights, WeightsError, content_hash, load_w
 
 VARIABLE = "OPEN_BENCH_WEIGHTS"
 SUFFIXES = (".safetensors", ".npy", ".npz")
+RESERVED = ("zero", "init")  # sources that an optimizer's name gives another meaning
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -91,7 +92,7 @@ def find(name: str, entry: OptimizerEntry, folders: Sequence[Path] | None = None
 
 def load_reference(reference: str, entry: OptimizerEntry, folders: Sequence[Path] | None = None) -> Weights:
     """Load what stands after "@" in an optimizer's name: a path when it looks like one or exists, else a name."""
-    path = Path(reference).expanduser()
+    path = _expanded(reference)
     if os.sep in reference or path.suffix in SUFFIXES or reference.startswith(("~", ".")):
         return import_file(path, entry)
     try:
@@ -103,8 +104,20 @@ def load_reference(reference: str, entry: OptimizerEntry, folders: Sequence[Path
     return import_file(located, entry)
 
 
+def _expanded(reference: str) -> Path:
+    """The path with "~" expanded; WeightsError when it cannot be a path."""
+    try:
+        path = Path(reference).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(f"{reference[:80]!r} is no path of weights: {error}") from None
+    return path
+
+
 def save_named(name: str, theta: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> Path:
     """Keep weights in the user's folder; WeightsError when the name is taken by other weights."""
+    if name in RESERVED:
+        raise WeightsError(f"'{name}' cannot name weights: NAME@{name} means θ = {name}; choose another name")
     path = library_dir() / f"{validate_name(name)}.safetensors"
     if path.exists() and load_weights(path).hash != content_hash(theta):
         raise WeightsError(f"{path} holds other weights; choose another name or remove that file")

@@ -254,6 +254,8 @@ BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
         {"optimizer": "adam:learning_rate=fast"},
         "learning_rate = 'fast' is not a finite number",
     ),
+    "decay of one": ({"optimizer": "adam:b1=1.0"}, "b1 = 1.0 makes no sense: it must be at least 0 and below 1"),
+    "negative step size": ({"optimizer": "lion:learning_rate=-1"}, "learning_rate = -1.0 makes no sense"),
     "malformed name": ({"optimizer": "adam:"}, "optimizer 'adam:'"),
     "unknown objective": ({"optimizer": "adam+dpoo"}, "unknown policy objective 'dpoo'. Did you mean dpo"),
     "unknown in optax": ({"optimizer": "optax.adabeleif"}, "optax has no 'adabeleif'. Did you mean adabelief"),

@@ -13,11 +13,11 @@ ANNEAL = Hyperparameter(True, "anneal the learning rate linearly to 0 over the l
 
 
 def _learning_rate(default: float, low: float, high: float) -> Hyperparameter:
-    return Hyperparameter(default, "step size", traced=True, search=Search(low, high, "log"))
+    return Hyperparameter(default, "step size", traced=True, search=Search(low, high, "log"), minimum=0.0)
 
 
 def _decay(default: float, description: str, *choices: float) -> Hyperparameter:
-    return Hyperparameter(default, description, traced=True, search=Search(choices=choices))
+    return Hyperparameter(default, description, traced=True, search=Search(choices=choices), minimum=0.0, below=1.0)
 
 
 def _factory(make: Callable[..., optax.GradientTransformation]) -> Callable[..., optax.GradientTransformation]:
@@ -34,10 +34,12 @@ ADAM = {
     "learning_rate": _learning_rate(1e-3, 1e-4, 3e-2),
     "b1": _decay(0.9, "decay of the first moment", 0.9, 0.95, 0.99),
     "b2": _decay(0.999, "decay of the second moment", 0.9, 0.99, 0.999),
-    "eps": Hyperparameter(1e-5, "added to the root of the second moment", traced=True),
+    "eps": Hyperparameter(1e-5, "added to the root of the second moment", traced=True, minimum=0.0),
     "anneal_learning_rate": ANNEAL,
 }
-WEIGHT_DECAY = Hyperparameter(1e-4, "decoupled weight decay, per learning rate", traced=True, search=Search(1e-5, 1e-1))
+WEIGHT_DECAY = Hyperparameter(
+    1e-4, "decoupled weight decay, per learning rate", traced=True, search=Search(1e-5, 1e-1), minimum=0.0
+)
 
 ENTRIES = (
     OptimizerEntry("adam", "Adam", _factory(optax.adam), "Kingma & Ba 2015, arXiv 1412.6980", hyperparameters=ADAM),
@@ -56,7 +58,7 @@ ENTRIES = (
         hyperparameters={
             "learning_rate": _learning_rate(1e-3, 1e-4, 3e-2),
             "decay": _decay(0.99, "decay of the second moment", 0.9, 0.99, 0.999),
-            "eps": Hyperparameter(1e-5, "added inside the root of the second moment", traced=True),
+            "eps": Hyperparameter(1e-5, "added inside the root of the second moment", traced=True, minimum=0.0),
             "anneal_learning_rate": ANNEAL,
         },
     ),
@@ -69,7 +71,7 @@ ENTRIES = (
             "learning_rate": _learning_rate(1e-4, 1e-5, 3e-3),
             "b1": _decay(0.9, "interpolation of gradient and momentum", 0.9, 0.95, 0.99),
             "b2": _decay(0.99, "decay of the momentum", 0.9, 0.99, 0.999),
-            "weight_decay": Hyperparameter(0.0, "decoupled weight decay, per learning rate", traced=True),
+            "weight_decay": Hyperparameter(0.0, "decoupled weight decay, per learning rate", traced=True, minimum=0.0),
             "anneal_learning_rate": ANNEAL,
         },
     ),

@@ -45,13 +45,16 @@ class Hyperparameter:
     """One setting of an optimizer.
 
     ``traced`` settings enter the compiled program as arrays, so trying another value compiles nothing;
-    the others are Python values fixed at tracing time.
+    the others are Python values fixed at tracing time. ``minimum`` (included) and ``below`` (excluded) bound what
+    makes sense at all, None where nothing does.
     """
 
     default: float | int | bool | str | None
     description: str
     traced: bool = False
     search: Search | None = None
+    minimum: float | None = None
+    below: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,7 @@ class OptimizerEntry:
         given: settings that the user wrote into the name; they win over shipped and default values.
         theta: loaded weights, or None when none were named.
         theta_source: where ``theta`` came from, for people.
+        theta_metadata: what the weights' file says of how they were made; empty where nothing is said.
         version: digest of the source of an optimizer that comes from a file of the user's; part of a cell's identity.
         stochastic: whether updates may depend on the ``key`` that the harness passes.
         tuned_as: whose shipped hyperparameters apply, when not its own: ``dpo`` is trained with Adam's.
@@ -94,6 +98,7 @@ class OptimizerEntry:
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     theta: Theta | None = None
     theta_source: str | None = None
+    theta_metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tuned_as: str = ""
     stochastic: bool = False
     version: str = ""

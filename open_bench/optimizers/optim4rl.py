@@ -207,7 +207,7 @@ def _learned(name: str, shapes: Callable[..., per_parameter.Shapes], part: str) 
     )
 
 
-LEARNING_RATE = Hyperparameter(3e-4, "step size", traced=True, search=Search(1e-5, 1e-1))
+LEARNING_RATE = Hyperparameter(3e-4, "step size", traced=True, search=Search(1e-5, 1e-1), minimum=0.0)
 
 ENTRIES: tuple[OptimizerEntry, ...] = (
     OptimizerEntry(
@@ -217,7 +217,7 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         citation=CITATION,
         hyperparameters={
             "learning_rate": LEARNING_RATE,
-            "gradient_clip": Hyperparameter(1.0, "elementwise bound on gradients; inf for none", traced=True),
+            "gradient_clip": Hyperparameter(1.0, "elementwise bound on gradients; inf for none", traced=True, minimum=0.0),
         },
         learned=_learned("optim4rl", optim4rl_shapes, "1"),
     ),

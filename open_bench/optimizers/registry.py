@@ -18,6 +18,7 @@ ENTRY_POINTS = "open_bench.optimizers"
 
 SHIPPED = (*classic.ENTRIES, *open.ENTRIES, *optim4rl.ENTRIES, *velo.ENTRIES)
 BRIDGE = "learned_optimization"
+FETCHED = ("velo",)  # weights that their authors publish where ``openbench weights fetch`` finds them
 
 _registered: dict[str, OptimizerEntry] = {}
 
@@ -121,7 +122,16 @@ def check_value(entry: OptimizerEntry, key: str, value: Any) -> Any:
     if not fits:
         kind = "finite number (float)" if isinstance(default, float) else type(default).__name__
         raise UserError(f"{entry.name}: {key} = {value!r} is not a {kind}")
+    _check_range(entry, key, value)
     return value
+
+
+def _check_range(entry: OptimizerEntry, key: str, value: float) -> None:
+    low, high = entry.hyperparameters[key].minimum, entry.hyperparameters[key].below
+    if (low is not None and value < low) or (high is not None and value >= high):
+        allowed = [f"at least {low:g}"] if low is not None else []
+        allowed += [f"below {high:g}"] if high is not None else []
+        raise UserError(f"{entry.name}: {key} = {value!r} makes no sense: it must be {' and '.join(allowed)}")
 
 
 def _objective(name: str) -> Any:
@@ -133,7 +143,7 @@ def _objective(name: str) -> Any:
 
 
 def _with_theta(entry: OptimizerEntry, parsed: names.ParsedName) -> OptimizerEntry:
-    """Attach the weights that the name asks for, or those that are kept under the optimizer's own name."""
+    """Attach the weights that the name asks for, or those that are kept under what is learned (``own_weights``)."""
     from open_bench import weights
 
     if not entry.needs_theta:
@@ -143,11 +153,12 @@ def _with_theta(entry: OptimizerEntry, parsed: names.ParsedName) -> OptimizerEnt
             )
         return entry
     if parsed.source is None:
-        kept = weights.kept(parsed.head)
+        own = own_weights(entry)
+        kept = weights.kept(own) if own is not None else None
         if kept is None:
             return entry
         found = weights.import_file(kept, entry)
-        return dataclasses.replace(entry, theta=found.theta, theta_source=kept.name)
+        return dataclasses.replace(entry, theta=found.theta, theta_source=kept.name, theta_metadata=found.metadata)
     if parsed.source in ("zero", "init"):
         theta = entry.init_theta(jax.random.key(0))
         theta = jax.tree.map(jnp.zeros_like, theta) if parsed.source == "zero" else theta
@@ -158,7 +169,17 @@ def _with_theta(entry: OptimizerEntry, parsed: names.ParsedName) -> OptimizerEnt
     for suffix in weights.SUFFIXES:
         short = short.removesuffix(suffix)
     name = _label(entry, dataclasses.replace(parsed, source=short))
-    return dataclasses.replace(entry, name=name, theta=found.theta, theta_source=short)
+    return dataclasses.replace(entry, name=name, theta=found.theta, theta_source=short, theta_metadata=found.metadata)
+
+
+def own_weights(entry: OptimizerEntry) -> str | None:
+    """Name of the weights that an optimizer uses when none are named, such as "open"; "lpo" for ``adam+lpo``.
+
+    None where optimizer and objective are both learned: no weights can go by the name of one of them.
+    """
+    if entry.learned and entry.objective.init is not None:
+        return None
+    return (entry.tuned_as or entry.name) if entry.learned else entry.objective.name
 
 
 def _label(entry: OptimizerEntry, parsed: names.ParsedName) -> str:

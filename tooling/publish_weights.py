@@ -1,0 +1,136 @@
+"""Make evolved weights ship: the weights, their training history, and a model card, in baselines/weights.
+
+    python tooling/publish_weights.py results/meta/mine --as open --results results/quick
+
+``<name>.safetensors`` and ``<name>.history.csv`` are copied from the evolution's folder; with its last checkpoint, kept
+in results/published/meta/<evolution>, it can be continued. ``<name>.md`` is written from the weights' metadata and from
+stored runs with exactly these weights: nothing on a card is typed by hand but the note.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+
+from open_bench import assets
+from open_bench.api import load_runs
+from open_bench.errors import UserError
+from open_bench.meta.checkpoint import HISTORY
+from open_bench.scores.references import load_references
+from open_bench.weights.store import Weights, load_weights
+
+TARGET = assets.baselines_dir() / "weights"
+EVOLUTIONS = Path(__file__).resolve().parents[1] / "results" / "published" / "meta"
+BASELINE = "adam"
+PAIRED = ["environment", "env_steps", "study_seed"]
+
+
+def card(name: str, weights: Weights, history: pd.DataFrame, results: list[Path], note: str) -> str:
+    """The model card, in Markdown."""
+    facts = weights.metadata
+    parts = [
+        f"# {name}",
+        f"Weights of `{facts['optimizer']}`, evolved by this project. "
+        f"{facts['parameters']:,} meta-parameters, hash `{weights.hash[:12]}`.",
+        note,
+        "## How they were made",
+        _made(facts),
+        "## Training history",
+        f"All of it is in `{name}.history.csv`. Fitness is the mean over the population, the mean θ is evaluated on "
+        "keys that are never trained on.",
+        _history(history),
+        "## Where they win and lose",
+        _compared(weights, results),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _made(facts: dict[str, Any]) -> str:
+    config, cost = facts["config"], facts["cost"]
+    trained = ", ".join(
+        f"{name} ({of['env_steps']:,} env steps a lifetime{_settings(facts, name)})"
+        for name, of in facts["environments"].items()
+    )
+    lines = [
+        f"- Trained on: {trained}. Fitness: {config['fitness']}. Meta-seed {facts['seed']}.",
+        f"- Recipe `{config['name']}`: {config['strategy']}, population {config['population']}, "
+        f"σ {config['sigma']} × {config['sigma_decay']} a generation, learning rate {config['learning_rate']} × "
+        f"{config['learning_rate_decay']}, b1 {config['b1']}, rollouts {config['rollouts']}.",
+        f"- Started from: {'weights ' + facts['parent'][:12] if facts['parent'] else 'the beginning of the entry'}.",
+        f"- Cost: {cost['generations']} generations, {cost['lifetimes']:,} lifetimes, {cost['env_steps']:,} env steps, "
+        f"{cost['seconds'] / 60:.0f} minutes on {cost['device']} (shared with other work).",
+        f"- Code: revision `{facts['provenance']['revision']}`, jax {facts['provenance']['packages']['jax']}, "
+        f"evosax {facts['provenance']['packages']['evosax']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _settings(facts: dict[str, Any], environment: str) -> str:
+    ppo = facts["identity"]["environments"][environment]["ppo"]
+    return f", {ppo['num_envs']} environments, hidden layers {'×'.join(str(units) for units in ppo['hidden'])}"
+
+
+def _history(history: pd.DataFrame) -> str:
+    evaluated = [column for column in history if column.startswith(("return.", f"{BASELINE}."))]
+    shown = history.dropna(subset=evaluated) if evaluated else history.iloc[[0, len(history) // 2, -1]]
+    rows = ["| " + " | ".join(["generation", "fitness", *evaluated]) + " |", "|" + "---|" * (2 + len(evaluated))]
+    for _, row in shown.iterrows():
+        values = [f"{row['generation']:.0f}", *(f"{row[column]:.4g}" for column in ["fitness_mean", *evaluated])]
+        rows.append("| " + " | ".join(values) + " |")
+    return "\n".join(rows)
+
+
+def _compared(weights: Weights, results: list[Path]) -> str:
+    """Final returns of runs with these weights beside Adam's in the same folder, environment and length."""
+    trained, references = weights.metadata["environments"], load_references(assets.baselines_dir() / "returns")
+    lines: list[str] = []
+    for folder in results:
+        runs = load_runs(folder)
+        own = runs.cells[runs.cells["theta"].str.startswith(weights.hash[:8]) & (runs.cells["theta"] != "")]
+        means = runs.scores.groupby("cell")["final_return"].agg(["mean", "count"])
+        for _, cell in own.iterrows():
+            same = runs.cells[PAIRED] == cell[PAIRED]
+            others = runs.cells[same.all(axis=1) & (runs.cells["optimizer"] == BASELINE)]
+            baseline = f"{means.loc[others['cell'].iloc[0], 'mean']:.4g}" if len(others) else "–"
+            known = references.get(cell["environment"])
+            random = f"{known.random.final_return.mean:.4g}" if known and known.random else "–"
+            place = "trained on" if cell["environment"] in trained else "not trained on"
+            own_mean = means.loc[cell["cell"]]
+            lines.append(
+                f"| {cell['environment']} | {place} | {cell['env_steps']:,} | {own_mean['count']:.0f} | "
+                f"{own_mean['mean']:.4g} | {baseline} | {random} |"
+            )
+    if not lines:
+        raise UserError(f"no run with the weights {weights.hash[:12]} in {', '.join(map(str, results)) or 'no folder'}")
+    head = "| environment | | env steps | seeds | final return | Adam, same seeds | random |"
+    return "\n".join([head, "|" + "---|" * 7, *sorted(lines)])
+
+
+@click.command()
+@click.argument("evolution", type=click.Path(exists=True, path_type=Path))
+@click.option("--as", "name", required=True, help="Name under which the weights ship.")
+@click.option(
+    "--results", multiple=True, type=click.Path(exists=True, path_type=Path), help="Runs to compare; repeatable."
+)
+@click.option("--note", default="", help="A sentence for the card.")
+def main(evolution: Path, name: str, results: tuple[Path, ...], note: str) -> None:
+    """Publish EVOLUTION, a folder <results>/meta/<name>. Without --results only the weights are put in place."""
+    weights, history = load_weights(evolution / "latest.safetensors"), pd.read_csv(evolution / HISTORY)
+    TARGET.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(evolution / "latest.safetensors", TARGET / f"{name}.safetensors")
+    shutil.copyfile(evolution / HISTORY, TARGET / f"{name}.history.csv")
+    kept = EVOLUTIONS / evolution.name
+    kept.mkdir(parents=True, exist_ok=True)
+    newest = sorted(evolution.glob("checkpoint-*.safetensors"))[-1]
+    for old in kept.glob("checkpoint-*.safetensors"):
+        old.unlink()
+    for path in (newest, evolution / HISTORY):
+        shutil.copyfile(path, kept / path.name)
+    if results:
+        (TARGET / f"{name}.md").write_text(card(name, weights, history, list(results), note), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from open_bench.api import Cluster, compare, load_runs, meta_train, train
+    from open_bench.api import Cluster, compare, generalize, load_runs, meta_train, train
     from open_bench.errors import UserError
     from open_bench.runs.agents import load_agent
 
@@ -15,12 +15,13 @@ _HOMES = {
     "Cluster": "open_bench.api",
     "UserError": "open_bench.errors",
     "compare": "open_bench.api",
+    "generalize": "open_bench.api",
     "load_agent": "open_bench.runs.agents",
     "load_runs": "open_bench.api",
     "meta_train": "open_bench.api",
     "train": "open_bench.api",
 }
-__all__ = ["Cluster", "UserError", "compare", "load_agent", "load_runs", "meta_train", "train"]
+__all__ = ["Cluster", "UserError", "compare", "generalize", "load_agent", "load_runs", "meta_train", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,13 +10,16 @@ from open_bench.config import MetaConfig, StudyConfig, build, load_meta, load_st
 from open_bench.errors import UserError
 
 if TYPE_CHECKING:
+    import jax
     import pandas as pd
 
     from open_bench.meta.evolution import Progress as MetaProgress
-    from open_bench.meta.run import MetaTrained
+    from open_bench.meta.run import MetaTrained, Request
     from open_bench.report.leaderboard import Leaderboard
     from open_bench.runs.execute import Progress
+    from open_bench.scores.generalization import Generalization
     from open_bench.scores.rows import Runs
+    from open_bench.studies.points import GeneralizationConfig
 
 DEFAULT_STUDY = "quick"
 
@@ -95,21 +98,30 @@ def compare(
     devices: int | None = None,
     width: int | None = None,
     save_agents: bool = False,
+    meta_train: str | MetaConfig | bool | None = None,
     cluster: Cluster | None = None,
     progress: "Progress | None" = None,
+    meta_progress: "MetaProgress | None" = None,
 ) -> "pd.DataFrame":
     """Train every optimizer on every environment of a study, and rank them.
 
     The missing cells are trained and stored; the leaderboard (CSV and Markdown) and the figures of everything in
     ``results`` are written there. The arguments replace the study's own values; see ``train`` for the others.
 
+    Args:
+        meta_train: how learned optimizers without weights get some first: a recipe, settings, or True for those of the
+            study, which are OPEN's published ones where it has none; by default what the study says, if anything;
+            False: not at all. Environments and length of a lifetime are the study's unless the recipe has its own.
+            The weights stay in the library under a name that follows from the settings, and are used again.
+        meta_progress: watcher of meta-training.
+
     Returns:
         The study's leaderboard, a row an optimizer, best first.
     """
     return compare_board(
         study, optimizers=optimizers, environments=environments, budget=budget, steps=steps, seeds=seeds, seed=seed,
-        settings=settings, results=results, devices=devices, width=width, save_agents=save_agents, cluster=cluster,
-        progress=progress,
+        settings=settings, results=results, devices=devices, width=width, save_agents=save_agents,
+        meta_train=meta_train, cluster=cluster, progress=progress, meta_progress=meta_progress,
     ).table  # fmt: skip
 
 
@@ -122,8 +134,10 @@ def compare_board(
     devices: int | None = None,
     width: int | None = None,
     save_agents: bool = False,
+    meta_train: str | MetaConfig | bool | None = None,
     cluster: Cluster | None = None,
     progress: "Progress | None" = None,
+    meta_progress: "MetaProgress | None" = None,
     **changes: Any,
 ) -> "Leaderboard":
     """``compare``, returning the leaderboard with its notes."""
@@ -132,7 +146,11 @@ def compare_board(
 
     chosen = study if isinstance(study, StudyConfig) else load_study(study or DEFAULT_STUDY)
     chosen = adjust(chosen, **{key: _tuple(value) for key, value in changes.items()})
-    runs = _run(chosen, steps, settings, results, devices, width, save_agents, cluster, progress)
+    if isinstance(meta_train, bool):
+        chosen = chosen.model_copy(update={"meta": (chosen.meta or MetaConfig()) if meta_train else None})
+    else:
+        chosen = adjust(chosen, meta=meta_train)
+    runs = _run(chosen, steps, settings, results, devices, width, save_agents, cluster, progress, meta_progress)
     write_reports(results)
     return leaderboard(runs, _references())
 
@@ -149,6 +167,8 @@ def meta_train(
     devices: int | None = None,
     cluster: Cluster | None = None,
     progress: "MetaProgress | None" = None,
+    tensorboard: bool = False,
+    wandb: str | None = None,
     **changes: Any,
 ) -> "MetaTrained":
     """Evolve the meta-parameters θ of a learned optimizer, with lifetimes of the harness as fitness.
@@ -167,31 +187,43 @@ def meta_train(
         devices: how many devices to use; on CPU each core is one by default.
         cluster: join several hosts, which must share ``results``.
         progress: watcher.
+        tensorboard: write event files to ``<results>/meta/<name>/tensorboard``.
+        wandb: project of Weights & Biases to log to; the only thing here that contacts a network.
         **changes: fields of ``MetaConfig`` that replace the configuration's; None leaves a field as it is.
 
     Raises:
         UserError: whatever the request has wrong, before anything is compiled.
     """
-    from open_bench.environments.catalogue import load_environment, make_environment
-    from open_bench.harness import parallel
     from open_bench.harness.devices import start
     from open_bench.meta.evolution import Progress
-    from open_bench.meta.run import make_request
     from open_bench.meta.run import meta_train as run
-    from open_bench.runs.plan import slot_bytes
+    from open_bench.meta.writers import watched
     from open_bench.runs.provenance import provenance
 
     chosen = _meta_config(config, {**changes, "environments": environments, "env_steps": steps})
     cluster = cluster or Cluster()
     found = start(devices, cluster.coordinator, cluster.num_processes, cluster.process_id)
+    request = _meta_request(optimizer, chosen, settings, found)
+    progress = watched(progress or Progress(), request, Path(results), name, tensorboard, wandb)
+    return run(request, Path(results), name, found, progress, provenance())
+
+
+def _meta_request(
+    optimizer: str, config: MetaConfig, settings: Mapping[str, Any] | None, devices: "Sequence[jax.Device]"
+) -> "Request":
+    """A meta-training that has been checked; ``settings`` replace PPO settings of all its environments."""
+    from open_bench.environments.catalogue import load_environment, make_environment
+    from open_bench.harness import parallel
+    from open_bench.meta.run import make_request
+    from open_bench.runs.plan import slot_bytes
+
     trained, held_out = (
         [load_environment(name).with_settings(dict(settings or {})) for name in names]
-        for names in (chosen.environments, chosen.held_out)
+        for names in (config.environments, config.held_out)
     )
     sizes = [slot_bytes(make_environment(environment), environment) for environment in trained]
-    width = parallel.default_width(found, max(sizes, default=1))
-    request = make_request(optimizer, chosen, trained, held_out, _references(), width)
-    return run(request, Path(results), name, found, progress or Progress(), provenance())
+    width = parallel.default_width(devices, max(sizes, default=1))
+    return make_request(optimizer, config, trained, held_out, _references(), width)
 
 
 def _meta_config(config: str | MetaConfig | None, changes: dict[str, Any]) -> MetaConfig:
@@ -201,6 +233,69 @@ def _meta_config(config: str | MetaConfig | None, changes: dict[str, Any]) -> Me
     if "budget" in given and "env_steps" not in given:
         given["env_steps"] = None
     return build(MetaConfig, base.model_dump() | given, f"meta-training {base.name}")
+
+
+def generalize(
+    optimizers: str | Sequence[str],
+    *,
+    preset: "str | GeneralizationConfig" = "smoke",
+    train_on: Sequence[str] = (),
+    axes: Sequence[str] = (),
+    seeds: int | None = None,
+    seed: int | None = None,
+    normalise: str = "adam",
+    results: str | Path = "results",
+    devices: int | None = None,
+    width: int | None = None,
+    progress: "Progress | None" = None,
+) -> "Generalization":
+    """Study how optimizers carry over to what they were not trained or tuned on.
+
+    Points along several axes, each with everything else fixed, are run as ordinary cells; what is stored is not
+    trained again. Tables and figures are written to ``<results>/generalization/<preset>``. Adam is always there, as
+    what all are compared with.
+
+    Args:
+        optimizers: one name or several, in the registry's grammar.
+        preset: a shipped one (smoke, gridworld, full), a TOML of yours, or settings.
+        train_on: environments that count as the training distribution of every optimizer; by default what the
+            weights' metadata say, and for classic optimizers where their hyperparameters were tuned.
+        axes: only these of the preset's.
+        seeds: repetitions of each point.
+        seed: the study seed, from which all keys derive.
+        normalise: "adam" (scores relative to Adam at the same point), "optimal" (absolute, where the optimal return of
+            a gridworld can be computed) or "none".
+        results: folder to write to.
+        devices: how many devices to use; on CPU each core is one by default.
+        width: lifetimes in a vmapped group.
+        progress: watcher.
+
+    Returns:
+        The scored study: ``rows``, ``points``, ``axes`` and ``summary`` are DataFrames, ``notes`` say what to know.
+
+    Raises:
+        UserError: whatever the request has wrong, before anything trains.
+    """
+    from open_bench.harness.devices import start
+    from open_bench.report.generalization import write
+    from open_bench.runs.execute import Progress
+    from open_bench.runs.store import Store
+    from open_bench.scores.generalization import check_normaliser, generalization
+    from open_bench.studies import generalization as study
+    from open_bench.studies.points import load_preset
+
+    check_normaliser(normalise)
+    chosen = load_preset(preset) if isinstance(preset, str) else preset
+    named = [optimizers] if isinstance(optimizers, str) else list(optimizers)
+    found = start(devices)
+    plan = study.make_plan(
+        chosen, named, found, train_on=train_on, axes=axes, seeds=seeds, seed=seed, width=width
+    )  # fmt: skip
+    store = Store(results)
+    store.prepare()
+    scored = generalization(study.run(plan, store, found, progress or Progress()), normalise, study.BASELINE)
+    write(scored, study.folder_of(results, chosen.name))
+    return scored
 
 
 def load_runs(results: str | Path = "results") -> "Runs":
@@ -242,6 +337,7 @@ def _run(
     save_agents: bool,
     cluster: Cluster | None,
     progress: "Progress | None",
+    meta_progress: "MetaProgress | None" = None,
 ) -> "Runs":
     from open_bench.harness.devices import start
     from open_bench.runs.execute import Options, Progress, execute
@@ -250,11 +346,40 @@ def _run(
 
     cluster = cluster or Cluster()
     found = start(devices, cluster.coordinator, cluster.num_processes, cluster.process_id)
+    if study.meta is not None:
+        study = _with_weights(study, steps, settings, Path(results), found, width, meta_progress)
     plan = make_plan(study, found, steps, settings, width)
     store = Store(results)
     store.prepare()
     execute(plan.cells, study.seeds, store, Options(found, save_agents=save_agents), progress or Progress())
     return _first_repetitions(store.load(list(plan.cells)), study.seeds)
+
+
+def _with_weights(
+    study: StudyConfig, steps: int | None, settings: Mapping[str, Any] | None, results: Path,
+    devices: "Sequence[jax.Device]", width: int | None, progress: "MetaProgress | None",
+) -> StudyConfig:  # fmt: skip
+    """The study with weights for those optimizers that have none, after everything else in it has been checked."""
+    from open_bench.meta import needed
+    from open_bench.meta.evolution import Progress
+    from open_bench.meta.writers import watched
+    from open_bench.runs.plan import make_plan
+    from open_bench.runs.provenance import provenance
+    from open_bench.runs.store import Store
+
+    config = needed.settings_for(study, steps)
+    lacking = needed.without_weights(study.optimizers)
+    requests = {name: _meta_request(name, config, settings, devices) for name in lacking}
+    make_plan(study, devices, steps, settings, width, find=needed.stand_ins(requests))
+    for request in requests.values():
+        needed.check(request, results)
+    Store(results).prepare()
+    facts, watcher = provenance(), progress or Progress()
+    named = {}
+    for name, request in requests.items():
+        watching = watched(watcher, request, results, None, tensorboard=False, wandb=None)
+        named[name] = needed.obtain(request, results, devices, watching, facts)
+    return study.model_copy(update={"optimizers": tuple(named.get(name, name) for name in study.optimizers)})
 
 
 def _first_repetitions(runs: "Runs", count: int) -> "Runs":

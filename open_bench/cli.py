@@ -118,6 +118,14 @@ def _progress(quiet: bool, plain: bool) -> Any:
     return Lines(ERR) if plain or not ERR.is_terminal else Bars(ERR)
 
 
+def _meta_progress(quiet: bool, plain: bool) -> Any:
+    if quiet:
+        return None
+    from open_bench.progress import MetaBars, MetaLines
+
+    return MetaLines(ERR) if plain or not ERR.is_terminal else MetaBars(ERR)
+
+
 @cli.command()
 @click.argument("optimizer")
 @click.option("--env", "-e", "environment", required=True, help="Environment: a shipped name, a .toml, a gymnax id.")
@@ -146,9 +154,15 @@ def train(**options: Any) -> None:
 @click.option("--budget", help="Budget: quick, short or full.")
 @click.option("--seeds", type=int, help="Repetitions of each cell.")
 @click.option("--seed", type=int, help="Study seed: the root of all keys.")
+@click.option("--meta-train", is_flag=False, flag_value="", metavar="[RECIPE]",
+              help="Meta-train learned optimizers that have no weights first, with a recipe's settings.")  # fmt: skip
 @_run_options
 def compare(optimizers: tuple[str, ...], environments: tuple[str, ...], **options: Any) -> None:
     """Train what is missing of STUDY (by default "quick") and print its leaderboard.
+
+    \b
+    openbench compare quick -o adam -o lion --seeds 8
+    openbench compare -e cartpole -o adam -o optim4rl --meta-train open-cartpole
 
     STUDY is a shipped name or a .toml of yours. Killed at any moment, the same command goes on; several processes
     started on one results folder share the work.
@@ -156,6 +170,9 @@ def compare(optimizers: tuple[str, ...], environments: tuple[str, ...], **option
     from open_bench import api
 
     options["optimizers"], options["environments"] = optimizers or None, environments or None
+    recipe = options.pop("meta_train")
+    options["meta_train"] = True if recipe == "" else recipe
+    options["meta_progress"] = _meta_progress(options["quiet"], options["plain"])
     board = api.compare_board(**_run_arguments(options))
     OUT.print(board.to_rich(OUT.width))
     OUT.print(f"Written: {_escape(str(options['results']))}/leaderboard.csv, leaderboard.md, figures/", highlight=False)
@@ -173,6 +190,7 @@ def compare(optimizers: tuple[str, ...], environments: tuple[str, ...], **option
 @click.option("--learning-rate", type=float, help="Of Adam on the mean.")
 @click.option("--rollouts", type=int, help="Lifetimes of a member on each environment.")
 @click.option("--fitness", help="final_return or mean_return.")
+@click.option("--task-sampling", help="common, or antithetic: each mirrored pair has a gridworld level of its own.")
 @click.option("--budget", help="Budget of a lifetime: quick, short or full.")
 @click.option("--steps", type=int, help="Env steps of a lifetime, instead of a budget.")
 @click.option("--evaluate-every", type=int, help="Compare the mean with Adam every so many generations.")
@@ -188,6 +206,8 @@ def compare(optimizers: tuple[str, ...], environments: tuple[str, ...], **option
 @click.option("--process-id", type=int, help="This process's number in the cluster, from 0.")
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result.")
 @click.option("--plain", is_flag=True, help="Lines instead of a bar (the default when not in a terminal).")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files beside the history.")
+@click.option("--wandb", metavar="PROJECT", help="Log to this project of Weights & Biases.")
 def meta_train(
     environments: tuple[str, ...], held_out: tuple[str, ...], quiet: bool, plain: bool, **options: Any
 ) -> None:
@@ -200,14 +220,51 @@ def meta_train(
     Killed at any moment, the same command goes on and ends with the same weights.
     """
     from open_bench import api
-    from open_bench.progress import MetaBars, MetaLines, meta_report
+    from open_bench.progress import meta_report
 
-    watcher = None if quiet else MetaLines(ERR) if plain or not ERR.is_terminal else MetaBars(ERR)
     cluster = api.Cluster(*(options.pop(key) for key in ("coordinator", "num_processes", "process_id")))
     done = api.meta_train(
-        environments=environments or None, held_out=held_out or None, cluster=cluster, progress=watcher, **options
-    )
+        environments=environments or None, held_out=held_out or None, cluster=cluster,
+        progress=_meta_progress(quiet, plain), **options
+    )  # fmt: skip
     OUT.print(meta_report(done), highlight=False, soft_wrap=True, markup=False)
+
+
+@cli.command()
+@click.argument("optimizers", nargs=-1, required=True, metavar="OPTIMIZER...")
+@click.option("--preset", default="smoke", show_default=True, help="smoke, gridworld, full, or a .toml of yours.")
+@click.option("--train-on", multiple=True, metavar="ENV", help="What counts as the training distribution; repeatable.")
+@click.option("--axis", "axes", multiple=True, help="Only this axis of the preset; repeatable.")
+@click.option("--seeds", type=int, help="Repetitions of each point.")
+@click.option("--seed", type=int, help="Study seed: the root of all keys.")
+@click.option("--normalise", default="adam", show_default=True, help="Scores against adam, optimal or none.")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+              help="Folder that the runs, tables and figures are written to.")  # fmt: skip
+@click.option("--devices", type=int, help="Devices to use. On CPU every core is one by default.")
+@click.option("--width", type=int, help="Lifetimes in a vmapped group (1 on CPU by default).")
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result.")
+@click.option("--plain", is_flag=True, help="Lines instead of bars (the default when not in a terminal).")
+def generalize(optimizers: tuple[str, ...], quiet: bool, plain: bool, **options: Any) -> None:
+    """Study how OPTIMIZERs carry over to what they were not trained or tuned on.
+
+    \b
+    openbench generalize open --preset gridworld
+    openbench generalize open@mine lion --axis width --axis lifetime --seeds 8
+
+    Adam joins as the comparison. Killed at any moment, the same command goes on.
+    """
+    from open_bench import api
+    from open_bench.report.generalization import rich_tables
+    from open_bench.studies.generalization import folder_of
+
+    study = api.generalize(optimizers, progress=_progress(quiet, plain), **options)
+    OUT.print(rich_tables(study))
+    folder = folder_of(options["results"], study.preset)
+    OUT.print(
+        f"Written: {_escape(str(folder))}/generalization.csv, points.csv, axes.csv, summary.csv, generalization.md, "
+        "figures/",
+        highlight=False,
+    )
 
 
 @cli.command()
@@ -223,14 +280,19 @@ def leaderboard(results: Path, budget: str | None) -> None:
 
 
 @cli.command("list")
-@click.argument("kind", type=click.Choice(["optimizers", "environments", "studies"]))
+@click.argument("kind", type=click.Choice(["optimizers", "environments", "studies", "recipes", "presets"]))
 def list_command(kind: str) -> None:
-    """Show what there is: optimizers, environments or studies."""
+    """Show what there is: optimizers, environments, studies, meta-training recipes, presets of generalize."""
     from open_bench import listings
 
-    OUT.print(
-        {"optimizers": listings.optimizers, "environments": listings.environments, "studies": listings.studies}[kind]()
-    )
+    tables = {
+        "optimizers": listings.optimizers,
+        "environments": listings.environments,
+        "studies": listings.studies,
+        "recipes": listings.recipes,
+        "presets": listings.presets,
+    }
+    OUT.print(tables[kind]())
 
 
 @cli.command()

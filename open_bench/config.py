@@ -95,20 +95,6 @@ class EnvironmentConfig(Config):
         return self.model_copy(update={"ppo": build(PPOConfig, values, f"PPO settings of {self.name} (--set)")})
 
 
-class StudyConfig(Config):
-    """A set of cells: every optimizer on every environment, at one budget."""
-
-    name: Name
-    description: str = ""
-    optimizers: tuple[str, ...] = Field(min_length=1)
-    environments: tuple[str, ...] = Field(min_length=1)
-    budget: str = "quick"
-    seeds: Positive = 4  # repetitions of each cell
-    seed: Annotated[int, Field(ge=0, lt=1_000_000, strict=True)] = (
-        0  # study seed; larger ones are kept for references and tuning
-    )
-
-
 ANTITHETIC = ("Open_ES", "ARS", "PGPE", "GuidedES")  # strategies that sample mirrored pairs
 
 
@@ -130,6 +116,9 @@ class MetaConfig(Config):
     learning_rate_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.999  # a generation
     b1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
     rollouts: Positive = 1  # lifetimes of a member on each environment
+    # Levels and keys of a generation: "common" to all members, or "antithetic": each mirrored pair has its own, and
+    # only the two are compared (Jackson et al. 2024, arXiv 2402.05828); for gridworlds, whose levels differ.
+    task_sampling: Literal["common", "antithetic"] = "common"
     fitness: Literal["final_return", "mean_return"] = "final_return"
     seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0
     width: Positive | None = None  # lifetimes in a vmapped group; by default 1 on CPU, more on accelerators
@@ -153,6 +142,34 @@ class MetaConfig(Config):
         if self.held_out and not self.evaluate_every:
             raise ValueError("held_out is evaluated every evaluate_every generations, and that is 0: never")
         return self
+
+
+class StudyConfig(Config):
+    """A set of cells: every optimizer on every environment, at one budget."""
+
+    name: Name
+    description: str = ""
+    optimizers: tuple[str, ...] = Field(min_length=1)
+    environments: tuple[str, ...] = Field(min_length=1)
+    budget: str = "quick"
+    seeds: Positive = 4  # repetitions of each cell
+    seed: Annotated[int, Field(ge=0, lt=1_000_000, strict=True)] = (
+        0  # study seed; larger ones are kept for references and tuning
+    )
+    meta: str | MetaConfig | None = None  # recipe, or settings, that optimizers without weights are meta-trained by
+
+    @pydantic.field_validator("meta", mode="before")
+    @classmethod
+    def _settings_are_named(cls, value: Any) -> Any:
+        """Errors name the key inside ``[meta]``, which those of a union of types would not."""
+        if value is None or isinstance(value, str | MetaConfig):
+            return value
+        if not isinstance(value, dict):
+            raise ValueError(f"meta = {value!r}: it is the name of a recipe, or a table of settings: [meta]")
+        try:
+            return build(MetaConfig, value, "[meta]")
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
 
 _Model = TypeVar("_Model", bound=Config)
@@ -199,22 +216,23 @@ def load(model: type[_Model], path: Path) -> _Model:
 
 
 def shipped(kind: str) -> dict[str, Path]:
-    """Configuration files that ship, by name: ``kind`` is environments, studies or meta."""
+    """Configuration files that ship, by name: ``kind`` is environments, studies, meta or generalize."""
     folder = assets.configs_dir() / kind
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
 
 
 def load_study(name: str) -> StudyConfig:
     """A study by name or by path to a TOML."""
-    return _load_named(StudyConfig, "studies", ("study", "studies"), name)
+    return load_named(StudyConfig, "studies", ("study", "studies"), name)
 
 
 def load_meta(name: str) -> MetaConfig:
     """Settings of meta-training by name or by path to a TOML."""
-    return _load_named(MetaConfig, "meta", ("meta-training recipe", "recipes"), name)
+    return load_named(MetaConfig, "meta", ("meta-training recipe", "recipes"), name)
 
 
-def _load_named(model: type[_Model], kind: str, words: tuple[str, str], name: str) -> _Model:
+def load_named(model: type[_Model], kind: str, words: tuple[str, str], name: str) -> _Model:
+    """A configuration of some kind by name or by path to a TOML; ``words`` are what people call one and several."""
     files = shipped(kind)
     if name in files:
         return load(model, files[name])

@@ -1,4 +1,4 @@
-"""Tables of what there is to compare: optimizers, environments, studies."""
+"""Tables of what there is: optimizers, environments, studies, recipes for meta-training, weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,12 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from open_bench import assets, config
-from open_bench.environments import gymnax_ids
+from open_bench.environments import brax_names, gymnax_ids
 from open_bench.environments.catalogue import load_environment
 from open_bench.errors import UserError
 from open_bench.optimizers import available
 from open_bench.optimizers.registry import resolve
-from open_bench.scores.references import load_references
+from open_bench.scores.references import BaselineReturn, EnvironmentReturns, load_references
+from open_bench.studies.points import load_preset, make_points
 
 
 def optimizers() -> Group:
@@ -34,24 +35,48 @@ def optimizers() -> Group:
     return Group(table, Text(hint, style="dim"))
 
 
+FAMILIES = {
+    "minatar": "MinAtar, by gymnax",
+    "classic": "classic control, by gymnax",
+    "bsuite": "bsuite, by gymnax",
+    "misc": "others, by gymnax",
+    "gridworld": "gridworlds (Oh et al. 2020)",
+    "brax": "Brax: continuous control on accelerators",
+    "craftax": "Craftax, with open-bench[craftax]",
+}
+BUDGETS = ("quick", "short", "full")
+
+
 def environments() -> Group:
-    """Shipped environments with their budgets and measured returns of a random policy and of Adam."""
+    """Shipped environments by family: each budget's env steps and, where it is known, Adam's return there."""
     references = load_references(assets.baselines_dir() / "returns")
-    table = _table("environment", "family", "random", "budget", "steps", "Adam", "origin")
-    for name in config.shipped("environments"):
-        environment = load_environment(name)
-        known = references.get(name)
-        random = (
-            f"{known.random.final_return.mean:.4g}" if known and known.random and known.random.final_return else "–"
-        )
-        for index, (budget, steps) in enumerate(environment.budgets.items()):
-            entry = known.reference.get(budget) if known else None
-            adam = f"{entry.final_return.mean:.4g}" if entry and entry.final_return else "–"
-            first = (name, environment.family, random) if index == 0 else ("", "", "")
-            table.add_row(*first, budget, _compact(steps), adam, entry.origin if entry else "")
+    shipped = [load_environment(name) for name in config.shipped("environments")]
+    families = dict.fromkeys([*FAMILIES, *(environment.family for environment in shipped)])
+    table = _table("environment", *BUDGETS, "random")
+    for family in families:
+        members = [environment for environment in shipped if environment.family == family]
+        if members:
+            table.add_row(Text(FAMILIES.get(family, family), style="bold"))
+        for environment in members:
+            known = references.get(environment.name) or EnvironmentReturns(environment.name)
+            budgets = [_budget(environment.budgets.get(name), known.reference.get(name)) for name in BUDGETS]
+            random = f"{known.random.final_return.mean:.4g}" if known.random else "–"
+            table.add_row(f"  {environment.name}", *budgets, random)
         table.add_section()
-    others = ", ".join(gymnax_ids())
-    return Group(table, Text(f"Any gymnax id works with default PPO settings: {others}.", style="dim"))
+    hints = (
+        "Budgets in env steps, with the final return of Adam where it is known: measured, or published where marked *.",
+        f"Any gymnax id works with default PPO settings: {', '.join(gymnax_ids())}.",
+        f"Any Brax task works as brax/TASK or brax/TASK/BACKEND: {', '.join(brax_names())}.",
+    )
+    return Group(table, *(Text(hint, style="dim") for hint in hints))
+
+
+def _budget(steps: int | None, reference: BaselineReturn | None) -> str:
+    """Env steps and the reference return, such as "300k: 9.686"."""
+    if steps is None:
+        return "–"
+    mark = "*" if reference is not None and reference.origin == "published" else ""
+    return f"{_compact(steps)}: {reference.final_return.mean:.4g}{mark}" if reference is not None else _compact(steps)
 
 
 def _compact(steps: int) -> str:
@@ -68,6 +93,31 @@ def studies() -> Table:
             name, study.description, study.budget, str(study.seeds),
             ", ".join(study.optimizers), ", ".join(study.environments),
         )  # fmt: skip
+    return table
+
+
+def recipes() -> Group:
+    """Shipped recipes for meta-training."""
+    table = _table("recipe", "what it is", "environments", "lifetime", "population", "generations", "strategy")
+    for name in config.shipped("meta"):
+        recipe = config.load_meta(name)
+        lifetime = f"{_compact(recipe.env_steps)} steps" if recipe.env_steps else recipe.budget
+        table.add_row(
+            name, recipe.description, ", ".join(recipe.environments) or "yours", lifetime,
+            str(recipe.population), str(recipe.generations), recipe.strategy,
+        )  # fmt: skip
+    return Group(table, Text("Used as in: openbench meta-train open --config NAME -e ENVIRONMENT", style="dim"))
+
+
+def presets() -> Table:
+    """Shipped presets of generalization studies, with their axes and the number of tasks."""
+    table = _table("preset", "what it is", "seeds", "tasks", "axes")
+    for name in config.shipped("generalize"):
+        preset = load_preset(name)
+        points = make_points(preset)
+        axes = ", ".join(dict.fromkeys(point.axis for point in points))
+        tasks = len({point.key for point in points})
+        table.add_row(name, preset.description, str(preset.seeds), str(tasks), axes)
     return table
 
 

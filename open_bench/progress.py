@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from open_bench.meta.evolution import Progress as MetaWatcher
 from open_bench.meta.run import MetaTrained
+from open_bench.meta.writers import FIGURE
 from open_bench.runs.cell import Cell
 from open_bench.runs.execute import Progress as Watcher
 
@@ -35,6 +36,7 @@ class Bars(Watcher):
         )
         self._study: Any = None
         self._cell: Any = None
+        self._measured: Any = None
 
     def watch(self) -> AbstractContextManager[Any]:
         return self._bars
@@ -62,6 +64,11 @@ class Bars(Watcher):
             self._cell = None
         stored = (self._repetitions - trained) * cell.lifetime_steps
         self._bars.update(self._study, advance=stored)
+
+    def measuring(self, what: str, done: int, total: int) -> None:
+        if self._measured is None:
+            self._measured = self._bars.add_task("[bold]random policy", total=total, note="")
+        self._bars.update(self._measured, completed=done, note=what)
 
     def waiting(self, cells: list[Cell]) -> None:
         self._bars.update(self._study, note=f"waiting for another process ({len(cells)} cells)")
@@ -106,6 +113,10 @@ class Lines(Watcher):
         note = _note(self._return, self._diverged) if trained else "stored already"
         self._say(f"{cell.environment.name} · {cell.optimizer}: done, {note}")
 
+    def measuring(self, what: str, done: int, total: int) -> None:
+        if done < total:
+            self._say(f"{what} · random policy: {done + 1} of {total}")
+
     def waiting(self, cells: list[Cell]) -> None:
         if not self._waited:
             self._say(f"waiting for another process that trains {len(cells)} of these cells")
@@ -131,7 +142,7 @@ class MetaBars(MetaWatcher):
             transient=True,
         )
         self._task: Any = None
-        self._done, self._note = 0, ""
+        self._done, self._note, self._evaluation = 0, "", ""
 
     def watch(self) -> AbstractContextManager[Any]:
         return self._bars
@@ -145,7 +156,9 @@ class MetaBars(MetaWatcher):
         self._bars.update(self._task, completed=self._done + lifetimes / total, note=share)
 
     def generation(self, row: dict[str, Any], seconds_left: float) -> None:
-        self._done, self._note = row["generation"], f"{fitness_note(row)}, {_duration(seconds_left)} left"
+        self._evaluation = evaluation_note(row) or self._evaluation  # the latest stays in sight
+        left = f", {_duration(seconds_left)} left" if seconds_left > 0 else ""
+        self._done, self._note = row["generation"], f"{fitness_note(row)}{self._evaluation}{left}"
         self._bars.update(self._task, completed=self._done, note=self._note)
 
 
@@ -167,12 +180,11 @@ class MetaLines(MetaWatcher):
         self._say(f"{environment}: compiled in {seconds:.1f} s")
 
     def generation(self, row: dict[str, Any], seconds_left: float) -> None:
-        evaluated = any(key.startswith("return.") for key in row)
-        ends = row["generation"] == self._total
-        if evaluated or ends or time.monotonic() - self._last >= PLAIN_SECONDS:
+        evaluation, ends = evaluation_note(row), row["generation"] == self._total
+        if evaluation or ends or time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
             left = "" if ends else f", about {_duration(seconds_left)} left"
-            self._say(f"generation {row['generation']}/{self._total}: {fitness_note(row)}{left}")
+            self._say(f"generation {row['generation']}/{self._total}: {fitness_note(row)}{evaluation}{left}")
 
     def _say(self, text: str) -> None:
         seconds = time.monotonic() - self._start
@@ -180,14 +192,17 @@ class MetaLines(MetaWatcher):
 
 
 def fitness_note(row: dict[str, Any]) -> str:
-    """A generation's fitness: mean ± spread, best, what failed, and the mean θ against Adam where it was evaluated."""
+    """A generation's fitness: mean ± spread, best, and how many members failed."""
     text = f"fitness {row['fitness_mean']:.4g} ± {row['fitness_std']:.2g}, best {row['fitness_best']:.4g}"
-    text += "".join(f", {row[key]} {key}" for key in ("diverged", "unfinished") if row[key])
-    for key, value in row.items():
-        kind, _, environment = key.partition(".")
-        if kind == "return":
-            text += f"; {environment} {value:.4g} (Adam {row['adam.' + environment]:.4g})"
-    return text
+    return text + "".join(f", {row[key]} {key}" for key in ("diverged", "unfinished") if row[key])
+
+
+def evaluation_note(row: dict[str, Any]) -> str:
+    """The mean θ against Adam on each environment; empty where it was not evaluated."""
+    environments = [key.removeprefix("return.") for key in row if key.startswith("return.")]
+    return "".join(
+        f"; mean θ on {name} {row[f'return.{name}']:.4g} (Adam {row[f'adam.{name}']:.4g})" for name in environments
+    )
 
 
 def meta_report(done: MetaTrained) -> str:
@@ -197,7 +212,7 @@ def meta_report(done: MetaTrained) -> str:
         f"fitness {first['fitness_mean']:.4g} → {last['fitness_mean']:.4g} over {int(last['generation'])} generations, "
         f"{int(last['lifetimes']):,} lifetimes, {int(last['env_steps']):,} env steps, {_duration(last['seconds'])}\n"
         f"weights {done.hash[:12]}: {done.path}, to be used as {done.optimizer}\n"
-        f"history and checkpoints: {done.folder}"
+        f"history and checkpoints: {done.folder}; figure: {done.folder / (FIGURE + '.png')}"
     )
 
 

@@ -139,7 +139,8 @@ def test_stored_rows_are_read_without_jax() -> None:
 
 def test_only_adapters_know_the_environment_suites() -> None:
     assert users_of("gymnax") == {"open_bench.environments.gymnax"}
-    assert users_of("brax") <= {"open_bench.environments.brax"}
+    assert users_of("brax", "mujoco") == {"open_bench.environments.brax"}
+    assert users_of("craftax") == {"open_bench.environments.craftax"}
 
 
 def test_only_one_module_knows_meshes_and_sharding() -> None:

@@ -163,7 +163,8 @@ def test_shipped_environment(name: str) -> None:
     sizes = list(found.budgets.values())
     assert sizes == sorted(sizes)
     assert found.num_updates(sizes[0]) >= 20  # enough for a final window of its own
-    assert make_environment(found).observation_size > 0
+    if found.family != "craftax":  # which is optional
+        assert make_environment(found).observation_size > 0
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -20,15 +21,17 @@ import pandas as pd
 import pytest
 
 import open_bench
-from open_bench import cli, weights
-from open_bench.config import MetaConfig, load_meta, shipped
+from open_bench import assets, cli, weights
+from open_bench.config import ANTITHETIC, MetaConfig, load_meta, shipped
 from open_bench.environments.catalogue import load_environment
 from open_bench.errors import UserError
+from open_bench.harness import parallel
 from open_bench.meta import evolution, tasks
 from open_bench.meta.checkpoint import Checkpoints, Saved
 from open_bench.meta.evolution import Progress, Strategy, evolve
 from open_bench.meta.tasks import Evaluator, Fitness, Task
 from open_bench.optimizers import resolve
+from open_bench.optimizers.entry import EMPTY_THETA
 from open_bench.scores.normalize import Scale, load_references
 
 TINY = {"num_envs": 4, "num_steps": 16, "update_epochs": 2, "num_minibatches": 2, "hidden": (8,)}
@@ -97,6 +100,19 @@ def test_the_best_theta_is_where_the_fittest_generation_was_sampled() -> None:
     evolved = evolve(MetaConfig(population=8, generations=6), theta_of(0, 0), evaluate)
     np.testing.assert_allclose(vector(evolved.best), seen[2], atol=1e-6)
     assert not np.allclose(vector(evolved.theta), seen[2], atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ANTITHETIC)
+def test_member_i_and_the_one_half_a_population_later_are_mirror_images(strategy: str) -> None:
+    """What antithetic task sampling relies on, of the populations that evosax really draws."""
+    strategy_ = Strategy(MetaConfig(strategy=strategy, population=8, sigma=0.3), theta_of(3.0, -2.0))
+    state = strategy_.start()
+    for generation in range(2):
+        population, state = strategy_.ask(generation, state)
+        drawn, mean = vector(population).reshape(8, 2), vector(strategy_.theta(state))
+        np.testing.assert_allclose(drawn[:4] + drawn[4:], np.tile(2 * mean, (4, 1)), atol=1e-5)
+        assert len(np.unique(drawn, axis=0)) == 8
+        state = strategy_.tell(generation, population, np.arange(8.0), state)
 
 
 def test_antithetic_pairs_are_mirror_images_of_the_right_spread() -> None:
@@ -175,6 +191,85 @@ def test_lifetimes_without_an_episodes_end_are_an_error() -> None:
         evolve(MetaConfig(population=4), theta_of(0.0), lambda *_: Fitness(np.full(4, np.nan), unfinished=4))
 
 
+# --- antithetic task sampling -----------------------------------------------------------------------------------------
+
+
+def test_the_better_of_a_pair_scores_0_and_the_other_minus_1() -> None:
+    nan = np.nan
+    first, second = [3.0, -2.0, 5.0, nan, 1.0, nan], [1.0, -1.0, 5.0, -9.0, nan, nan]
+    scores = tasks.pair_scores(np.asarray([first + second]).T)
+    assert scores.tolist() == [0, -1, -0.5, -1, 0, -0.5, -1, 0, -0.5, 0, -1, -0.5]
+
+
+def test_pairs_are_compared_level_by_level() -> None:
+    """The first member wins twice by little and loses once by much; what failed once loses everywhere."""
+    nan = np.nan
+    returns = [[1.1, 0.2, 0.0], [5.0, 5.0, nan], [1.0, 0.1, 99.0], [0.0, 0.0, 0.0]]
+    np.testing.assert_allclose(tasks.pair_scores(np.asarray(returns)), [-1 / 3, -1, -2 / 3, 0])
+
+
+def pairs_on_levels(members: np.ndarray, generation: int) -> Fitness:
+    """A quadratic, plus what can be earned on each pair's level: far more than any member differs from another."""
+    level = np.tile(np.random.default_rng(generation).normal(scale=1e3, size=len(members) // 2), 2)
+    values = level - ((members - TARGET) ** 2).sum(axis=1)
+    return Fitness(values, scores=tasks.pair_scores(values[:, None]))
+
+
+@pytest.mark.parametrize("strategy", ANTITHETIC)
+def test_with_levels_of_their_own_pairs_climb_towards_the_better_member(strategy: str) -> None:
+    """With the sign of the scores turned round the mean moves away from every winner."""
+    config = MetaConfig(strategy=strategy, population=16, generations=60, sigma=0.1, learning_rate=0.05, b1=0.9,
+                        task_sampling="antithetic")  # fmt: skip
+    evaluate = lambda population, g: pairs_on_levels(np.asarray(population["optimizer"]["a"], np.float64), g)
+    evolved = evolve(config, theta_of(0, 0, 0), evaluate)
+    assert np.linalg.norm(vector(evolved.theta) - TARGET) < 0.5 < np.linalg.norm(TARGET)
+
+
+def test_scores_are_climbed_and_fitness_is_shown() -> None:
+    def evaluate(population: Any, generation: int) -> Fitness:
+        quality = -((np.asarray(population["optimizer"]["a"], np.float64) - TARGET) ** 2).sum(axis=1)
+        return Fitness(-quality, scores=tasks.pair_scores(quality[:, None]), tied_pairs=0)
+
+    config = MetaConfig(population=16, generations=40, sigma=0.1, learning_rate=0.1, b1=0.9, task_sampling="antithetic")
+    evolved = evolve(config, theta_of(0, 0, 0), evaluate)
+    assert np.linalg.norm(vector(evolved.theta) - TARGET) < 0.5
+    fitness = [row["fitness_mean"] for row in evolved.history]
+    assert fitness[-1] < fitness[0] - 1.0
+    assert evolved.history[0]["tied_pairs"] == 0
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_one_pair_moves_the_mean_towards_its_better_member(better: int) -> None:
+    strategy = Strategy(MetaConfig(population=2, sigma=0.1, task_sampling="antithetic"), theta_of(0.5))
+    population, state = strategy.ask(0, strategy.start())
+    members = np.asarray(population["optimizer"]["a"])[:, 0]
+    scores = tasks.pair_scores(np.where(np.arange(2) == better, 7.0, 6.9)[:, None])
+    after = vector(strategy.theta(strategy.tell(0, population, scores, state)))[0]
+    assert np.sign(after - 0.5) == np.sign(members[better] - 0.5)
+
+
+@pytest.mark.parametrize("strategy", ANTITHETIC)
+@pytest.mark.parametrize("population", [4, 6, 64])
+def test_where_all_pairs_tie_the_mean_stays(strategy: str, population: int) -> None:
+    config = MetaConfig(strategy=strategy, population=population, task_sampling="antithetic")
+    made = Strategy(config, theta_of(0.1, 0.2, 0.3))
+    members, state = made.ask(0, made.start())
+    scores = tasks.pair_scores(np.tile(np.arange(population / 2), 2)[:, None])
+    after = made.tell(0, members, scores, state)
+    np.testing.assert_array_equal(vector(made.theta(after)), np.float32([0.1, 0.2, 0.3]))
+
+
+def test_both_of_a_pair_share_keys_and_pairs_differ() -> None:
+    keys = jax.random.key_data(tasks.pair_keys(0, tasks.TRAINING, "gridworld/rand_all", 3, 2, population=6))
+    assert keys.shape[:2] == (6, 2)
+    np.testing.assert_array_equal(keys[:3], keys[3:])
+    assert len(np.unique(keys[:3].reshape(6, -1), axis=0)) == 6
+    later = jax.random.key_data(tasks.pair_keys(0, tasks.TRAINING, "gridworld/rand_all", 4, 2, population=6))
+    evaluated = jax.random.key_data(tasks.rollout_keys(0, tasks.EVALUATION, "gridworld/rand_all", 0, 6))
+    everything = np.concatenate([keys[:3].reshape(6, -1), later[:3].reshape(6, -1), evaluated])
+    assert len(np.unique(everything, axis=0)) == 18
+
+
 # --- fitness ----------------------------------------------------------------------------------------------------------
 
 
@@ -245,6 +340,46 @@ def test_every_member_trains_with_its_own_theta_on_common_keys(evaluator: Evalua
     assert not np.array_equal(final, values)
 
 
+def test_members_may_have_keys_of_their_own(evaluator: Evaluator) -> None:
+    some, keys = members(3), tasks.rollout_keys(0, tasks.TRAINING, "cartpole", 0, 6).reshape(3, 2)
+    values, _ = evaluator.returns(some, keys, "mean_return")
+    for member in range(3):
+        alone = jax.tree.map(lambda leaf, m=member: leaf[m : m + 1], some)
+        expected, _ = evaluator.returns(alone, keys[member], "mean_return")
+        np.testing.assert_array_equal(values[member], expected[0])
+    assert len(np.unique(values)) > 4
+
+
+def test_segments_of_any_length_give_the_same_numbers(evaluator: Evaluator, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, found, lengths = tasks.rollout_keys(0, tasks.TRAINING, "cartpole", 0, 2), [], []
+    run = type(evaluator.program).run
+    monkeypatch.setattr(
+        type(evaluator.program), "run", lambda program, *rest: lengths.append(rest[-1]) or run(program, *rest)
+    )
+    for seconds in (1e-9, 1e9):
+        monkeypatch.setattr(parallel, "SEGMENT_SECONDS", seconds)
+        evaluator._segment = 1 if seconds < 1 else UPDATES
+        lengths.clear()
+        found.append(evaluator.returns(members(3), keys, "mean_return")[0])
+        assert set(lengths) == ({1} if seconds < 1 else {UPDATES})
+    np.testing.assert_array_equal(*found)
+
+
+def test_an_interrupt_is_heard_in_the_middle_of_a_long_round() -> None:
+    environment = load_environment("cartpole").with_settings(TINY)
+    entry = resolve("adam")
+    updates = 2_000_000  # many minutes
+    (task,) = tasks.make_tasks(entry, EMPTY_THETA, [environment], MetaConfig(env_steps=64 * updates), {})
+    made = Evaluator(task, jax.devices()[:1], 1, 1)
+    keys = tasks.rollout_keys(0, tasks.TRAINING, "cartpole", 0, 1)
+    timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        made.returns(EMPTY_THETA, keys, "final_return")
+    assert 2.0 < time.monotonic() - start < 30.0  # a segment is about a second on an idle machine
+
+
 def test_a_member_that_diverges_is_counted_and_harms_no_other(evaluator: Evaluator) -> None:
     keys = tasks.rollout_keys(0, tasks.TRAINING, "cartpole", 0, 1)
     some = members(3)
@@ -263,7 +398,12 @@ def test_a_member_that_diverges_is_counted_and_harms_no_other(evaluator: Evaluat
 
 @pytest.fixture(autouse=True)
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A library of weights of its own for every test."""
+    """A library of weights of its own for every test, and none that ship."""
+    baselines = tmp_path / "baselines"
+    (baselines / "weights").mkdir(parents=True)
+    for folder in ("hyperparameters", "returns"):
+        (baselines / folder).symlink_to(assets.baselines_dir() / folder)
+    monkeypatch.setattr(assets, "baselines_dir", lambda: baselines)
     monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
     return tmp_path / "library"
 
@@ -309,6 +449,47 @@ def lpo_start(folder: Path) -> str:
     return f"lpo@{folder / 'start.safetensors'}"
 
 
+GRIDWORLD = """
+name = "tiny-gridworld"
+description = "small levels of short episodes"
+family = "gridworld"
+source = "gridworld:rand_all"
+
+[options]
+max_size = 5
+max_steps = 30
+max_objects = 2
+
+[budgets]
+quick = 1280
+"""
+
+
+def test_pairs_of_gridworlds_resume_bitwise_on_another_number_of_devices(tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(GRIDWORLD)
+
+    def evolve_pairs(folder: str, **changes: Any) -> Any:
+        settings = {**SETTINGS, "steps": 64 * 8, "population": 4, "rollouts": 1, "generations": 3,
+                    "task_sampling": "antithetic", "evaluate_every": 1, "evaluation_rollouts": 2}  # fmt: skip
+        where = {"results": tmp_path / folder, "name": folder}
+        return open_bench.meta_train("open", [str(tmp_path / "tiny.toml")], **where, **{**settings, **changes})
+
+    whole = evolve_pairs("whole", devices=2)
+    with pytest.raises(KeyboardInterrupt):
+        evolve_pairs("parts", devices=1, progress=Stop(1))
+    parts = evolve_pairs("parts", devices=2)
+    assert (whole.history["tied_pairs"] < 2).any()
+    assert np.abs(vector(whole.theta)).max() > 0.01
+    np.testing.assert_array_equal(vector(parts.theta), vector(whole.theta))
+    same = [column for column in whole.history if column != "seconds"]  # Adam and the mean on fixed levels among them
+    pd.testing.assert_frame_equal(parts.history[same], whole.history[same], check_exact=True)
+    assert whole.history["adam.tiny-gridworld"].nunique() == 1
+    assert weights.load_weights(whole.path).metadata["identity"]["task_sampling"] == "antithetic"
+    whole.path.unlink()
+    with pytest.raises(UserError, match=r'task_sampling \("antithetic" there, absent here\)'):
+        evolve_pairs("whole", task_sampling="common")
+
+
 def test_groups_that_do_not_divide_a_generation_change_nothing(tmp_path: Path) -> None:
     """Width 5 of 12 lifetimes: the last group is padded, on one device as on two."""
     start = lpo_start(tmp_path)
@@ -326,6 +507,26 @@ class Stop(Progress):
     def generation(self, row: dict[str, Any], seconds_left: float) -> None:
         if row["generation"] == self._after:
             raise KeyboardInterrupt
+
+
+class StopWithin(Progress):
+    """Interrupts between two rounds of the third generation."""
+
+    def __init__(self) -> None:
+        self._rounds = 0
+
+    def evaluated(self, lifetimes: int, total: int) -> None:
+        self._rounds += lifetimes == 2
+        if self._rounds == 3 and lifetimes == 6:
+            raise KeyboardInterrupt
+
+
+def test_interrupted_between_rounds_theta_is_bitwise_the_same(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        meta_train(tmp_path, progress=StopWithin())
+    assert newest(Checkpoints(tmp_path / "meta" / "mine", {})) == 2
+    resumed = meta_train(tmp_path)
+    np.testing.assert_array_equal(vector(resumed.theta), vector(undisturbed.trained.theta))
 
 
 def interrupted(folder: Path, after: int = 5) -> Path:
@@ -599,6 +800,16 @@ def openbench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
         (["open", "--config", "opn"], "unknown meta-training recipe 'opn'. Did you mean open"),
         (["opne", "-e", "cartpole"], "unknown optimizer 'opne'. Did you mean open"),
         (["open", "-e", "cartpole", "--name", "../up"], "is no name of weights"),
+        (["open", "-e", "cartpole", "--name", "zero"], "'zero' cannot name weights: NAME@zero means θ = zero"),
+        (
+            ["open", "-e", "gridworld/rand_all", "-e", "cartpole", "--task-sampling", "antithetic"],
+            "cartpole is no gridworld: train on gridworlds alone, or take task_sampling",
+        ),
+        (
+            ["open", "-e", "gridworld/rand_all", "--task-sampling", "antithetic", "--strategy", "SNES"],
+            "compares mirrored members, and SNES draws none: take Open_ES",
+        ),
+        (["open", "-e", "cartpole", "--task-sampling", "pairs"], "task_sampling = 'pairs': Input should be 'common'"),
     ],
 )
 def test_a_bad_request_is_one_line_and_exit_code_2(
@@ -609,6 +820,24 @@ def test_a_bad_request_is_one_line_and_exit_code_2(
     assert message in answer.err
     assert len(answer.err.strip().splitlines()) == 1
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "sigma", "message"),
+    [("open", 0.5, "sigma (1.0 there, 0.5 here). Use"), ("lpo", 1.0, 'optimizer ("open" there, "lpo" here)')],
+)
+def test_a_checkpoint_of_others_is_one_line_and_exit_code_2(
+    optimizer: str, sigma: float, message: str, openbench: Callable[..., Answer], undisturbed: Undisturbed
+) -> None:
+    answer = openbench(
+        "meta-train", optimizer, "-e", "cartpole", "--results", undisturbed.folder, "--name", "mine", "--steps", 1280,
+        "--population", 6, "--rollouts", 2, "--sigma", sigma, "--fitness", "mean_return", "--width", 1, "--quiet",
+        *[f"--set={key}={list(value) if isinstance(value, tuple) else value}" for key, value in TINY.items()],
+    )  # fmt: skip
+    assert answer.code == 2
+    assert message in answer.err
+    assert "was made with other settings" in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
 
 
 def test_an_unknown_setting_comes_with_near_matches(tmp_path: Path) -> None:
@@ -637,11 +866,14 @@ def test_the_command_line_meta_trains_and_says_where_the_weights_are(
 
 def test_recipes_ship_and_the_published_ones_are_the_papers() -> None:
     recipes = {name: load_meta(name) for name in shipped("meta")}
-    assert {"open", "lpo", "open-cartpole"} <= set(recipes)
+    assert {"open", "lpo", "open-cartpole", "open-gridworld", "open-gridworld-small"} <= set(recipes)
     assert all(recipe.name == name and recipe.description for name, recipe in recipes.items())
     published = {"population": 64, "sigma": 0.03, "learning_rate": 0.03, "b1": 0.99, "rollouts": 1,
                  "fitness": "final_return", "strategy": "Open_ES", "budget": "full", "env_steps": None}  # fmt: skip
-    for name, decay, generations in (("open", 0.999, 500), ("lpo", 0.99, 800)):
+    for name in ("open-gridworld", "open-gridworld-small"):
+        assert (recipes[name].task_sampling, recipes[name].environments) == ("antithetic", ("gridworld/rand_all",))
+    assert load_environment("gridworld/rand_all").budget_steps("full") == 30_000_000
+    for name, decay, generations in (("open", 0.999, 500), ("open-gridworld", 0.999, 500), ("lpo", 0.99, 800)):
         found = recipes[name].model_dump()
         assert published.items() <= found.items()
         assert (found["sigma_decay"], found["learning_rate_decay"], found["generations"]) == (decay, decay, generations)

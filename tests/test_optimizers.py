@@ -257,7 +257,7 @@ def test_adam_is_the_textbook_rule() -> None:
 
 def test_learned_optimizer_without_weights_says_what_to_do() -> None:
     with pytest.raises(UserError, match="no weights"):
-        prepare(resolve("lpo"), "breakout", "quick")
+        prepare(resolve("optim4rl"), "breakout", "quick")
 
 
 def test_subject_is_lifelike() -> None:

@@ -38,7 +38,9 @@ from open_bench.scores.references import (
 
 REFERENCE_SEED = 1_000_000  # no study may use it
 RUNS = Path(__file__).resolve().parents[1] / "results" / "published" / "reference"
-PUBLISHED = {"asterix": 15.0353, "freeway": 61.8369, "breakout": 50.0822, "spaceinvaders": 167.0913}
+PUBLISHED = {
+    "asterix": 15.0353, "freeway": 61.8369, "breakout": 50.0822, "spaceinvaders": 167.0913, "ant": 6517.31,
+}  # fmt: skip
 SOURCE = "Goldie et al. 2024, arXiv 2407.07082: PPO with tuned Adam"
 
 

@@ -34,11 +34,13 @@ class Environment(abc.ABC):
         observation_size: length of the flat observation vector.
         observation_dtype: dtype in which observations are stored (``bool`` for binary ones: a quarter of the bytes).
         action_space: ``Discrete`` or ``Continuous``.
+        cpu_steps_per_second: roughly what two CPU cores make of a task that is slow there; None for all others.
     """
 
     observation_size: int
     observation_dtype: Any = jnp.float32
     action_space: ActionSpace
+    cpu_steps_per_second: float | None = None
 
     @abc.abstractmethod
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -61,3 +63,14 @@ class Environment(abc.ABC):
             ``(observation, state, reward, terminated, truncated, info)``. After an episode's end the observation and
             state are those of the next episode, and ``info["final_observation"]`` is the last one of the old.
         """
+
+
+def with_strong_types(state: Any) -> Any:
+    """Give weakly typed leaves (Python numbers in a suite's states) a fixed type, so that loops can carry them."""
+
+    def strong(leaf: Any) -> jax.Array:
+        array = jnp.asarray(leaf)
+        is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)  # keys have one type only
+        return array if is_key else jax.lax.convert_element_type(array, array.dtype)
+
+    return jax.tree.map(strong, state)

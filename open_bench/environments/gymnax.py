@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
 
-from open_bench.environments.base import ActionSpace, Continuous, Discrete, Environment
+from open_bench.environments.base import ActionSpace, Continuous, Discrete, Environment, with_strong_types
 from open_bench.errors import UserError
 
 
@@ -31,7 +31,7 @@ class GymnaxEnvironment(Environment):
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
         observation, state = self._environment.reset(key, self._params)
-        return self._flat(observation), _strong(state)
+        return self._flat(observation), with_strong_types(state)
 
     def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, ...]:
         if self._bounds is not None:
@@ -42,7 +42,14 @@ class GymnaxEnvironment(Environment):
         )
         final = {"final_observation": self._flat(info["final_observation"])}
         reward = jnp.asarray(reward, jnp.float32).reshape(())
-        return self._flat(observation), _strong(state), reward, jnp.bool_(terminated), jnp.bool_(truncated), final
+        return (
+            self._flat(observation),
+            with_strong_types(state),
+            reward,
+            jnp.bool_(terminated),
+            jnp.bool_(truncated),
+            final,
+        )
 
     def _flat(self, observation: jax.Array) -> jax.Array:
         if self._one_hot:
@@ -53,11 +60,6 @@ class GymnaxEnvironment(Environment):
 def gymnax_ids() -> list[str]:
     """All registered gymnax ids."""
     return list(gymnax.registered_envs)
-
-
-def _strong(state: Any) -> Any:
-    """Give weakly typed leaves (Python numbers in gymnax states) a fixed type, so that loops can carry them."""
-    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), state)
 
 
 def _make(environment_id: str, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -48,6 +48,15 @@ class Program:
         """Lifetimes in a round."""
         return self.mesh.size * self.width
 
+    @property
+    def device_bytes(self) -> int | None:
+        """Memory of a round on each device by XLA's account: arguments, results, temporaries; None if it gives none."""
+        needs = self._run.memory_analysis()  # type: ignore[attr-defined]
+        if needs is None:
+            return None
+        shared = needs.alias_size_in_bytes  # results that take the place of arguments
+        return needs.argument_size_in_bytes + needs.output_size_in_bytes - shared + needs.temp_size_in_bytes
+
     def init(self, keys: jax.Array, theta: Any) -> LifetimeState:
         """Start a round: ``keys`` (slots,) → state with a leading axis of slots."""
         return self._init(_sharded(jax.random.key_data(keys), self.mesh), self._place(theta))
@@ -132,6 +141,19 @@ def run_whole(program: Program, keys: jax.Array, theta: Any) -> LifetimeState:
     """Whole lifetimes in one go, for callers that need no progress: ``keys`` (slots,) → the state at the end."""
     state, _ = program.run(program.init(keys, theta), theta, program.lifetime.num_updates)
     return state
+
+
+SEGMENT_SECONDS = 1.0  # how often the host looks at the devices
+
+
+def next_segment(segment: int, elapsed: float, total: int) -> int:
+    """PPO updates in the segment after one of ``segment`` that took ``elapsed`` seconds; a lifetime has ``total``.
+
+    Segmentation never changes numbers, so it may follow the clock.
+    """
+    if jax.process_count() > 1:  # processes have clocks of their own, so all take the same fixed segments
+        return max(1, total // 50)
+    return max(1, min(2 * segment, round(segment * SEGMENT_SECONDS / max(elapsed, 1e-6))))
 
 
 def gather(tree: Any) -> Any:

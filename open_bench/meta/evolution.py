@@ -4,7 +4,8 @@ OpenAI-ES (Salimans et al. 2017, arXiv 1703.03864) as OPEN and LPO use it: membe
 of their fitness, and Adam on the mean, with σ and the learning rate decayed exponentially. Generation g (from 0)
 samples with σ·decay^g and moves with learning_rate·decay^g.
 
-Fitness is maximised here. evosax minimises, so it is told the negative.
+Fitness is maximised here. evosax minimises, so it is told the negative. With antithetic task sampling the strategy
+climbs the scores of pairs (``tasks.pair_scores``) in place of ranks; fitness stays what the history shows.
 """
 
 import inspect
@@ -19,7 +20,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from open_bench.config import MetaConfig
+from open_bench.config import ANTITHETIC, MetaConfig
 from open_bench.errors import UserError, near_matches
 from open_bench.harness.seeds import name_to_int
 from open_bench.meta.checkpoint import Checkpoints, Saved
@@ -70,13 +71,14 @@ class Strategy:
         theta: where it starts.
 
     Raises:
-        UserError: unknown strategy, or θ too large for it.
+        UserError: unknown strategy, θ too large for it, or antithetic task sampling without mirrored members.
     """
 
     def __init__(self, config: MetaConfig, theta: Theta):
         self.mean = theta
         self._config = config
         algorithm = _strategy_class(config.strategy)
+        _check_pairs(config)
         from evosax.core import fitness_shaping
 
         vector, self.unravel = ravel_pytree(theta)
@@ -87,7 +89,9 @@ class Strategy:
             )
         settings = {"optimizer": mean_optimizer(config), "std_schedule": sigma_schedule(config)}
         accepted = inspect.signature(algorithm).parameters
-        if accepted["fitness_shaping_fn"].default is fitness_shaping.centered_rank_fitness_shaping_fn:
+        if config.task_sampling == "antithetic":
+            settings["fitness_shaping_fn"] = centred_scores
+        elif accepted["fitness_shaping_fn"].default is fitness_shaping.centered_rank_fitness_shaping_fn:
             settings["fitness_shaping_fn"] = centred_ranks
         self._scheduled = "std_schedule" in accepted
         self._algorithm = algorithm(
@@ -146,6 +150,14 @@ def _strategy_class(name: str) -> Any:
     return getattr(evosax.algorithms, name)
 
 
+def _check_pairs(config: MetaConfig) -> None:
+    if config.task_sampling == "antithetic" and config.strategy not in ANTITHETIC:
+        raise UserError(
+            f'task_sampling = "antithetic" compares mirrored members, and {config.strategy} draws none: take '
+            f'{", ".join(ANTITHETIC)}, or task_sampling = "common" (--task-sampling common)'
+        )
+
+
 def _population_based(name: str) -> bool:
     from evosax.algorithms import population_based_algorithms
 
@@ -173,6 +185,16 @@ def centred_ranks(population: Any, cost: jax.Array, state: Any, params: Any) -> 
     last = cost.shape[-1] - 1
     ranks = jax.scipy.stats.rankdata(jnp.where(jnp.isnan(cost), jnp.inf, cost)) - 1.0
     return (2.0 * ranks - last) / (2.0 * last)
+
+
+def centred_scores(population: Any, cost: jax.Array, state: Any, params: Any) -> jax.Array:
+    """Costs of pairs' members, 0 (won) to 1 (lost), moved to −½ … ½ and shaped no further.
+
+    A constant cancels within a pair, whose members are mirror images, but for a rounding error, which Adam would turn
+    into a step where all pairs tie.
+    """
+    del population, state, params
+    return cost - 0.5
 
 
 def to_minimise(fitness: np.ndarray) -> np.ndarray:
@@ -240,12 +262,17 @@ def _begin(strategy: Strategy, checkpoints: Checkpoints | None, config: MetaConf
         state = strategy.start()
         facts = {"best_fitness": float("-inf"), "seconds": 0.0}
         return Saved(0, {**strategy.save(state), "best": np.asarray(state.mean)}, [], facts)
-    if saved.generation > config.generations:
-        assert checkpoints is not None
-        raise UserError(
-            f"{checkpoints.folder} has {saved.generation} generations already, and {config.generations} were asked for"
-        )
+    check_generations(saved.generation, config, checkpoints.folder if checkpoints else "the checkpoint")
     return saved
+
+
+def check_generations(done: int, config: MetaConfig, where: object) -> None:
+    """Refuse to go on from more generations than were asked for."""
+    if done > config.generations:
+        raise UserError(
+            f"{where} has {done} generations already, and {config.generations} were asked for: "
+            f"ask for {done} or more, or use what is there"
+        )
 
 
 def _generation(
@@ -261,7 +288,7 @@ def _generation(
     population, state = strategy.ask(number, before)
     found = evaluate(population, number)
     _check_fitness(found, config)
-    state = strategy.tell(number, population, found.values, state)
+    state = strategy.tell(number, population, found.values if found.scores is None else found.scores, state)
     if not np.isfinite(np.asarray(state.mean)).all():
         raise UserError(
             f"the mean θ is not finite after generation {number + 1}: lower sigma ({config.sigma}) or "
@@ -317,6 +344,7 @@ def _row(config: MetaConfig, saved: Saved, found: Fitness, before: Any, after: A
         "fitness_worst": of(np.min),
         "diverged": found.diverged,
         "unfinished": found.unfinished,
+        **({} if found.tied_pairs is None else {"tied_pairs": found.tied_pairs}),
         "sigma": float(np.mean(np.asarray(sigma))),
         "theta_norm": float(np.linalg.norm(np.asarray(after.mean))),
         "lifetimes": last["lifetimes"] + found.lifetimes,

@@ -32,6 +32,8 @@ REFERENCE_OPTIMIZER = "adam"  # what evaluations of the mean θ are compared wit
 # These change neither θ nor the rows of the history that are there already.
 _FREE = {"name", "description", "generations"}
 _SPELT_OUT = {"environments", "held_out", "width", "budget", "env_steps"}  # the identity holds what these lead to
+# Settings that came later: left out where they say what was so before, so that older checkpoints still go on.
+_SINCE = {"task_sampling": "common"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,9 @@ class Request:
     def identity(self) -> dict[str, Any]:
         """Everything that determines θ, as JSON values; the number of generations does not: more can be added."""
         config = {
-            key: value for key, value in self.config.model_dump(mode="json").items() if key not in _FREE | _SPELT_OUT
+            key: value
+            for key, value in self.config.model_dump(mode="json").items()
+            if key not in _FREE | _SPELT_OUT and (key, value) not in _SINCE.items()
         }
         return {
             "optimizer": self.entry.name,
@@ -140,6 +144,8 @@ def make_request(
             f"environment (population {config.population} × rollouts {config.rollouts})"
         )
     Strategy(config, start)
+    if config.task_sampling == "antithetic":
+        work.check_levels(environments)
     evaluated = tuple(held_out) if config.evaluate_every else ()
 
     def plain(environment: EnvironmentConfig, other: OptimizerEntry, theta: Theta) -> Task:
@@ -204,9 +210,9 @@ def meta_train(
     Raises:
         UserError: the name is taken, another process is at work in the folder, or evolution cannot go on.
     """
-    name = weights.validate_name(name or request.default_name)
+    name = weights.check_can_keep(name or request.default_name)
     folder, leader = results / "meta" / name, jax.process_index() == 0
-    _check_name_is_free(name, request)
+    check_name_is_free(name, request)
     with _lock(folder) if leader else _nothing(), progress.watch():
         checkpoints = Checkpoints(folder, request.identity)
         if leader:
@@ -240,8 +246,8 @@ class _Population:
         self._reference: dict[str, float] = {}
 
     def compile(self) -> None:
-        """Compile the programs that generations need."""
-        for task in self._request.tasks:
+        """Compile the programs that generations and evaluations need: compilation is no part of the cost."""
+        for task in (*self._request.tasks, *self._request.held_out, *self._request.reference):
             self._evaluator(task)
 
     def evaluate(self, population: Theta, generation: int) -> Fitness:
@@ -256,9 +262,16 @@ class _Population:
 
         results = []
         for task in tasks:
-            keys = work.rollout_keys(config.seed, work.TRAINING, task.environment.name, generation, config.rollouts)
+            keys = self._keys(task, generation)
             results.append(self._evaluator(task).returns(population, keys, config.fitness, show))
-        return work.combine(tasks, results)
+        return work.combine(tasks, results, pairs=config.task_sampling == "antithetic")
+
+    def _keys(self, task: Task, generation: int) -> jax.Array:
+        config = self._request.config
+        where = (config.seed, work.TRAINING, task.environment.name, generation, config.rollouts)
+        if config.task_sampling == "antithetic":
+            return work.pair_keys(*where, config.population)
+        return work.rollout_keys(*where)
 
     def evaluate_mean(self, theta: Theta, generations: int) -> dict[str, float]:
         """Returns of θ and of Adam on seeds that are never trained on, the same at every evaluation."""
@@ -294,6 +307,10 @@ class _Population:
         return self._evaluators[key]
 
 
+class Busy(UserError):
+    """Another process holds the folder."""
+
+
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the folder; freed by the system when the process dies."""
@@ -302,7 +319,7 @@ def _lock(folder: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except filelock.Timeout:
-        raise UserError(f"{folder}: another process is meta-training there") from None
+        raise Busy(f"{folder}: another process is meta-training there") from None
     try:
         yield
     finally:
@@ -314,7 +331,7 @@ def _nothing() -> Iterator[None]:
     yield
 
 
-def _check_name_is_free(name: str, request: Request) -> None:
+def check_name_is_free(name: str, request: Request) -> None:
     """Hours of evolution must not end at a name that is taken; earlier weights of the same request may be replaced."""
     path = weights.library_dir() / f"{name}.safetensors"
     if path.exists() and weights.load_weights(path).metadata.get("run") != request.digest:
@@ -330,7 +347,7 @@ def _store(
     weights.save_weights(folder / "latest.safetensors", evolved.theta, metadata)
     path = weights.library_dir() / f"{name}.safetensors"
     if path.exists() and weights.load_weights(path).hash != weights.content_hash(evolved.theta):
-        path.unlink()  # fewer generations of the same request: _check_name_is_free has seen to that
+        path.unlink()  # fewer generations of the same request: check_name_is_free has seen to that
     weights.save_named(name, evolved.theta, metadata)
 
 

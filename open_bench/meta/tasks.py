@@ -4,14 +4,19 @@ Members × rollouts is one axis of lifetimes, the rollouts of a member side by s
 width and run in rounds (``harness.parallel``), so a member's fitness does not depend on the number of devices. In one
 generation rollout r has the same key for every member: differences between members are paired, and the mirrored
 members of an antithetic pair meet the same networks and environments.
+
+Antithetic task sampling (Jackson et al. 2024, arXiv 2402.05828) gives every pair keys, and with them a level, of its
+own. Returns on different levels say nothing about each other, so only the two members of a pair are compared.
 """
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from open_bench.config import PROTOCOL_VERSION, EnvironmentConfig, MetaConfig
@@ -35,6 +40,8 @@ class Fitness(NamedTuple):
     unfinished: int = 0  # members that did not diverge, with a lifetime in which no episode ended
     lifetimes: int = 0
     env_steps: int = 0
+    scores: np.ndarray | None = None  # (population,) what the strategy climbs, where it is not ``values``: pair_scores
+    tied_pairs: int | None = None  # where pairs are compared: those of which neither member is the better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +98,7 @@ def make_tasks(
         references: reference returns by environment. With several environments each return is normalised,
             (x − random)/(reference − random), by the values of ``config.budget``, whatever the lifetime's length:
             the scale makes environments commensurable, and returns may be negative, so they are not merely divided.
+            Antithetic pairs need none: they are compared within each environment.
 
     Raises:
         UserError: too short a lifetime, or several environments of which one has no usable reference.
@@ -99,7 +107,8 @@ def make_tasks(
     for environment in environments:
         env_steps = config.env_steps or environment.budget_steps(config.budget)
         candidate = prepare(dataclasses.replace(entry, theta=theta), environment.name, config.budget)
-        scale = _scale(environment.name, config, references) if len(environments) > 1 else None
+        several = len(environments) > 1 and config.task_sampling == "common"  # pairs are compared on one task at a time
+        scale = _scale(environment.name, config, references) if several else None
         tasks.append(Task(environment, environment.num_updates(env_steps), candidate, scale))
     return tuple(tasks)
 
@@ -114,12 +123,30 @@ def _scale(environment: str, config: MetaConfig, references: References) -> Scal
     return scale
 
 
+def check_levels(environments: Sequence[EnvironmentConfig]) -> None:
+    """Refuse antithetic task sampling, with a UserError, where a lifetime does not draw a level from its key."""
+    others = [environment.name for environment in environments if not environment.source.startswith("gridworld:")]
+    if others:
+        raise UserError(
+            f'task_sampling = "antithetic" gives each pair of members a level of its own, and {", ".join(others)} '
+            f"{'is no gridworld' if len(others) == 1 else 'are no gridworlds'}: train on gridworlds alone, or take "
+            'task_sampling = "common" (--task-sampling common)'
+        )
+
+
 def rollout_keys(seed: int, purpose: str, environment: str, generation: int, rollouts: int) -> jax.Array:
     """Keys (rollouts,) of one generation's lifetimes on one environment, the same for every member."""
     root = jax.random.key(seed)
     for number in (name_to_int(purpose), name_to_int(environment), generation):
         root = jax.random.fold_in(root, number)
     return jax.vmap(lambda rollout: jax.random.fold_in(root, rollout))(np.arange(rollouts, dtype=np.uint32))
+
+
+def pair_keys(seed: int, purpose: str, environment: str, generation: int, rollouts: int, population: int) -> jax.Array:
+    """Keys (population, rollouts) for antithetic task sampling: those of members i and i + population/2 are equal."""
+    pairs = population // 2
+    keys = rollout_keys(seed, purpose, environment, generation, pairs * rollouts)
+    return jnp.tile(keys.reshape(pairs, rollouts), (2, 1))
 
 
 class Evaluator:
@@ -143,6 +170,7 @@ class Evaluator:
             candidate.objective,
         )
         self.task = task
+        self._segment = 1  # PPO updates
         self.program = parallel.compile_program(
             lifetime, candidate.inputs, devices, width, lifetimes, theta_per_slot=True
         )
@@ -154,7 +182,7 @@ class Evaluator:
 
         Args:
             population: θ with a leading axis of members.
-            keys: (rollouts,).
+            keys: (rollouts,), the same for every member; or (members, rollouts).
             metric: final_return or mean_return.
             done: told how many lifetimes each round has finished.
 
@@ -162,16 +190,15 @@ class Evaluator:
             Returns (members, rollouts), NaN where no episode ended or the lifetime diverged; and where it diverged.
         """
         population = jax.device_get(population)
-        leaves, rollouts = jax.tree.leaves(population), len(keys)
+        leaves, rollouts = jax.tree.leaves(population), keys.shape[-1]
         members = len(leaves[0]) if leaves else 1  # an optimizer without θ
         count, slots = members * rollouts, self.program.slots
+        keys = jnp.broadcast_to(keys, (members, rollouts)).reshape(count)
         values, diverged = np.empty(count), np.empty(count, bool)
         for start in range(0, count, slots):
             chosen = np.minimum(np.arange(start, start + slots), count - 1)  # spare slots repeat the last lifetime
             real = min(slots, count - start)
-            state = parallel.run_whole(
-                self.program, keys[chosen % rollouts], self._inputs(population, chosen, rollouts)
-            )
+            state = self._run(keys[chosen], self._inputs(population, chosen, rollouts))
             record, finite = parallel.gather((state.record, state.learner.finite))
             total, known = _sums(record, metric)
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -180,6 +207,19 @@ class Evaluator:
             done(real)
         values[diverged] = np.nan
         return values.reshape(members, rollouts), diverged.reshape(members, rollouts)
+
+    def _run(self, keys: jax.Array, inputs: dict[str, Any]) -> Any:
+        """Whole lifetimes in segments of about a second, between which an interrupt is heard; numbers do not change."""
+        total, done = self.program.lifetime.num_updates, 0
+        state = self.program.init(keys, inputs)
+        while done < total:
+            start, segment = time.perf_counter(), min(self._segment, total - done)
+            state, metrics = self.program.run(state, inputs, segment)
+            jax.block_until_ready(metrics)
+            done += segment
+            if segment == self._segment:  # the rest of a lifetime is no measure
+                self._segment = parallel.next_segment(segment, time.perf_counter() - start, total)
+        return state
 
     def _inputs(self, population: Theta, chosen: np.ndarray, rollouts: int) -> dict[str, Any]:
         hyperparameters = self.task.candidate.inputs["hyperparameters"]
@@ -193,10 +233,15 @@ def _sums(record: Any, metric: str) -> tuple[np.ndarray, np.ndarray]:
     return record.total_sum.astype(np.float64), record.total_count
 
 
-def combine(tasks: Sequence[Task], results: Sequence[tuple[np.ndarray, np.ndarray]]) -> Fitness:
+def combine(tasks: Sequence[Task], results: Sequence[tuple[np.ndarray, np.ndarray]], pairs: bool = False) -> Fitness:
     """Fitness of each member: the mean over its rollouts, normalised where there is a scale, then over environments.
 
     A member with a failed lifetime anywhere is NaN: what the others would have given it is not its fitness.
+
+    Args:
+        tasks: the environments.
+        results: what ``Evaluator.returns`` gave for each.
+        pairs: compare members i and i + population/2 alone (antithetic task sampling).
     """
     per_task = []
     for task, (values, _) in zip(tasks, results, strict=True):
@@ -204,10 +249,28 @@ def combine(tasks: Sequence[Task], results: Sequence[tuple[np.ndarray, np.ndarra
         per_task.append(normalise(mean, task.scale) if task.scale else mean)
     fitness = np.mean(per_task, axis=0)
     diverged = np.any([lost.any(axis=1) for _, lost in results], axis=0)
+    scores = pair_scores(np.concatenate([values for values, _ in results], axis=1)) if pairs else None
     return Fitness(
         fitness,
         int(diverged.sum()),
         int((np.isnan(fitness) & ~diverged).sum()),
         sum(values.size for values, _ in results),
         sum(values.size * task.env_steps for task, (values, _) in zip(tasks, results, strict=True)),
+        scores,
+        int((scores == -0.5).sum()) // 2 if scores is not None else None,
     )
+
+
+def pair_scores(returns: np.ndarray) -> np.ndarray:
+    """Scores (population,) of the members of antithetic pairs: 0 for the better of the two, −1 for the other.
+
+    Args:
+        returns: (population, lifetimes); members i and i + population/2 are a pair and meet the same tasks.
+
+    The two are compared lifetime by lifetime, since levels differ in what can be earned there, and a member's score is
+    the mean. Both have −½ where they tie. A member with a failed lifetime (NaN) loses everywhere, unless both failed.
+    """
+    failed = np.isnan(returns).any(axis=1, keepdims=True)
+    first, second = np.split(np.where(failed, -np.inf, returns), 2)
+    ahead = ((first > second).astype(np.float64) - (first < second)).mean(axis=1)
+    return (np.concatenate([ahead, -ahead]) - 1.0) / 2.0

@@ -13,7 +13,7 @@ import optax
 from open_bench import assets, config
 from open_bench.errors import UserError
 from open_bench.optimizers.entry import EMPTY_THETA, Budget, OptimizerEntry
-from open_bench.optimizers.registry import check_value
+from open_bench.optimizers.registry import FETCHED, check_value, own_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,11 +66,10 @@ def prepare(entry: OptimizerEntry, environment: str, budget: str) -> Candidate:
         UserError: the optimizer is learned and has no weights.
     """
     if entry.needs_theta and entry.theta is None:
-        raise UserError(_how_to_get_weights(entry))
+        raise UserError(_how_to_get_weights(entry, environment, budget))
     values = {key: spec.default for key, spec in entry.hyperparameters.items()}
     origin = "default"
-    shipped = shipped_hyperparameters(entry.tuned_as or entry.name)
-    chosen = shipped.get(environment, {}).get(budget) or shipped.get(environment, {}).get("any")
+    chosen = _chosen(shipped_hyperparameters(entry.tuned_as or entry.name), environment, budget)
     if chosen:
         values |= {key: check_value(entry, key, value) for key, value in chosen["values"].items()}
         origin = chosen["origin"]
@@ -80,25 +79,38 @@ def prepare(entry: OptimizerEntry, environment: str, budget: str) -> Candidate:
     return Candidate(entry, values, origin, jax.tree.map(jnp.asarray, entry.theta or EMPTY_THETA))
 
 
-def _how_to_get_weights(entry: OptimizerEntry) -> str:
+def _how_to_get_weights(entry: OptimizerEntry, environment: str, budget: str) -> str:
     from open_bench import weights
 
-    name = entry.tuned_as if entry.learned else entry.objective.name
-    message = (
-        f"{entry.name} is a learned optimizer, and no weights named '{name}' ship or lie in {weights.library_dir()}. "
-        f"Name some with {name}@NAME or {name}@FILE; "
-    )
-    if entry.tuned_as == "velo":
-        return message + "`openbench weights fetch velo` downloads the official ones."
+    own, place = own_weights(entry), weights.library_dir()
+    if own is None:  # optimizer and objective are both learned
+        absent, name = "no weights were named", "mine"
+        use, others = entry.name, ""
+    else:
+        absent, name = f"no weights named '{own}' ship or lie in {place}", own
+        use, others = own, f"`openbench weights import FILE --optimizer {own}` keeps published ones there as '{own}', "
+    message = f"{entry.name} is a learned optimizer, and {absent}. Name some with {use}@NAME or {use}@FILE; "
+    if own in FETCHED:
+        return message + f"`openbench weights fetch {own}` downloads the official ones."
+    length = f"--steps {budget.removeprefix('steps-')}" if budget.startswith("steps-") else f"--budget {budget}"
     return message + (
-        f"`openbench weights import FILE --optimizer {name}` keeps published ones there as '{name}', "
-        f"`openbench meta-train {name} -e ENVIRONMENT --name {name}` evolves some, and {name}@zero has θ = 0."
+        f"{others}`openbench meta-train {use} -e {environment} {length} --name {name}` evolves some, as does "
+        f"`openbench compare` with --meta-train, and {use}@zero has θ = 0."
     )
+
+
+def _chosen(shipped: dict[str, Any], environment: str, budget: str) -> dict[str, Any] | None:
+    """What ships for an environment and budget; "gridworld/*" stands for what lies under gridworld/ without a table."""
+    folder, slash, _ = environment.rpartition("/")
+    for name in (environment, f"{folder}/*") if slash else (environment,):
+        if name in shipped:
+            return shipped[name].get(budget) or shipped[name].get("any")
+    return None
 
 
 @functools.cache
 def shipped_hyperparameters(optimizer: str) -> dict[str, Any]:
-    """``{environment: {budget or "any": {"origin", "source", "values"}}}`` from ``baselines/hyperparameters``."""
+    """``{environment or "family/*": {budget or "any": {"origin", "source", "values"}}}`` of the baselines that ship."""
     path = assets.baselines_dir() / "hyperparameters" / f"{optimizer}.toml"
     return config.read_toml(path).get("environments", {}) if path.is_file() else {}
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from open_bench.report.leaderboard import Board, Leaderboard, leaderboard
 from open_bench.report.tables import LABELS, METRIC_LABELS
-from open_bench.scores.aggregate import AGGREGATES, CONFIDENCE, RESAMPLES, performance_profile
+from open_bench.scores.aggregate import AGGREGATES, RESAMPLES, mean_bands, performance_profile
 from open_bench.scores.files import write_atomically
 from open_bench.scores.references import References, returns_of
 from open_bench.scores.rows import Runs
@@ -124,7 +124,7 @@ def learning_curves(board: Board, runs: Runs, references: References, resamples:
     if curves["episode_return"].notna().sum() == 0:
         return None
     look = styles(board.scores.optimizers)
-    figure, axes = _panels(len(board.scores.environments), panel=(3.6, 2.7))
+    figure, axes = panel_grid(len(board.scores.environments), panel=(3.6, 2.7))
     lines: dict[str, Any] = {}
     for axis, environment in zip(axes, board.scores.environments, strict=True):
         for optimizer in board.table["optimizer"]:
@@ -132,12 +132,12 @@ def learning_curves(board: Board, runs: Runs, references: References, resamples:
             if len(steps):
                 lines.setdefault(optimizer, _draw_curve(axis, steps, values, look[optimizer], resamples))
         lines |= _draw_levels(axis, references, environment, board.scores.budget)
-        _finish(axis, environment, "env steps")
+        finish_axis(axis, environment, "env steps")
         axis.xaxis.set_major_formatter(lambda value, _: compact(value))
         axis.set_xlim(left=0)
     figure.supylabel("episode return", fontsize=10)
     order = [*(name for name in board.table["optimizer"] if name in lines), "reference (adam)", "random policy"]
-    _legend(figure, {name: lines[name] for name in order if name in lines})
+    figure_legend(figure, {name: lines[name] for name in order if name in lines})
     return figure
 
 
@@ -177,18 +177,18 @@ def profiles(board: Board, resamples: int = RESAMPLES) -> "Figure | None":
         return None
     thresholds = _thresholds(np.concatenate([matrix.values.ravel() for matrix in matrices.values()]))
     look = styles(scores.optimizers)
-    figure, (axis,) = _panels(1, panel=(6.0, 3.8))
+    figure, (axis,) = panel_grid(1, panel=(6.0, 3.8))
     lines = {}
     for name, matrix in matrices.items():
         profile = performance_profile(matrix, thresholds, resamples)
         (lines[name],) = axis.plot(thresholds, profile.value, linewidth=1.6, **look[name])
         axis.fill_between(thresholds, profile.low, profile.high, color=look[name]["color"], alpha=0.13, linewidth=0)
     axis.axvline(1.0, color=_GREY, linewidth=1.0, linestyle=(0, (4, 3)))
-    _finish(axis, f"performance profile, {scores.budget}", "normalised score τ (0: random policy, 1: reference)")
+    finish_axis(axis, f"performance profile, {scores.budget}", "normalised score τ (0: random policy, 1: reference)")
     axis.set_ylabel("fraction of runs with score > τ", fontsize=9)
     axis.set_xlim(thresholds[0], thresholds[-1])
     axis.set_ylim(-0.02, 1.02)
-    _legend(figure, lines)
+    figure_legend(figure, lines)
     return figure
 
 
@@ -248,21 +248,7 @@ def curve_band(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[np.ndarr
 
     NaN where less than half of the repetitions have a value; the interval is NaN for a single repetition.
     """
-    repetitions = len(values)
-    known = ~np.isnan(values)
-    filled = np.where(known, values, 0.0)
-    enough = known.sum(axis=0) * 2 >= repetitions
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(enough, filled.sum(axis=0) / known.sum(axis=0), np.nan)
-        if repetitions < 2:
-            return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-        # How often each repetition is drawn: a product with the curves is every resample's mean at once.
-        counts = np.random.default_rng(0).multinomial(repetitions, np.full(repetitions, 1 / repetitions), resamples)
-        means = np.where(enough, (counts @ filled) / (counts @ known.astype(float)), np.nan)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    low[enough], high[enough] = np.nanquantile(means[:, enough], [tail, 1 - tail], axis=0)
-    return mean, low, high
+    return mean_bands(values, resamples)
 
 
 def _draw_curve(axis: "Axes", steps: np.ndarray, values: np.ndarray, look: dict[str, Any], resamples: int) -> Any:
@@ -299,12 +285,12 @@ def _interval_figure(
     optimizers = [name for name in board.table["optimizer"] if only is None or name in only]
     look = styles(board.scores.optimizers)
     height = 0.75 + 0.34 * len(optimizers)
-    figure, axes = _panels(len(panels), panel=(2.9, height), columns=columns, share_y=True)
+    figure, axes = panel_grid(len(panels), panel=(2.9, height), columns=columns, share_y=True)
     for axis, (title, (what, frame)) in zip(axes, panels.items(), strict=True):
         for place, name in enumerate(optimizers):
             if name in frame.index:
                 _draw_interval(axis, place, frame.loc[name].to_numpy(float), look[name]["color"])
-        _finish(axis, title, what)
+        finish_axis(axis, title, what)
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", left=False)
         axis.locator_params(axis="x", nbins=5)
@@ -330,7 +316,7 @@ def _thresholds(scores: np.ndarray) -> np.ndarray:
 # --- common ------------------------------------------------------------------------------------------------------
 
 
-def _panels(
+def panel_grid(
     count: int, panel: tuple[float, float], columns: int | None = None, share_y: bool = False
 ) -> tuple["Figure", list["Axes"]]:
     """A figure with ``count`` axes of ``panel`` inches (width, height), ``columns`` (2 or 3 by default) in a row."""
@@ -347,7 +333,8 @@ def _panels(
     return figure, list(grid[:count])
 
 
-def _finish(axis: "Axes", title: str, x_label: str) -> None:
+def finish_axis(axis: "Axes", title: str, x_label: str) -> None:
+    """Title, label and the look that all panels share."""
     axis.set_title(title, fontsize=10)
     axis.set_xlabel(x_label, fontsize=9)
     axis.tick_params(labelsize=8.5)
@@ -357,7 +344,8 @@ def _finish(axis: "Axes", title: str, x_label: str) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _legend(figure: "Figure", lines: dict[str, Any]) -> None:
+def figure_legend(figure: "Figure", lines: dict[str, Any]) -> None:
+    """One legend for all panels, below them: name → what was drawn."""
     figure.legend(
         list(lines.values()),
         list(lines),

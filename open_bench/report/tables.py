@@ -63,9 +63,9 @@ def _board_markdown(board: "Board", leaderboard: "Leaderboard") -> str:
     what = METRIC_LABELS[leaderboard.metric]
     parts = [
         f"### {board.title}\n",
-        _markdown_table(*_summary(board, leaderboard.baseline)),
+        markdown_table(*_summary(board, leaderboard.baseline)),
         f"Mean {what} per environment, with 95 % bootstrap intervals:\n",
-        _markdown_table(*_returns(board)),
+        markdown_table(*_returns(board)),
     ]
     if board.notes:
         parts.append("Notes:\n\n" + "".join(f"- {note}\n" for note in board.notes))
@@ -120,7 +120,8 @@ def _failures(table: pd.DataFrame, column: str) -> list[str]:
     return [f"{count} of {total}" for count, total in zip(table[column], table["lifetimes"], strict=True)]
 
 
-def _markdown_table(headings: list[str], rows: list[list[str]]) -> str:
+def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown; bars in cells are escaped."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 

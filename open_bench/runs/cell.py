@@ -21,6 +21,8 @@ class Cell:
         candidate: the optimizer with its hyperparameters and θ.
         study_seed: root of all keys.
         width: lifetimes in a vmapped group.
+        keys_of: name of the environment whose keys are used, "" for this one's own; variants of one environment that
+            share its keys meet the same levels and resets.
     """
 
     environment: EnvironmentConfig
@@ -29,11 +31,17 @@ class Cell:
     candidate: Candidate
     study_seed: int
     width: int
+    keys_of: str = ""
 
     @property
     def optimizer(self) -> str:
         """The optimizer's name as the leaderboard shows it."""
         return self.candidate.entry.name
+
+    @property
+    def keys_name(self) -> str:
+        """What keys derive from, beside the study seed and the repetition."""
+        return self.keys_of or self.environment.name
 
     @property
     def num_updates(self) -> int:
@@ -49,7 +57,9 @@ class Cell:
     def identity(self) -> dict[str, Any]:
         """Everything that determines the results, as JSON values."""
         config = self.environment
+        keys = {"keys_of": self.keys_name} if self.keys_name != config.name else {}
         return {
+            **keys,
             "environment": config.name,
             "source": config.source,
             "options": config.options,

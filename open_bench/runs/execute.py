@@ -17,10 +17,9 @@ from open_bench.harness.seeds import repetition_keys
 from open_bench.optimizers.entry import Budget
 from open_bench.runs.cell import Cell
 from open_bench.runs.checkpoint import Checkpoint, remove_all
+from open_bench.runs.estimate import warn_of_long_runs
 from open_bench.runs.provenance import provenance
 from open_bench.runs.store import Store
-
-SEGMENT_SECONDS = 1.0  # how often the host looks at the devices
 
 
 class Progress:
@@ -44,6 +43,9 @@ class Progress:
 
     def cell_finished(self, cell: Cell, trained: int) -> None:
         """All repetitions are stored, ``trained`` of them by this process."""
+
+    def measuring(self, what: str, done: int, total: int) -> None:
+        """Beside the cells: ``done`` of ``total`` measurements are made, and the next is of ``what``."""
 
     def waiting(self, cells: list[Cell]) -> None:
         """Other processes are at work on all cells that are left."""
@@ -70,6 +72,7 @@ def execute(cells: Sequence[Cell], repetitions: int, store: Store, options: Opti
     A cell that another process is training is left to it and looked at again; when that process dies, its lock falls
     free and its cell is continued here.
     """
+    warn_of_long_runs(cells, repetitions, store, options.devices)
     with progress.watch():
         progress.planned(cells, repetitions)
         pending = list(cells)
@@ -183,7 +186,7 @@ def _round(
         except ValueError:  # written on another number of devices: begin this round anew
             state = None
     if state is None:
-        state = program.init(repetition_keys(cell.study_seed, cell.environment.name, padded), theta)
+        state = program.init(repetition_keys(cell.study_seed, cell.keys_name, padded), theta)
     total, segment = program.lifetime.num_updates, 1
     while done < total:
         segment = min(segment, total - done)
@@ -198,17 +201,10 @@ def _round(
         )
         if checkpoint is not None and jax.process_count() == 1 and done < total and checkpoint.due():
             checkpoint.save(program.save(state), done, seconds)
-        segment = _next_segment(segment, elapsed, total)
+        segment = parallel.next_segment(segment, elapsed, total)
     record, finite = parallel.gather((state.record, state.learner.finite))
     agents = parallel.gather(state.learner.params) if save_agents else {}
     return (record, finite), agents, seconds
-
-
-def _next_segment(segment: int, elapsed: float, total: int) -> int:
-    """Updates in the next segment. Segmentation never changes numbers, so it may follow the clock."""
-    if jax.process_count() > 1:  # processes have clocks of their own, so all take the same fixed segments
-        return max(1, total // 50)
-    return max(1, min(2 * segment, round(segment * SEGMENT_SECONDS / max(elapsed, 1e-6))))
 
 
 def rows(

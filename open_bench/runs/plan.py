@@ -1,7 +1,7 @@
 """From names to cells. Everything that a user can get wrong is found here, before anything trains."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,26 @@ from open_bench.environments.catalogue import load_environment, make_environment
 from open_bench.errors import UserError
 from open_bench.harness import parallel
 from open_bench.optimizers.candidate import prepare
+from open_bench.optimizers.entry import OptimizerEntry
 from open_bench.optimizers.registry import resolve
 from open_bench.runs.cell import Cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What an optimizer is trained on in one cell.
+
+    Attributes:
+        environment: configuration with the PPO settings in force.
+        budget: name of the budget, or "steps-N".
+        env_steps: length of a lifetime as asked for.
+        base: environment whose shipped hyperparameters apply, and whose keys are used.
+    """
+
+    environment: EnvironmentConfig
+    budget: str
+    env_steps: int
+    base: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +49,7 @@ def make_plan(
     steps: int | None = None,
     settings: Mapping[str, Any] | None = None,
     width: int | None = None,
+    find: Callable[[str], OptimizerEntry] = resolve,
 ) -> Plan:
     """The cells of a study.
 
@@ -40,31 +59,69 @@ def make_plan(
         steps: env steps of a lifetime, in place of the budget's.
         settings: PPO settings to replace.
         width: lifetimes in a vmapped group.
+        find: what an optimizer's name means.
 
     Raises:
         UserError: naming what is wrong: an unknown name, a bad setting, too few steps, missing weights.
     """
-    if width is not None and width < 1:
-        raise UserError(f"--width must be at least 1, not {width}")
-    entries = [resolve(name) for name in _unique(study.optimizers, "optimizer")]
-    configs = [_environment(name, settings) for name in _unique(study.environments, "environment")]
-    cells = []
-    for config in configs:
+    entries = resolve_all(study.optimizers, find)
+    tasks = []
+    for name in _unique(study.environments, "environment"):
+        shipped = load_environment(name)
+        config = changed(shipped, settings or {})
         budget = f"steps-{steps}" if steps is not None else study.budget
         env_steps = steps if steps is not None else config.budget_steps(study.budget)
-        config.num_updates(env_steps)
+        tasks.append(Task(config, budget, env_steps, shipped.name))
+    return Plan(study, make_cells(entries, tasks, devices, study.seed, width))
+
+
+def make_cells(
+    entries: Sequence[OptimizerEntry],
+    tasks: Sequence[Task],
+    devices: Sequence[jax.Device],
+    study_seed: int,
+    width: int | None = None,
+    share_keys: bool = False,
+) -> tuple[Cell, ...]:
+    """Every optimizer on every task, optimizer by optimizer within each task.
+
+    Args:
+        entries: resolved optimizers.
+        tasks: what they are trained on.
+        devices: where they will run; decides the default width.
+        study_seed: root of all keys.
+        width: lifetimes in a vmapped group.
+        share_keys: variants of one base environment use its keys, so that they meet the same levels and resets;
+            otherwise each has keys of its own name.
+
+    Raises:
+        UserError: a bad width, too few steps, missing weights, or two cells that would be one row.
+    """
+    if width is not None and width < 1:
+        raise UserError(f"--width must be at least 1, not {width}")
+    cells = []
+    for task in tasks:
+        config = task.environment
+        config.num_updates(task.env_steps)
         chosen = width or parallel.default_width(devices, slot_bytes(make_environment(config), config))
+        keys_of = task.base if share_keys else ""
         for entry in entries:
-            candidate = prepare(entry, config.name.partition("[")[0], budget)
-            cells.append(Cell(config, budget, env_steps, candidate, study.seed, chosen))
+            candidate = prepare(entry, task.base, task.budget)
+            cells.append(Cell(config, task.budget, task.env_steps, candidate, study_seed, chosen, keys_of))
     _check_distinct(cells)
-    return Plan(study, tuple(cells))
+    return tuple(cells)
+
+
+def resolve_all(optimizers: Sequence[str], find: Callable[[str], OptimizerEntry] = resolve) -> list[OptimizerEntry]:
+    """The entries that names mean; raises UserError for a name that is listed twice, or that means nothing."""
+    return [find(name) for name in _unique(optimizers, "optimizer")]
 
 
 def adjust(study: StudyConfig, **changes: Any) -> StudyConfig:
     """The study with some fields replaced; ``None`` leaves a field as it is. Raises UserError for a bad value."""
     given = {key: value for key, value in changes.items() if value is not None}
-    return build(StudyConfig, study.model_dump() | given, f"study {study.name}")
+    values = study.model_dump(exclude_unset=True)  # what [meta] leaves open stays so
+    return build(StudyConfig, values | given, f"study {study.name}")
 
 
 def slot_bytes(environment: Environment, config: EnvironmentConfig) -> int:
@@ -73,15 +130,30 @@ def slot_bytes(environment: Environment, config: EnvironmentConfig) -> int:
     return 4 * config.ppo.batch_size * (environment.observation_size * item + 40) + (1 << 22)
 
 
-def _environment(name: str, settings: Mapping[str, Any] | None) -> EnvironmentConfig:
-    """The configuration, renamed when settings differ from it, so that its results stay apart."""
-    config = load_environment(name)
-    if not settings:
+def changed(
+    config: EnvironmentConfig,
+    settings: Mapping[str, Any],
+    options: Mapping[str, bool | int | float | str] | None = None,
+) -> EnvironmentConfig:
+    """The configuration with PPO settings and options of the task replaced.
+
+    It is renamed by what differs, so that its results stay apart: ``name{options}[settings]``. With other settings the
+    task is the same, and so is its random policy; with other options it is not.
+    """
+    made = config.with_settings(dict(settings)) if settings else config
+    chosen = {**config.options, **(options or {})}
+    names = [
+        _difference(config.options, chosen, "{}"),
+        _difference(config.ppo.model_dump(), made.ppo.model_dump(), "[]"),
+    ]
+    if not any(names):
         return config
-    changed = config.with_settings(dict(settings))
-    shipped, now = config.ppo.model_dump(), changed.ppo.model_dump()
-    label = ",".join(f"{key}={_spell(now[key])}" for key in sorted(now) if now[key] != shipped[key])
-    return changed.model_copy(update={"name": f"{config.name}[{label}]"}) if label else config
+    return made.model_copy(update={"name": "".join([config.name, *names]), "options": chosen})
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any], brackets: str) -> str:
+    new = [f"{key}={_spell(after[key])}" for key in sorted(after) if key not in before or after[key] != before[key]]
+    return brackets[0] + ",".join(new) + brackets[1] if new else ""
 
 
 def _spell(value: Any) -> str:
@@ -90,9 +162,9 @@ def _spell(value: Any) -> str:
 
 def _check_distinct(cells: Sequence[Cell]) -> None:
     """Refuse two cells that would be one row: other spellings of one name, or two environments called alike."""
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, str]] = set()
     for cell in cells:
-        row = (cell.environment.name, cell.optimizer)
+        row = (cell.environment.name, cell.budget, cell.optimizer)
         if row in seen:
             raise UserError(f"{cell.optimizer} on {cell.environment.name} is asked for twice, perhaps in two spellings")
         seen.add(row)

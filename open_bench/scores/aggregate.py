@@ -142,6 +142,47 @@ def mean_estimate(scores: ScoreMatrix, resamples: int = RESAMPLES) -> Estimate:
     return Estimate(float(value[0]), float(low[0]), float(high[0]))
 
 
+def iqm_estimate(scores: ScoreMatrix, resamples: int = RESAMPLES) -> Estimate:
+    """Interquartile mean of all values: the mean of their middle half."""
+    value, low, high = _bootstrap(_iqm, [scores], resamples)
+    return Estimate(float(value[0]), float(low[0]), float(high[0]))
+
+
+def iqm_gap(x: ScoreMatrix, y: ScoreMatrix, resamples: int = RESAMPLES) -> Estimate:
+    """IQM of X − IQM of Y. The environments may differ: both are drawn again on their own, so nothing is paired."""
+    value, low, high = _bootstrap(lambda a, b: _iqm(a) - _iqm(b), [x, y], resamples)
+    return Estimate(float(value[0]), float(low[0]), float(high[0]))
+
+
+def _iqm(x: np.ndarray) -> np.ndarray:
+    from rliable import metrics
+
+    return np.array([metrics.aggregate_iqm(x)])
+
+
+def mean_bands(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over repetitions (repetitions, points) → (points,) with its 95 % bootstrap interval, NaN left out.
+
+    All points at once, on shared resamples, so this is fast where there are many; each interval is a point's own. NaN
+    where less than half of the repetitions have a value; the interval is NaN for a single repetition.
+    """
+    repetitions = len(values)
+    known = ~np.isnan(values)
+    filled = np.where(known, values, 0.0)
+    enough = known.sum(axis=0) * 2 >= repetitions
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.where(enough, filled.sum(axis=0) / known.sum(axis=0), np.nan)
+        if repetitions < 2 or not enough.any():
+            return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+        # How often each repetition is drawn: a product with the curves is every resample's mean at once.
+        counts = np.random.default_rng(0).multinomial(repetitions, np.full(repetitions, 1 / repetitions), resamples)
+        means = np.where(enough, (counts @ filled) / (counts @ known.astype(float)), np.nan)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    low[enough], high[enough] = np.nanquantile(means[:, enough], [tail, 1 - tail], axis=0)
+    return mean, low, high
+
+
 def _same_environments(x: ScoreMatrix, y: ScoreMatrix) -> None:
     if x.environments != y.environments:
         raise ValueError(f"the environments differ: {x.environments} and {y.environments}")

@@ -8,6 +8,7 @@ from open_bench.weights.importers import export, import_file, inspect
 from open_bench.weights.library import (
     SUFFIXES,
     Listed,
+    check_can_keep,
     find,
     kept,
     library_dir,
@@ -36,6 +37,7 @@ __all__ = [
     "Listed",
     "Weights",
     "WeightsError",
+    "check_can_keep",
     "content_hash",
     "export",
     "fetch_velo",

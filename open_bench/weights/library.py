@@ -1,5 +1,7 @@
 """Where named weights live: those that ship in ``baselines/weights``, then a folder of the user's.
 
+What ships comes first, so that ``open`` means the same everywhere; the user's folder cannot take such a name.
+
 The user's folder is ``~/.local/share/open-bench/weights`` (``$XDG_DATA_HOME`` is honoured), or whatever the
 environment variable ``OPEN_BENCH_WEIGHTS`` names. The weights NAME are ``NAME.safetensors``, or a file or directory
 in another format that can be imported.
@@ -114,11 +116,22 @@ def _expanded(reference: str) -> Path:
     return path
 
 
-def save_named(name: str, theta: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> Path:
-    """Keep weights in the user's folder; WeightsError when the name is taken by other weights."""
+def check_can_keep(name: str) -> str:
+    """``name`` when weights of the user's can be kept under it, else WeightsError: no name, or one with a meaning."""
     if name in RESERVED:
         raise WeightsError(f"'{name}' cannot name weights: NAME@{name} means θ = {name}; choose another name")
-    path = library_dir() / f"{validate_name(name)}.safetensors"
+    shipped = search_path()[0]
+    if validate_name(name) in _names(shipped):
+        raise WeightsError(
+            f"'{name}' names weights that ship with open-bench ({_names(shipped)[name]}), and those come first; "
+            "choose another --name and use yours as OPTIMIZER@NAME"
+        )
+    return name
+
+
+def save_named(name: str, theta: Mapping[str, Any], metadata: Mapping[str, Any] | None = None) -> Path:
+    """Keep weights in the user's folder; WeightsError when the name has a meaning or is taken by other weights."""
+    path = library_dir() / f"{check_can_keep(name)}.safetensors"
     if path.exists() and load_weights(path).hash != content_hash(theta):
         raise WeightsError(f"{path} holds other weights; choose another name or remove that file")
     save_weights(path, theta, metadata)

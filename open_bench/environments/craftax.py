@@ -1,0 +1,84 @@
+"""The adapter for Craftax-Classic (Matthews et al. 2024, arXiv 2402.16801), an optional suite: open-bench[craftax]."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from open_bench.environments.base import Discrete, Environment, with_strong_types
+from open_bench.errors import UserError, near_matches
+
+IDS = ("Craftax-Classic-Symbolic-v1",)
+NEVER = 2**31 - 1  # env steps: a time limit that no episode reaches
+# What two CPU cores make of it, roughly: every step builds the world of an episode that may begin.
+CPU_STEPS_PER_SECOND = 1_000.0
+
+
+class CraftaxEnvironment(Environment):
+    """Craftax-Classic with symbolic observations: survive, gather, craft and fight in a world that is drawn anew.
+
+    Observation: 1,345 numbers, maps of what is in view, then inventory, needs, direction, light and sleep. Actions: 17.
+    Reward: 1 for each of 22 achievements when first reached, and a tenth of every change of health. Each episode has a
+    world of its own.
+
+    Args:
+        environment_id: "Craftax-Classic-Symbolic-v1".
+        **options: scalar fields of the task's parameters, such as ``max_timesteps`` (env steps until the time limit).
+
+    Raises:
+        UserError: Craftax is not installed, or the id or an option is unknown.
+    """
+
+    cpu_steps_per_second = CPU_STEPS_PER_SECOND
+
+    def __init__(self, environment_id: str, **options: bool | int | float | str):
+        if environment_id not in IDS:
+            raise UserError(
+                f"unknown Craftax environment '{environment_id}'.{near_matches(environment_id, list(IDS))} "
+                f"Known: {', '.join(IDS)}."
+            )
+        self._environment = _maker()(environment_id, auto_reset=False)
+        self._params = _with_options(self._environment.default_params, options)
+        (self.observation_size,) = self._environment.observation_space(self._params).shape
+        self.action_space = Discrete(int(self._environment.action_space(self._params).n))
+
+    def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
+        observation, state = self._environment.reset_env(key, self._params)
+        return observation.astype(jnp.float32), with_strong_types(state)
+
+    def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, ...]:
+        step_key, reset_key = jax.random.split(key)
+        final, after, reward, _, _ = self._environment.step_env(step_key, state, action, self._params)
+        terminated = jnp.bool_(self._environment.is_terminal(after, self._params.replace(max_timesteps=NEVER)))
+        truncated = (after.timestep >= self._params.max_timesteps) & ~terminated
+        done = terminated | truncated
+        first, fresh = self.reset(reset_key)
+        chosen = jax.tree.map(lambda new, later: jnp.where(done, new, later), fresh, with_strong_types(after))
+        final = final.astype(jnp.float32)
+        info = {"final_observation": final}
+        return jnp.where(done, first, final), chosen, jnp.asarray(reward, jnp.float32), terminated, truncated, info
+
+
+def _maker() -> Callable[..., Any]:
+    """Craftax's function from an id to a task; raises UserError when the suite is absent."""
+    try:
+        from craftax.craftax_env import make_craftax_env_from_name
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"Craftax is not installed ({error}): pip install open-bench[craftax], or in a clone "
+            'pip install ".[craftax]"'
+        ) from None
+    return make_craftax_env_from_name
+
+
+def _with_options(params: Any, options: dict[str, bool | int | float | str]) -> Any:
+    defaults = {name: value for name, value in vars(params).items() if isinstance(value, bool | int | float)}
+    for key, value in options.items():
+        if key not in defaults:
+            known = list(defaults)
+            raise UserError(f"Craftax has no option '{key}'.{near_matches(key, known)} It has: {', '.join(known)}.")
+        fits = type(value) is type(defaults[key]) or (isinstance(defaults[key], float) and type(value) is int)
+        if not fits:
+            raise UserError(f"Craftax: {key} = {value!r} does not fit; it is such as {defaults[key]!r}")
+    return params.replace(**options)

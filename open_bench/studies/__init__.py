@@ -1,0 +1,1 @@
+"""Studies that are more than a table of optimizers and environments."""

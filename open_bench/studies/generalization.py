@@ -1,0 +1,203 @@
+"""A generalization study: its points as ordinary cells of the store, and what was measured there."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import pandas as pd
+
+from open_bench.config import build
+from open_bench.environments.catalogue import load_environment
+from open_bench.errors import UserError
+from open_bench.optimizers.entry import OptimizerEntry
+from open_bench.optimizers.registry import resolve
+from open_bench.runs.cell import Cell
+from open_bench.runs.execute import Options, Progress, execute
+from open_bench.runs.plan import Task, changed, make_cells, resolve_all
+from open_bench.runs.store import Store
+from open_bench.scores.generalization import Evidence, Key
+from open_bench.scores.rows import Runs
+from open_bench.studies.normalisers import optimal_returns, random_returns
+from open_bench.studies.points import GeneralizationConfig, Point, make_points, make_task, training_point
+from open_bench.studies.training import Trained, of_weights, place, trained_on
+
+BASELINE = "adam"
+FOLDER = "generalization"  # below the results folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A study ready to run.
+
+    Attributes:
+        preset: with the seeds in force.
+        points: in order.
+        cells: every optimizer at every task.
+        train_on: environments that the user names as the training distribution.
+        notes: what a reader has to know.
+    """
+
+    preset: GeneralizationConfig
+    points: tuple[Point, ...]
+    cells: tuple[Cell, ...]
+    train_on: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def tasks(self) -> dict[Key, Task]:
+        """Tasks by environment and budget, each once."""
+        return {point.key: point.task for point in self.points}
+
+
+def make_plan(
+    preset: GeneralizationConfig,
+    optimizers: Sequence[str],
+    devices: Sequence[jax.Device],
+    *,
+    train_on: Sequence[str] = (),
+    axes: Sequence[str] = (),
+    seeds: int | None = None,
+    seed: int | None = None,
+    width: int | None = None,
+) -> Plan:
+    """Check everything that can be wrong before anything trains.
+
+    Args:
+        preset: the sweeps.
+        optimizers: names in the registry's grammar; Adam joins them.
+        devices: where it will run; decides the default width.
+        train_on: environments that count as what every optimizer was trained on, in place of what is known.
+        axes: only these.
+        seeds, seed: in place of the preset's.
+        width: lifetimes in a vmapped group.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    if not optimizers:
+        raise UserError("no optimizer: name at least one, such as open")
+    given = {key: value for key, value in (("seeds", seeds), ("seed", seed)) if value is not None}
+    preset = build(GeneralizationConfig, preset.model_dump() | given, f"preset {preset.name}")
+    trained = [load_environment(name).name for name in train_on]
+    entries = resolve_all(optimizers)
+    notes = []
+    if BASELINE not in [entry.name for entry in entries]:
+        entries = [resolve(BASELINE), *entries]
+        notes.append(f"{BASELINE} was not named; it is there as what all are compared with")
+    points = make_points(preset, axes)
+    added, more = _training_points(entries, points, train_on, preset.longest_training)
+    points = (*added, *points)
+    tasks = list({point.key: point.task for point in points}.values())
+    cells = make_cells(entries, tasks, devices, preset.seed, width, share_keys=True)
+    if trained:
+        notes.append(f"--train-on: {', '.join(trained)} counts as the training distribution of every optimizer, "
+                     "at any lifetime")  # fmt: skip
+    return Plan(preset, points, cells, tuple(train_on), (*notes, *more))
+
+
+def run(plan: Plan, store: Store, devices: Sequence[jax.Device], progress: Progress) -> Evidence:
+    """Train what is missing, and measure the random policy at every task."""
+    repetitions = plan.preset.seeds
+    execute(plan.cells, repetitions, store, Options(devices), progress)
+    there = {(cell.environment.name, cell.budget): cell for cell in plan.cells}
+    random = {}
+    with progress.watch():
+        for done, (key, cell) in enumerate(there.items()):
+            progress.measuring(cell.environment.name, done, len(there))
+            random[key] = random_returns(cell, repetitions, devices, store.results / FOLDER / "random")
+        progress.measuring("", len(there), len(there))
+    optimal = {key: found for key, cell in there.items() if (found := optimal_returns(cell, repetitions)) is not None}
+    runs = store.load(list(plan.cells))
+    scores, curves = (frame[frame["repetition"] < repetitions] for frame in (runs.scores, runs.curves))
+    return Evidence(
+        plan.preset.name, _point_rows(plan), _placements(plan), Runs(runs.cells, scores, curves), random, optimal,
+        plan.notes,
+    )  # fmt: skip
+
+
+def folder_of(results: str | Path, preset: str) -> Path:
+    """Where tables and figures of a preset are written."""
+    return Path(results) / FOLDER / preset
+
+
+def _training_points(
+    entries: Sequence[OptimizerEntry], points: Sequence[Point], train_on: Sequence[str], longest: int | None
+) -> tuple[list[Point], list[str]]:
+    """What θ was trained on, as points, where it is none yet; and notes on what could not be added."""
+    if train_on:
+        return _given_points(points, train_on, longest), []
+    found: dict[Key, Point] = {}
+    notes = []
+    for entry in entries:
+        for trained in (of_weights(entry) or ()) if entry.needs_theta else ():
+            task = _training_task(trained)
+            if task is None:
+                notes.append(f"{entry.name}: θ was trained on {trained.name}, which is not known here or has changed")
+            elif longest is not None and task.env_steps > longest:
+                notes.append(
+                    f"{entry.name}: θ was trained on {trained.name} with lifetimes of {task.env_steps:,} env steps, "
+                    f"longer than the preset's longest_training = {longest:,}, so that is no point"
+                )
+            else:
+                point = training_point(task.environment, task.base, task.env_steps)
+                found.setdefault(point.key, point)
+    return list(found.values()), notes
+
+
+def _training_task(trained: Trained) -> Task | None:
+    try:
+        base = load_environment(trained.name)
+    except UserError:
+        return None
+    if (base.source, base.version) != (trained.source, trained.version) or not {*base.options} <= {*trained.options}:
+        return None
+    assert trained.num_updates is not None
+    config = changed(base, trained.ppo, trained.options)
+    return make_task(config, base.name, trained.num_updates * config.ppo.batch_size)
+
+
+def _given_points(points: Sequence[Point], train_on: Sequence[str], longest: int | None) -> list[Point]:
+    there = {point.task.environment.name for point in points}
+    configs = [load_environment(name) for name in train_on]
+    missing = [config for config in configs if config.name not in there]
+    lengths = [config.budgets.get("quick", min(config.budgets.values())) for config in missing]
+    return [
+        training_point(config, config.name, length if longest is None else min(length, longest))
+        for config, length in zip(missing, lengths, strict=True)
+    ]
+
+
+def _point_rows(plan: Plan) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "axis": point.axis,
+                "point": point.label,
+                "x": point.x,
+                "environment": point.key[0],
+                "budget": point.key[1],
+                "env_steps": point.task.env_steps,
+                "num_updates": point.task.environment.num_updates(point.task.env_steps),
+            }
+            for point in plan.points
+        ]
+    )
+
+
+def _placements(plan: Plan) -> pd.DataFrame:
+    tasks = plan.tasks
+    rows = []
+    for cell in plan.cells:
+        task = tasks[(cell.environment.name, cell.budget)]
+        distribution, shifts = place(task, trained_on(cell.candidate, task, plan.train_on))
+        rows.append(
+            {
+                "optimizer": cell.optimizer,
+                "environment": cell.environment.name,
+                "budget": cell.budget,
+                "distribution": distribution,
+                "shifts": "; ".join(shifts),
+            }
+        )
+    return pd.DataFrame(rows)

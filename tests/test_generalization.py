@@ -1,0 +1,622 @@
+"""Generalization studies: known scores, points and presets, in and out of training, and a whole study by command."""
+
+import dataclasses
+import json
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+import open_bench
+from open_bench import cli, weights
+from open_bench.config import build, shipped
+from open_bench.environments.catalogue import load_environment, make_environment
+from open_bench.environments.gridworld_levels import mazes
+from open_bench.environments.gridworld_optimal import optimal_return
+from open_bench.errors import UserError
+from open_bench.harness.seeds import repetition_keys, stream
+from open_bench.optimizers.registry import resolve
+from open_bench.report import generalization as report
+from open_bench.runs.plan import Task, changed, make_cells
+from open_bench.scores import generalization as scores
+from open_bench.scores.generalization import Evidence, Generalization
+from open_bench.scores.rows import Runs
+from open_bench.studies import generalization as study
+from open_bench.studies import normalisers
+from open_bench.studies.points import AXES, GeneralizationConfig, Point, load_preset, make_points, make_task
+from open_bench.studies.training import place, trained_on
+
+SEVEN = ("sixteen_rooms", "labyrinth", "rand_sparse", "rand_dense", "rand_long", "standard_maze", "rand_all")
+
+
+# --- scores with known answers ----------------------------------------------------------------------------------------
+
+
+def generalization(known: Evidence, normaliser: str = "adam") -> Generalization:
+    """Scored with few resamples: what is asserted of intervals does not need many."""
+    return scores.generalization(known, normaliser, resamples=100)
+
+
+def evidence(
+    returns: dict[str, dict[str, list[float]]],
+    random: dict[str, list[float]],
+    places: dict[str, str],
+    optimal: dict[str, list[float]] | None = None,
+    points: list[tuple[str, str, str]] | None = None,
+) -> Evidence:
+    """A study by hand: returns by optimizer and task, NaN for a diverged repetition; places by task.
+
+    ``points`` are (axis, label, task); by default every task is a point of one axis.
+    """
+    cells, rows = [], []
+    for optimizer, tasks in returns.items():
+        for task, values in tasks.items():
+            identity = {"cell": f"{task}--{optimizer}", "environment": task, "budget": "b", "optimizer": optimizer}
+            cells.append({**identity, "hyperparameter_origin": "default", "hyperparameters": "{}", "theta": ""})
+            for repetition, value in enumerate(values):
+                numbers = {"final_return": value, "mean_return": value, "diverged": np.isnan(value), "env_steps": 10}
+                rows.append({**identity, "repetition": repetition, **numbers})
+    frames = pd.DataFrame(cells), pd.DataFrame(rows)
+    points = points or [("levels", task, task) for task in random]
+    return Evidence(
+        "hand",
+        pd.DataFrame(
+            [
+                {"axis": axis, "point": label, "x": float(i), "environment": task, "budget": "b", "env_steps": 10,
+                 "num_updates": 1}
+                for i, (axis, label, task) in enumerate(points)
+            ]
+        ),
+        pd.DataFrame(
+            [
+                {"optimizer": name, "environment": task, "budget": "b", "distribution": places[task], "shifts": ""}
+                for name in returns
+                for task in random
+            ]
+        ),
+        Runs(*frames, Runs.empty().curves),
+        {(task, "b"): np.asarray(values, float) for task, values in random.items()},
+        {(task, "b"): np.asarray(values, float) for task, values in (optimal or {}).items()},
+    )  # fmt: skip
+
+
+ADAM = {"a": [10.0, 10.0], "b": [20.0, 20.0]}
+RANDOM = {"a": [0.0, 0.0], "b": [10.0, 10.0]}
+PLACES = {"a": "in", "b": "out"}
+
+
+def of(table: pd.DataFrame, **values: str) -> pd.Series:
+    """The one row with these values."""
+    for column, value in values.items():
+        table = table[table[column] == value]
+    assert len(table) == 1
+    return table.iloc[0]
+
+
+def test_in_out_gap_and_worst_point_are_the_known_ones() -> None:
+    found = generalization(evidence({"adam": ADAM, "x": {"a": [10.0, 10.0], "b": [15.0, 15.0]}}, RANDOM, PLACES))
+    row = of(found.summary, optimizer="x")
+    assert (row["in_score"], row["out_score"], row["gap"]) == (1.0, 0.5, 0.5)
+    assert (row["gap_low"], row["gap_high"]) == (0.5, 0.5)
+    assert (row["worst_axis"], row["worst_point"], row["worst"]) == ("levels", "b", 0.5)
+    assert (row["in_difference"], row["out_difference"]) == (0.0, -0.5)
+    assert (row["in_win"], row["out_win"]) == (0.5, 0.0)
+    assert (row["in_tasks"], row["out_tasks"], row["scored_tasks"]) == (1, 1, 2)
+
+
+def test_adam_is_one_relative_to_itself_and_has_no_gap() -> None:
+    found = generalization(evidence({"adam": {"a": [8.0, 12.0], "b": [20.0, 30.0]}}, RANDOM, PLACES))
+    assert list(found.points["score"]) == [1.0, 1.0]
+    row = of(found.summary, optimizer="adam")
+    assert np.isnan(row["gap"])
+    assert np.isnan(row["worst"])
+    assert any("by construction" in note for note in found.notes)
+
+
+def test_against_the_optimum_scores_are_absolute_and_adam_has_a_gap() -> None:
+    known = evidence({"adam": ADAM}, RANDOM, PLACES, optimal={"a": [20.0, 20.0], "b": [50.0, 50.0]})
+    found = generalization(known, "optimal")
+    row = of(found.summary, optimizer="adam")
+    assert (row["in_score"], row["out_score"], row["gap"]) == (0.5, 0.25, 0.25)
+    without = generalization(dataclasses.replace(known, optimal={}), "optimal")
+    assert without.points["score"].isna().all()
+    assert any("can not be computed" in note for note in without.notes)
+
+
+def test_without_a_normaliser_only_wins_are_aggregated() -> None:
+    found = generalization(evidence({"adam": ADAM, "x": {"a": [11.0, 11.0], "b": [1.0, 1.0]}}, RANDOM, PLACES), "none")
+    row = of(found.summary, optimizer="x")
+    assert np.isnan([row["in_score"], row["out_score"], row["gap"], row["all_score"]]).all()
+    assert (row["in_win"], row["out_win"]) == (1.0, 0.0)
+    assert of(found.points, optimizer="x", point="a")["difference"] == 1.0
+
+
+def test_differences_are_paired_by_seed() -> None:
+    """Adam's seeds differ by far more than the optimizers do, and the interval of the difference is of width 0."""
+    adam = {"a": [10.0, 20.0, 30.0, 40.0]}
+    found = generalization(evidence({"adam": adam, "x": {"a": [11.0, 21.0, 31.0, 41.0]}}, {"a": [0.0] * 4}, PLACES))
+    row = of(found.points, optimizer="x")
+    assert (row["difference"], row["difference_low"], row["difference_high"]) == (1.0, 1.0, 1.0)
+    assert row["score_difference"] == pytest.approx(1 / 25)
+    assert row["score_high"] - row["score_low"] > 0.5
+    shuffled = generalization(evidence({"adam": adam, "x": {"a": [41.0, 11.0, 31.0, 21.0]}}, {"a": [0.0] * 4}, PLACES))
+    row = of(shuffled.points, optimizer="x")
+    assert row["difference"] == 1.0
+    assert row["difference_high"] - row["difference_low"] > 5
+
+
+@pytest.mark.parametrize(("adam", "scored"), [([1.0, 1.0], False), ([2.0, 5.0], True), ([-9.0, 20.0], False)])
+def test_where_adam_does_not_beat_random_only_returns_are_reported(adam: list[float], scored: bool) -> None:
+    """By the interval of the paired difference: one lucky seed does not make a scale."""
+    random = {"a": [0.0, 0.0], "b": [1.0, 0.0]}
+    known = evidence({"adam": {"a": [10.0, 10.0], "b": adam}, "x": {"a": [5.0, 5.0], "b": [2.0, 2.0]}}, random, PLACES)
+    found = generalization(known)
+    row = of(found.points, optimizer="x", point="b")
+    assert row["mean"] == 2.0
+    assert pd.notna(row["score"]) == scored
+    summary = of(found.summary, optimizer="x")
+    assert pd.notna(summary["out_score"]) == scored
+    assert pd.notna(summary["out_win"])
+    assert any("raw returns only" in note and "levels b" in note for note in found.notes) != scored
+
+
+def test_a_task_that_is_a_point_of_two_axes_counts_once() -> None:
+    points = [("width", "16", "a"), ("depth", "1", "a"), ("depth", "2", "b")]
+    places = {"a": "out", "b": "out"}
+    x = {"a": [10.0, 10.0], "b": [10.0, 10.0]}
+    found = generalization(evidence({"adam": ADAM, "x": x}, RANDOM, places, points=points))
+    row = of(found.summary, optimizer="x")
+    assert row["out_score"] == 0.5
+    assert (row["out_tasks"], row["lifetimes"]) == (2, 4)
+    assert of(found.axes, optimizer="x", axis="width")["score"] == 1.0
+    assert of(found.axes, optimizer="x", axis="depth")["score"] == 0.5
+    assert len(found.rows) == 3 * 2 * 2
+
+
+def test_a_diverged_lifetime_counts_as_the_random_policy() -> None:
+    found = generalization(evidence({"adam": ADAM, "x": {"a": [10.0, np.nan], "b": [20.0, 20.0]}}, RANDOM, PLACES))
+    assert of(found.points, optimizer="x", point="a")["score"] == 0.5
+    assert of(found.summary, optimizer="x")["diverged"] == 1
+    assert any("1 diverged" in note for note in found.notes)
+    unknown = {"a": [np.nan, np.nan], "b": [10.0, 10.0]}
+    found = generalization(evidence({"adam": ADAM, "x": {"a": [7.0, np.nan], "b": [20.0, 20.0]}}, unknown, PLACES))
+    row = of(found.points, optimizer="x", point="a")
+    assert row["mean"] == 7.0
+    assert np.isnan(row["score"])
+
+
+def test_one_repetition_has_no_intervals_and_an_unknown_training_no_gap() -> None:
+    one = {"adam": {"a": [10.0], "b": [20.0]}, "x": {"a": [5.0], "b": [15.0]}}
+    found = generalization(evidence(one, {"a": [0.0], "b": [10.0]}, {"a": "unknown", "b": "unknown"}))
+    row = of(found.summary, optimizer="x")
+    assert row["all_score"] == 0.5
+    assert np.isnan([row["all_score_low"], row["in_score"], row["out_score"], row["gap"]]).all()
+    assert any("one repetition" in note for note in found.notes)
+    assert any(note.startswith("x:") and "--train-on" in note for note in found.notes)
+
+
+def test_unknown_normalisers_and_missing_baselines_are_refused() -> None:
+    known = evidence({"x": ADAM}, RANDOM, PLACES)
+    with pytest.raises(UserError, match=r"unknown normaliser 'optmal'.*optimal"):
+        generalization(known, "optmal")
+    with pytest.raises(ValueError, match="adam has not run"):
+        generalization(known)
+
+
+returns = st.lists(st.floats(-100, 100, allow_nan=False), min_size=3, max_size=3)
+
+
+@given(x=returns, adam=returns, scale=st.floats(0.5, 20), shift=st.floats(-50, 50), data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_scores_do_not_depend_on_units_or_on_the_order_of_rows(
+    x: list[float], adam: list[float], scale: float, shift: float, data: st.DataObject
+) -> None:
+    adam = [abs(value) + 1.0 for value in adam]
+
+    def study_in(scale: float, shift: float) -> Evidence:
+        def unit(values: list[float]) -> list[float]:
+            return [scale * value + shift for value in values]
+
+        return evidence({"adam": {"a": unit(adam)}, "x": {"a": unit(x)}}, {"a": unit([0.0] * 3)}, {"a": "in"})
+
+    plain, other = (generalization(study_in(*units)) for units in ((1.0, 0.0), (scale, shift)))
+    numbers = ["score", "score_low", "score_high", "score_difference"]
+    np.testing.assert_allclose(plain.points[numbers], other.points[numbers], rtol=1e-6, atol=1e-6)
+    known = study_in(1.0, 0.0)
+    order = data.draw(st.permutations(range(len(known.runs.scores))))
+    mixed = Runs(known.runs.cells, known.runs.scores.iloc[list(order)], known.runs.curves)
+    again = generalization(dataclasses.replace(known, runs=mixed))
+    pd.testing.assert_frame_equal(plain.rows, again.rows)
+    pd.testing.assert_frame_equal(plain.summary, again.summary)
+
+
+# --- reports ----------------------------------------------------------------------------------------------------------
+
+
+def by_hand() -> Generalization:
+    names = ["adam", "open@a_rather_long_name_of_weights", "lion:learning_rate=0.001,b1=0.95+dpo"]
+    numbers = {name: {"a": [10.0 + i, 10.0], "b": [20.0, 15.0 - i]} for i, name in enumerate(names)}
+    points = [("levels", "sixteen_rooms", "a"), ("lifetime", "30,000,000", "b"), ("lifetime", "1", "a")]
+    return generalization(evidence(numbers, {"a": [0.0, 0.0], "b": [1.0, 0.0]}, PLACES, points=points))
+
+
+@pytest.mark.parametrize("normaliser", scores.NORMALISERS)
+def test_the_same_study_gives_the_same_files(tmp_path: Path, normaliser: str) -> None:
+    known = evidence({"adam": ADAM, "x": {"a": [9.0, 11.0], "b": [15.0, 16.0]}}, RANDOM, PLACES,
+                     optimal={"a": [20.0, 20.0]})  # fmt: skip
+    first, second = (report.write(generalization(known, normaliser), tmp_path / name) for name in ("1", "2"))
+    assert [path.name for path in first] == [
+        "generalization.csv", "points.csv", "axes.csv", "summary.csv", "generalization.md", "heatmap.png", "sweeps.png",
+    ]  # fmt: skip
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert first[-1].read_bytes().startswith(b"\x89PNG")
+    assert len(pd.read_csv(first[0])) == 2 * 2 * 2
+    assert "nan" not in first[4].read_text()
+
+
+def test_the_tables_fit_eighty_columns(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as file:
+        Console(file=file, width=80).print(report.rich_tables(by_hand()))
+    lines = (tmp_path / "out").read_text().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("rooms" in line or "lifetime" in line for line in lines)
+    assert "…" not in "".join(lines)
+
+
+# --- points -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", shipped("generalize"))
+def test_every_point_of_a_shipped_preset_can_be_made(name: str) -> None:
+    preset = load_preset(name)
+    assert preset.name == name
+    points = make_points(preset)
+    for point in points:
+        environment = make_environment(point.task.environment)
+        assert environment.observation_size > 0
+        assert point.task.environment.num_updates(point.task.env_steps) >= 2
+    assert {point.axis for point in points} <= set(AXES)
+
+
+def test_the_presets_hold_what_they_are_for() -> None:
+    levels = make_points(load_preset("gridworld"))
+    assert [point.task.environment.name for point in levels] == [f"gridworld/{name}" for name in SEVEN]
+    full = make_points(load_preset("full"))
+    assert {point.axis for point in full} == set(AXES)
+    swept = {point.label for point in full if point.axis == "levels"}
+    assert set(SEVEN) | set(mazes()) <= swept
+    assert {point.task.environment.family for point in full} >= {"gridworld", "minatar", "classic"}
+    smoke = {point.key for point in make_points(load_preset("smoke"))}
+    assert len(smoke) <= 16
+
+
+def preset_of(**sweep: Any) -> GeneralizationConfig:
+    values = {"axis": "width", "environments": ["cartpole"], "env_steps": 20_480} | sweep
+    kept = {key: value for key, value in values.items() if value is not None}
+    return build(GeneralizationConfig, {"name": "mine", "sweeps": [kept]}, "mine.toml")
+
+
+def test_a_sweep_varies_one_thing() -> None:
+    points = make_points(preset_of(vary=["ppo.hidden"], values=[[16, 16], [64, 64]]))
+    assert [(point.label, point.x) for point in points] == [("16×16", 16.0), ("64×64", 64.0)]
+    names = [point.task.environment.name for point in points]
+    assert names == ["cartpole[hidden=16x16]", "cartpole"]  # the second is the base itself
+    first, second = (point.task.environment for point in points)
+    assert first.ppo.model_dump() | {"hidden": (64, 64)} == second.ppo.model_dump()
+    both = ["options.min_size", "options.max_size"]
+    sizes = make_points(preset_of(axis="size", environments=["gridworld/rand_sparse"], vary=both, values=[5, 7]))
+    names = [point.task.environment.name for point in sizes]
+    assert names == ["gridworld/rand_sparse{max_size=5,min_size=5}", "gridworld/rand_sparse"]  # its size is 7
+    depths = make_points(preset_of(axis="depth", vary=["ppo.hidden"], values=[[8], [8, 8]]))
+    assert [(point.label, point.x) for point in depths] == [("1", 1.0), ("2", 2.0)]
+
+
+def test_lifetimes_of_a_budgets_length_have_its_name() -> None:
+    lifetimes = make_points(preset_of(axis="lifetime", vary=["env_steps"], values=[20_480, 100_000], env_steps=None))
+    assert [point.key for point in lifetimes] == [("cartpole", "steps-20480"), ("cartpole", "quick")]
+    several = make_points(preset_of(axis="families", environments=["breakout", "cartpole"], env_steps=[16_384, 512]))
+    assert [point.task.env_steps for point in several] == [16_384, 512]
+    by_budget = make_points(preset_of(axis="families", budget="quick", env_steps=None))
+    assert [point.key for point in by_budget] == [("cartpole", "quick")]
+
+
+def test_the_documented_preset_can_be_made(tmp_path: Path) -> None:
+    guide = (Path(__file__).resolve().parents[1] / "docs" / "generalization.md").read_text()
+    (code,) = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(code)
+    points = make_points(load_preset(str(tmp_path / "mine.toml")))
+    assert [point.axis for point in points] == ["levels"] * 2 + ["respawn"] * 3 + ["width"] * 2
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"axis": "widht"}, "sweeps.0.axis = 'widht'"),
+        ({"budget": "quick"}, "one of env_steps and budget"),
+        ({"env_steps": None}, "one of env_steps and budget"),
+        ({"vary": ["ppo.hidden"]}, "vary and values go together"),
+        ({"vary": ["hidden"], "values": [1]}, "vary = 'hidden' is neither"),
+        ({"vary": ["ppo.hidden"], "values": [[8]], "environments": ["cartpole", "breakout"]}, "not of several"),
+        ({"env_steps": [512, 512]}, "2 env_steps for 1 environments"),
+        ({"environments": ["cartpoel"]}, "mine, axis width: unknown environment 'cartpoel'. Did you mean"),
+        ({"vary": ["ppo.hiden"], "values": [[8]]}, "unknown key 'hiden'"),
+        ({"vary": ["options.magnetism"], "values": [0]}, "gymnax cannot make"),
+        ({"vary": ["ppo.hidden"], "values": [[8], [8]]}, "the point 8 is there twice"),
+        ({"vary": ["env_steps"], "values": ["many"], "env_steps": None}, "'many' is no number of env steps"),
+        ({"env_steps": 100}, "fewer than one PPO update"),
+        ({"colour": "red"}, "unknown key 'sweeps.0.colour'"),
+    ],
+)
+def test_bad_presets_are_refused(sweep: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        make_points(preset_of(**sweep))
+    assert message in str(error.value)
+
+
+def test_variants_share_the_keys_of_their_base_and_the_base_its_runs_with_compare() -> None:
+    points = make_points(preset_of(vary=["ppo.hidden"], values=[[16, 16], [64, 64]]))
+    entries = [resolve("adam")]
+    variant, base = make_cells(entries, [point.task for point in points], jax.devices(), 0, share_keys=True)
+    assert variant.keys_name == base.keys_name == "cartpole"
+    (alone,) = make_cells(entries, [points[1].task], jax.devices(), 0)
+    assert alone.name == base.name
+    (unshared,) = make_cells(entries, [points[0].task], jax.devices(), 0)
+    assert unshared.name != variant.name
+
+
+# --- in and out of training -------------------------------------------------------------------------------------------
+
+
+def task(name: str = "cartpole", steps: int = 20_480, options: dict[str, Any] | None = None, **ppo: Any) -> Task:
+    return make_task(changed(load_environment(name), ppo, options), name, steps)
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Callable[..., Any]:
+    """An optimizer whose weights say that they were trained on some tasks."""
+
+    def make(*tasks: Task, **metadata: Any) -> Any:
+        found = {
+            each.base: {
+                "source": each.environment.source,
+                "options": each.environment.options,
+                "version": each.environment.version,
+                "ppo": json.loads(each.environment.ppo.model_dump_json()),
+                "num_updates": each.environment.num_updates(each.env_steps),
+            }
+            for each in tasks
+        }
+        theta = resolve("open-feedforward@zero").theta
+        said = {"environments": {name: {"env_steps": 1} for name in found}, "identity": {"environments": found}}
+        weights.save_weights(tmp_path / "mine.safetensors", theta, said | metadata)
+        return str(tmp_path / "mine.safetensors")
+
+    return make
+
+
+def placed(optimizer: str, point: Task, *train_on: str) -> tuple[str, tuple[str, ...]]:
+    (cell,) = make_cells([resolve(optimizer)], [point], jax.devices(), 0)
+    return place(point, trained_on(cell.candidate, point, train_on))
+
+
+def test_weights_say_what_theta_was_trained_on(trained: Callable[..., Any]) -> None:
+    mine = f"open-feedforward@{trained(task(), task('breakout', 98_304))}"
+    assert placed(mine, task()) == ("in", ())
+    assert placed(mine, task("breakout", 98_304)) == ("in", ())
+    assert placed(mine, task("breakout", 300_000)) == ("out", ("lifetime",))
+    assert placed(mine, task(hidden=[32])) == ("out", ("hidden",))
+    assert placed(mine, task(hidden=[32], activation="relu")) == ("out", ("activation", "hidden"))
+    assert placed(mine, task("acrobot", 20_480)) == ("out", ("environment",))
+    assert placed(mine, task(options={"max_steps_in_episode": 200})) == ("out", ("max_steps_in_episode",))
+
+
+def test_a_part_of_a_level_distribution_is_inside_of_it(trained: Callable[..., Any]) -> None:
+    mine = f"open-feedforward@{trained(task('gridworld/rand_all', 40_960))}"
+
+    def of_options(**options: float) -> tuple[str, tuple[str, ...]]:
+        return placed(mine, task("gridworld/rand_all", 40_960, options))
+
+    assert of_options(min_respawn=0.01, max_respawn=0.1) == ("in", ())
+    assert of_options(min_steps=100, max_steps=100) == ("in", ())
+    assert of_options(min_respawn=0.5, max_respawn=0.5) == ("out", ("respawn",))
+    assert of_options(max_steps=1000) == ("out", ("horizon",))
+    assert of_options(walls=3) == ("out", ("walls",))
+    assert of_options(min_size=12, max_size=12) == ("out", ("size", "observation"))
+    assert of_options(max_objects=6) == ("out", ("density",))
+    _, shifts = placed(mine, task("gridworld/labyrinth", 40_960))
+    assert set(shifts) == {"size", "walls", "places", "observation"}
+
+
+def test_theta_of_unknown_origin_or_none(trained: Callable[..., Any], tmp_path: Path) -> None:
+    assert placed("open-feedforward@zero", task()) == ("out", ("never trained",))
+    for metadata in ({"identity": None, "environments": None}, {"identity": {"environments": {"cartpole": {}}}}):
+        assert placed(f"open-feedforward@{trained(task(), **metadata)}", task()) == ("unknown", ())
+    flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(resolve("open-feedforward@zero").theta["optimizer"])])
+    np.save(tmp_path / "theirs.npy", flat.astype(np.float32))
+    theirs = f"open-feedforward@{tmp_path / 'theirs.npy'}"
+    assert placed(theirs, task()) == ("unknown", ())
+    assert placed(theirs, task(), "cartpole") == ("in", ())
+    assert placed(theirs, task(steps=512), "cartpole", "breakout") == ("in", ())
+    assert placed(theirs, task(hidden=[8]), "cartpole") == ("out", ("hidden",))
+    by_name = trained(task(), identity=None, environments={"cartpole": {"env_steps": 20_480}})
+    assert placed(f"open-feedforward@{by_name}", task()) == ("in", ())
+    assert placed(f"open-feedforward@{by_name}", task(steps=1024)) == ("out", ("lifetime",))
+
+
+def test_classic_optimizers_were_tuned_where_their_hyperparameters_come_from() -> None:
+    assert placed("adam", task(steps=100_000)) == ("in", ())  # tuned at the quick budget
+    assert placed("adam", task(steps=500_000)) == ("in", ())  # published, tuned at the full one
+    assert placed("adam", task(steps=20_480)) == ("out", ("lifetime",))
+    assert placed("adam", task(steps=100_000, hidden=[8])) == ("out", ("hidden",))
+    assert placed("optax.adabelief", task(steps=100_000)) == ("out", ("never trained",))
+    assert placed("adam:learning_rate=0.1", task()) == ("unknown", ())
+    assert placed("adam", task("breakout", 98_304), "cartpole") == ("out", ("environment",))
+
+
+def test_training_environments_are_points_too(trained: Callable[..., Any]) -> None:
+    mine = f"open-feedforward@{trained(task('acrobot', 20_480, hidden=[8]))}"
+    preset = preset_of()
+    plan = study.make_plan(preset, [mine], jax.devices())
+    assert [(point.axis, point.label) for point in plan.points] == [
+        ("training", "acrobot[hidden=8] 20,480"), ("width", "cartpole"),
+    ]  # fmt: skip
+    assert {cell.optimizer for cell in plan.cells} == {"adam", "open-feedforward@mine"}
+    assert any("adam was not named" in note for note in plan.notes)
+    short = preset.model_copy(update={"longest_training": 10_000})
+    plan = study.make_plan(short, [mine, "adam"], jax.devices())
+    assert [point.axis for point in plan.points] == ["width"]
+    assert any("longer than the preset's longest_training" in note for note in plan.notes)
+    plan = study.make_plan(short, ["adam"], jax.devices(), train_on=["cartpole", "breakout"])
+    added = [point for point in plan.points if point.axis == "training"]
+    assert [(point.task.base, point.task.env_steps) for point in added] == [("breakout", 10_000)]
+
+
+# --- what returns are measured against --------------------------------------------------------------------------------
+
+
+def test_optimal_returns_are_those_of_each_repetitions_level() -> None:
+    points = [task("gridworld/small", 40_960), task("gridworld/rand_sparse", 40_960), task()]
+    cells = make_cells([resolve("adam")], points, jax.devices(), 3)
+    found = normalisers.optimal_returns(cells[0], 2)
+    assert found is not None
+    environment: Any = make_environment(points[0].environment)
+    keys = [stream(key, "environment") for key in repetition_keys(3, "gridworld/small", [0, 1])]
+    assert list(found) == [optimal_return(environment.level(key)) for key in keys]
+    assert normalisers.optimal_returns(cells[1], 2) is None
+    assert normalisers.optimal_returns(cells[2], 2) is None
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def openbench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """``openbench generalize *arguments`` in this process."""
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # what main changes is put back
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "argv", ["openbench", "generalize", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        captured = capfd.readouterr()
+        return Answer(code, captured.out, captured.err)
+
+    return call
+
+
+TINY = """
+name = "tiny"
+seeds = 2
+[[sweeps]]
+axis = "width"
+environments = ["cartpole"]
+vary = ["ppo.hidden"]
+values = [[4], [8]]
+settings = { num_steps = 8, update_epochs = 1, num_minibatches = 2 }
+env_steps = 1_280
+"""
+
+
+def test_a_study_from_end_to_end(tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY)
+    request = ["sgd", "--preset", tmp_path / "tiny.toml", "--results", tmp_path / "results", "--plain"]
+    answer = openbench(*request)
+    assert answer.code == 0, answer.err
+    assert "adam was not named" in answer.out
+    assert "4 cells, 2 seeds each" in answer.err
+    assert "random policy: 2 of 2" in answer.err
+    folder = tmp_path / "results" / "generalization" / "tiny"
+    rows = pd.read_csv(folder / "generalization.csv")
+    assert len(rows) == 2 * 2 * 2
+    assert set(rows["optimizer"]) == {"adam", "sgd"}
+    assert rows["random"].between(8, 40).all()
+    assert rows["random"].nunique() == 1  # both widths meet one random policy: same task, same keys
+    assert set(rows["hyperparameter_origin"]) == {"published", "default"} & set(rows["hyperparameter_origin"])
+    runs = open_bench.load_runs(tmp_path / "results")
+    stored = runs.scores.set_index(["cell", "repetition"])["final_return"]
+    for row in rows.itertuples():
+        assert stored[(row.cell, row.repetition)] == row.final_return
+    adam = rows[rows["optimizer"] == "adam"].set_index(["point", "repetition"])["value"]
+    others = rows[rows["optimizer"] == "sgd"].set_index(["point", "repetition"])
+    pd.testing.assert_series_equal(others["value"] - adam, others["difference"], check_names=False)
+    before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    measured = sorted((folder.parent / "random").iterdir())
+    assert len(measured) == 1
+    stamp = measured[0].stat().st_mtime_ns
+    answer = openbench(*request, "--normalise", "adam")
+    assert answer.code == 0, answer.err
+    assert answer.err.count("stored already") == 4
+    assert {path: path.read_bytes() for path in before} == before
+    assert measured[0].stat().st_mtime_ns == stamp
+    found = measured[0].read_text()
+    measured[0].write_text(found[:-20])  # damaged: measured anew, and the same
+    assert openbench(*request).code == 0
+    assert measured[0].read_text() == found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing argument 'OPTIMIZER...'"),
+        (["adam", "--preset", "smok"], "unknown preset 'smok'. Did you mean smoke"),
+        (["adam", "--preset", "mine.toml"], "mine.toml: no such file"),
+        (["adam", "--axis", "widht"], "unknown axis 'widht'. Did you mean width"),
+        (["adam", "--preset", "gridworld", "--axis", "width"], "preset gridworld has no axis 'width'; it has levels"),
+        (["adam", "--train-on", "cartpoel"], "unknown environment 'cartpoel'. Did you mean cartpole"),
+        (["l2lgd2"], "l2lgd2 is a learned optimizer, and no weights"),
+        (["open@nowhere.npy"], "nowhere.npy"),
+        (["adamm"], "unknown optimizer 'adamm'"),
+        (["lion", "lion"], "optimizer 'lion' is listed twice"),
+        (["adam", "--normalise", "best"], "unknown normaliser 'best'"),
+        (["adam", "--seeds", "0"], "seeds = 0"),
+        (["adam", "--seed", "-1"], "seed = -1"),
+        (["adam", "--width", "0"], "--width must be at least 1"),
+        (["adam", "--devices", "0"], "--devices must be at least 1"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_trains(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    openbench: Callable[..., Answer],
+) -> None:
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "none"))
+    answer = openbench(*arguments, "--results", tmp_path / "results")
+    assert answer.code == 2
+    assert message in answer.err
+    assert not (tmp_path / "results").exists()
+
+
+def test_no_optimizer_is_refused_from_python_too() -> None:
+    with pytest.raises(UserError, match="no optimizer"):
+        open_bench.generalize([])
+
+
+def test_points_are_values() -> None:
+    first, second = make_points(load_preset("smoke")), make_points(load_preset("smoke"))
+    assert [point.key for point in first] == [point.key for point in second]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first[0].axis = "size"  # type: ignore[misc]
+    assert isinstance(first[0], Point)

@@ -1,0 +1,375 @@
+"""What ``compare`` does about learned optimizers without weights, and where weights that ship are found."""
+
+import re
+import shutil
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import jax
+import numpy as np
+import pytest
+
+import open_bench
+from open_bench import api, assets, cli, weights
+from open_bench.config import MetaConfig, StudyConfig, load_study
+from open_bench.errors import UserError
+from open_bench.meta import needed
+from open_bench.meta.evolution import Progress
+from open_bench.optimizers import resolve
+from open_bench.optimizers.candidate import prepare
+from open_bench.runs.provenance import provenance
+
+TINY = {"num_envs": 4, "num_steps": 16, "update_epochs": 2, "num_minibatches": 2, "hidden": (8,)}
+STEPS = 4 * 16 * 8
+META = {"population": 4, "generations": 3, "sigma": 1.0, "fitness": "mean_return"}
+STUDY = StudyConfig(name="learned", optimizers=("adam", "open"), environments=("cartpole",), seeds=1, meta=META)  # type: ignore[arg-type]
+
+
+class Answer(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def openbench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "argv", ["openbench", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        return Answer(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of weights that ship, and a library of its own, for every test."""
+    baselines = tmp_path / "baselines"
+    (baselines / "weights").mkdir(parents=True)
+    for folder in ("hyperparameters", "returns"):
+        (baselines / folder).symlink_to(assets.baselines_dir() / folder)
+    monkeypatch.setattr(assets, "baselines_dir", lambda: baselines)
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
+    return baselines / "weights"
+
+
+class Watch(Progress):
+    """Remembers the generations that were made, and interrupts after one of them, as Ctrl-C would."""
+
+    def __init__(self, stop_after: int | None = None):
+        self.generations: list[int] = []
+        self._stop_after = stop_after
+
+    def generation(self, row: dict[str, Any], seconds_left: float) -> None:
+        self.generations.append(row["generation"])
+        if row["generation"] == self._stop_after:
+            raise KeyboardInterrupt
+
+
+def compare(folder: Path, study: StudyConfig = STUDY, watch: Watch | None = None, **changes: Any) -> Any:
+    return open_bench.compare(
+        study, results=folder, meta_progress=watch, **{"steps": STEPS, "settings": TINY, "devices": 2, **changes}
+    )
+
+
+def rows(board: Any) -> list[str]:
+    return sorted(board["optimizer"])
+
+
+# --- as needed --------------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_evolved_once_then_used_again_and_continued(tmp_path: Path) -> None:
+    """Interrupted, finished, used by another results folder, and continued: one name, and evolution from one θ."""
+    results = tmp_path / "results"
+    interrupted, finished, used, longer = Watch(2), Watch(), Watch(), Watch()
+    with pytest.raises(KeyboardInterrupt):
+        compare(results, watch=interrupted)
+    assert not list(results.glob("runs/cartpole*"))
+    adam, learned = rows(compare(results, watch=finished))
+    assert (interrupted.generations, finished.generations) == ([1, 2], [3])
+    assert adam == "adam"
+    name = learned.partition("@")[2]
+    assert re.fullmatch(r"open@open-cartpole-[0-9a-f]{10}", learned)
+    stored = weights.load_weights(tmp_path / "library" / f"{name}.safetensors")
+    assert stored.metadata["environments"] == {"cartpole": {"env_steps": STEPS}}  # as long as the study's
+    assert stored.metadata["identity"]["environments"]["cartpole"]["ppo"]["num_envs"] == 4
+    again = compare(tmp_path / "elsewhere", watch=used)
+    assert (rows(again), used.generations) == (["adam", learned], [])
+    assert not (tmp_path / "elsewhere" / "meta").exists()
+    assert set(again.loc[again["optimizer"] == learned, "theta"]) == {stored.hash[:12]}
+    more = STUDY.model_copy(update={"meta": MetaConfig(**{**META, "generations": 4})})  # type: ignore[arg-type]
+    board = compare(results, more, longer)
+    assert longer.generations == [4]
+    assert any(row.startswith(learned) for row in rows(board))
+    with pytest.raises(UserError, match=r"safetensors has 4 generations already, and 3 were asked for: ask for 4"):
+        compare(tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def make_request(folder: Path) -> Any:
+    config = needed.settings_for(STUDY, STEPS)
+    return api._meta_request("open", config, TINY, jax.devices()[:2])
+
+
+def test_a_second_process_waits_for_the_first_and_uses_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(needed, "POLL_SECONDS", 0.05)
+    request, watch, found = make_request(tmp_path), Watch(), []
+    folder = tmp_path / "meta" / request.default_name
+    folder.mkdir(parents=True)
+    said = threading.Event()
+    monkeypatch.setattr(warnings, "warn", lambda text, **_: (found.append(text), said.set()))
+
+    def wait() -> None:
+        found.append(needed.obtain(request, tmp_path, jax.devices()[:2], watch, {}))
+
+    with filelock.FileLock(folder / ".lock"):
+        second = threading.Thread(target=wait)
+        second.start()
+        assert said.wait(30)
+        facts = {"run": request.digest, "cost": {"generations": 3}}
+        weights.save_named(request.default_name, request.start, facts)
+    second.join(30)
+    name = f"open@{request.default_name}"
+    assert found == [f"{folder}: another process is meta-training there; waiting for {name}", name]
+    assert watch.generations == []
+
+
+def test_the_work_of_a_process_that_died_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(needed, "POLL_SECONDS", 0.05)
+    request, watch = make_request(tmp_path), Watch()
+    folder = tmp_path / "meta" / request.default_name
+    folder.mkdir(parents=True)
+    lock = filelock.FileLock(folder / ".lock", thread_local=False)
+    lock.acquire()
+    threading.Timer(0.5, lock.release).start()
+    with pytest.warns(UserWarning, match="another process is meta-training there; waiting for open@open-cartpole"):
+        name = needed.obtain(request, tmp_path, jax.devices()[:2], watch, provenance())
+    assert watch.generations == [1, 2, 3]
+    assert resolve(name).name == name
+
+
+def test_weights_of_another_making_under_that_name_are_refused(tmp_path: Path) -> None:
+    request = make_request(tmp_path)
+    weights.save_named(request.default_name, request.start, {"run": "0" * 10, "cost": {"generations": 3}})
+    with pytest.raises(UserError, match="holds other weights than its name says; remove that file"):
+        needed.check(request, tmp_path)
+
+
+def changed(**changes: Any) -> StudyConfig:
+    return STUDY.model_copy(update=changes)
+
+
+NO_ENVIRONMENT = {"environments": ("cartpole", "UmbrellaChain-bsuite")}
+PAIRS = MetaConfig(**META, task_sampling="antithetic")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("study", "arguments", "message"),
+    [
+        (changed(optimizers=("open", "adm")), {}, "unknown optimizer 'adm'. Did you mean adam"),
+        (changed(optimizers=("open", "adam:b1=x")), {}, "b1 = 'x' is not a finite number"),
+        (changed(optimizers=("open", "velo")), {}, "`openbench weights fetch velo` downloads the official ones"),
+        (changed(optimizers=("open", "open@nowhere")), {}, "no weights named 'nowhere'"),
+        (changed(environments=("cartpole", "brekout")), {}, "unknown environment 'brekout'. Did you mean breakout"),
+        (changed(environments=("cartpole", "cartpole")), {}, "cartpole' is listed twice"),
+        (changed(**NO_ENVIRONMENT), {}, "UmbrellaChain-bsuite cannot be meta-trained on together with others"),
+        (changed(meta=PAIRS), {}, "cartpole is no gridworld: train on gridworlds alone"),
+        (changed(meta="opn"), {}, "unknown meta-training recipe 'opn'. Did you mean open"),
+        (STUDY, {"meta_train": "opn"}, "unknown meta-training recipe 'opn'. Did you mean open"),
+        (STUDY, {"width": 0}, "--width must be at least 1, not 0"),
+        (STUDY, {"steps": 10}, "10 steps on cartpole are fewer than one PPO update"),
+        (STUDY, {"settings": {"num_env": 4}}, "unknown key 'num_env'. Did you mean num_envs"),
+        (STUDY, {"meta_train": False}, "open is a learned optimizer, and no weights named 'open' ship or lie in "),
+    ],
+)
+def test_all_that_can_be_checked_is_checked_before_evolution(
+    study: StudyConfig, arguments: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    watch = Watch()
+    with pytest.raises(UserError, match=re.escape(message)):
+        compare(tmp_path / "results", study, watch, **arguments)
+    assert watch.generations == []
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_row_that_the_study_names_already_is_refused_before_evolution(tmp_path: Path) -> None:
+    name = f"open@{make_request(tmp_path).default_name}"
+    weights.save_weights(tmp_path / f"{name.partition('@')[2]}.safetensors", resolve("open@init").theta)
+    there = f"open@{tmp_path / name.partition('@')[2]}.safetensors"
+    watch = Watch()
+    with pytest.raises(UserError, match=f"{name} on .* is asked for twice"):
+        compare(tmp_path / "results", changed(optimizers=("open", there)), watch)
+    assert watch.generations == []
+
+
+def test_what_a_recipe_leaves_open_is_the_studys() -> None:
+    study = changed(environments=("cartpole", "catch"), budget="short")
+    found = needed.settings_for(study, None)
+    assert (found.environments, found.budget, found.env_steps) == (("cartpole", "catch"), "short", None)
+    assert needed.settings_for(study, 4096).env_steps == 4096
+    own = needed.settings_for(changed(meta="open-cartpole", environments=("catch",)), 4096)
+    assert own == open_bench.config.load_meta("open-cartpole")
+    assert needed.settings_for(changed(meta=MetaConfig(budget="full")), 4096).env_steps is None
+
+
+def test_a_study_file_may_hold_settings_or_the_name_of_a_recipe(tmp_path: Path) -> None:
+    text = 'name = "mine"\noptimizers = ["open"]\nenvironments = ["cartpole"]\n'
+    path = tmp_path / "mine.toml"
+    path.write_text(text + 'meta = "open-cartpole"\n')
+    assert load_study(str(path)).meta == "open-cartpole"
+    path.write_text(text + "[meta]\npopulation = 8\n")
+    assert load_study(str(path)).meta == MetaConfig(population=8)
+    for line, message in (
+        ("[meta]\npopluation = 8", r"mine\.toml: \[meta\]: unknown key 'popluation'\. Did you mean population"),
+        ("[meta]\npopulation = 7", r"mine\.toml: \[meta\]: population = 7 is odd"),
+        ("meta = 3", r"mine\.toml: meta = 3: it is the name of a recipe, or a table of settings"),
+    ):
+        path.write_text(text + line)
+        with pytest.raises(UserError, match=message):
+            load_study(str(path))
+
+
+# --- without ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "length", "command"),
+    [
+        ("open", ("--budget", "short"), "openbench meta-train open -e cartpole --budget short --name open"),
+        ("optim4rl:learning_rate=0.1", ("--steps", 4096),
+         "openbench meta-train optim4rl -e cartpole --steps 4096 --name optim4rl"),
+        ("adam+lpo", ("--budget", "quick"), "openbench meta-train lpo -e cartpole --budget quick --name lpo"),
+        ("open+lpo", ("--budget", "quick"), "openbench meta-train open+lpo -e cartpole --budget quick --name mine"),
+    ],
+)  # fmt: skip
+def test_without_leave_to_meta_train_the_command_is_said(
+    optimizer: str, length: tuple[str, object], command: str, openbench: Callable[..., Answer], tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    answer = openbench("compare", "-o", "adam", "-o", optimizer, "-e", "cartpole", *length, "--results", results)
+    assert answer.code == 2
+    assert f"`{command}`" in answer.err
+    assert "--meta-train" in answer.err
+    assert len(answer.err.strip().splitlines()) == 1
+    assert not results.exists()
+    # The command is one that can be run: it fails at nothing but the seed that is added here.
+    answer = openbench(*command.split()[1:], "--seed", -1, "--results", results)
+    assert "seed = -1" in answer.err
+
+
+def test_the_command_line_meta_trains_by_a_recipe(openbench: Callable[..., Answer], tmp_path: Path) -> None:
+    recipe = tmp_path / "tiny.toml"
+    recipe.write_text('name = "tiny"\npopulation = 2\ngenerations = 1\nsigma = 1.0\nfitness = "mean_return"\n')
+    settings = [f"--set={key}={list(value) if isinstance(value, tuple) else value}" for key, value in TINY.items()]
+    answer = openbench(
+        "compare", "-o", "adam", "-o", "open", "-e", "cartpole", "--steps", STEPS, "--seeds", 1, *settings,
+        "--meta-train", recipe, "--results", tmp_path / "results", "--plain", "--devices", 2,
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert "tiny: 1 generations, θ has 1,211 numbers" in answer.err
+    assert "open@open-cartpole-" in answer.out
+    # Without a recipe: the published settings, on the study's environments, of which one has no reference.
+    both = ("-e", "cartpole", "-e", "UmbrellaChain-bsuite", "--results", tmp_path / "x")
+    answer = openbench("compare", "-o", "open", "--meta-train", *both)
+    assert (answer.code, "cannot be meta-trained on together" in answer.err) == (2, True)
+    answer = openbench("compare", "-o", "open", *both)
+    assert (answer.code, "no weights named 'open'" in answer.err) == (2, True)
+    answer = openbench("compare", "-o", "open", "-e", "cartpole", "--meta-train", "opn", "--results", tmp_path / "x")
+    assert (answer.code, (tmp_path / "x").exists()) == (2, False)
+    assert "unknown meta-training recipe 'opn'" in answer.err
+
+
+# --- weights that ship ------------------------------------------------------------------------------------------------
+
+
+def numbers(theta: Any) -> np.ndarray:
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(theta)])
+
+
+def theta_like(optimizer: str, value: float) -> Any:
+    return jax.tree.map(lambda leaf: np.full_like(leaf, value), resolve(f"{optimizer}@init").theta)
+
+
+@pytest.fixture
+def thetas(shipped: Path) -> dict[str, Any]:
+    """Three files that ship, with metadata as meta-training writes it."""
+    made = {"open": theta_like("open", 0.1), "open-cartpole": theta_like("open", 0.2), "lpo": theta_like("lpo", 0.3)}
+    for name, theta in made.items():
+        weights.save_weights(shipped / f"{name}.safetensors", theta, {"optimizer": name.partition("-")[0]})
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("open", "open"), ("open:deterministic=true", "open"), ("open@open-cartpole", "open-cartpole"), ("lpo", "lpo"),
+     ("lion+lpo", "lpo"), ("adam+lpo@lpo", "lpo")],
+)  # fmt: skip
+def test_weights_that_ship_are_found(name: str, file: str, thetas: dict[str, Any]) -> None:
+    entry = resolve(name)
+    assert entry.name == name
+    np.testing.assert_array_equal(numbers(entry.theta), numbers(thetas[file]))
+    candidate = prepare(entry, "cartpole", "quick")
+    assert candidate.theta_hash == weights.content_hash(thetas[file])[:12]
+
+
+def test_what_is_learned_twice_has_no_weights_by_one_name(thetas: dict[str, Any]) -> None:
+    assert resolve("open+lpo").theta is None
+    with pytest.raises(UserError, match="no weights were named"):
+        prepare(resolve("open+lpo"), "cartpole", "quick")
+
+
+def test_what_ships_comes_first_and_its_names_are_taken(
+    thetas: dict[str, Any], openbench: Callable[..., Answer], tmp_path: Path
+) -> None:
+    mine = tmp_path / "library" / "open.safetensors"
+    weights.save_weights(mine, theta_like("open", 0.9))  # put there by hand, or before others shipped
+    np.testing.assert_array_equal(numbers(resolve("open").theta), numbers(thetas["open"]))
+    own = f"open@{mine}"
+    np.testing.assert_array_equal(numbers(resolve(own).theta), np.full(1211, np.float32(0.9)))
+    other = tmp_path / "other.safetensors"
+    shutil.copy(mine, other)
+    for arguments in (
+        ["weights", "import", other, "--optimizer", "open"],
+        ["meta-train", "open", "-e", "cartpole", "--name", "open", "--results", tmp_path / "results"],
+    ):
+        answer = openbench(*arguments)
+        assert answer.code == 2
+        assert "'open' names weights that ship with open-bench" in answer.err
+        assert "choose another --name" in answer.err
+    assert not (tmp_path / "results" / "meta").exists()
+    assert openbench("weights", "import", other, "--optimizer", "open", "--name", "theirs").code == 0
+    assert resolve("open@theirs").theta is not None
+
+
+def test_weights_that_ship_are_listed(thetas: dict[str, Any], openbench: Callable[..., Answer]) -> None:
+    listed = {line.split()[0]: line for line in openbench("weights", "list").out.splitlines()[1:] if line.strip()}
+    for name, theta in thetas.items():
+        assert weights.content_hash(theta)[:12] in listed[name]
+        assert "shipped" in listed[name]
+    assert weights.content_hash(thetas["lpo"])[:12] in openbench("weights", "inspect", "lpo").out
+
+
+def test_several_hosts_do_not_meta_train_as_part_of_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert needed.without_weights(["adam", "open@zero"]) == []
+    with pytest.raises(UserError, match=r"optim4rl: no weights, .* Run `openbench meta-train optim4rl .* first"):
+        needed.without_weights(["adam", "optim4rl"])
+
+
+def test_a_study_does_not_meta_train_what_ships(thetas: dict[str, Any]) -> None:
+    assert needed.without_weights(["adam", "open", "lpo", "open@open-cartpole", "optim4rl"]) == ["optim4rl"]

@@ -217,7 +217,9 @@ ENTRIES: tuple[OptimizerEntry, ...] = (
         citation=CITATION,
         hyperparameters={
             "learning_rate": LEARNING_RATE,
-            "gradient_clip": Hyperparameter(1.0, "elementwise bound on gradients; inf for none", traced=True, minimum=0.0),
+            "gradient_clip": Hyperparameter(
+                1.0, "elementwise bound on gradients; inf for none", traced=True, minimum=0.0
+            ),
         },
         learned=_learned("optim4rl", optim4rl_shapes, "1"),
     ),

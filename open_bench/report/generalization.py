@@ -85,14 +85,14 @@ def _axes_tables(study: Generalization) -> list[Any]:
     headings, rows = _axes(study)
     first = 3 if study.relative and len(headings) > 3 else 2
     tables = []
-    for start in range(first, len(headings), 3):
+    for start in range(first, len(headings), 2):
         table = _table()
         table.add_column("IQM by axis", no_wrap=True)
         table.add_column("scored", no_wrap=True, justify="right")
-        for name in headings[start : start + 3]:
-            table.add_column(name, overflow="fold", min_width=17, max_width=17)  # an interval, whole
+        for name in headings[start : start + 2]:
+            table.add_column(name, overflow="fold", min_width=17, max_width=24)
         for row in rows:
-            table.add_row(*row[:2], *row[start : start + 3])
+            table.add_row(*row[:2], *row[start : start + 2])
         tables.append(table)
     return tables
 
@@ -106,8 +106,8 @@ def _table() -> Any:
 
 def _summary(study: Generalization) -> tuple[list[str], list[list[str]]]:
     better = f"P(better than {study.baseline})"
-    headings = ["optimizer", "tasks in/out", "in", "out", "gap", "all", f"in − {study.baseline}", f"out − {study.baseline}",
-                f"{better} in", f"{better} out", "worst point", "diverged"]  # fmt: skip
+    headings = ["optimizer", "tasks in/out", "in", "out", "gap", "all", f"in − {study.baseline}",
+                f"out − {study.baseline}", f"{better} in", f"{better} out", "worst point", "diverged"]  # fmt: skip
     rows = []
     for row in study.summary.to_dict("records"):
         itself = study.relative and row["optimizer"] == study.baseline

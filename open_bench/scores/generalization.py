@@ -9,7 +9,8 @@ the same seeds (a score relative to Adam: Adam's own is 1 by construction); ``op
 returns of the levels (absolute, gridworlds with fixed places only); ``none``, no scores at all.
 
 **Left out.** Where the reference is not above random there is no scale: the task is reported raw, left out of every
-score, and named in the notes. Adam counts as above random when the 95 % interval of the paired difference is.
+score, and named in the notes. Adam counts as above random when the 95 % interval of the paired difference is above 0,
+and Adam's mean above the interval of random's: a difference that is small against the noise is no unit to measure in.
 
 **In, out, gap.** IQM of the scores over the tasks inside, IQM over those outside, and the first minus the second; all
 with 95 % bootstrap intervals, repetitions drawn again within each task. Of Adam relative to itself there is no gap.
@@ -228,7 +229,9 @@ def _against_baseline(evidence: Evidence, key: Key, values: pd.Series, baseline:
     if not len(difference):
         return "no episode of the random policy ended"
     mean, low, _ = (float(each[0]) for each in mean_bands(difference[:, None]))
-    if not (mean if len(difference) == 1 else low) > 0:
+    known = random.dropna().to_numpy(float)
+    high = known.mean() if len(known) == 1 else mean_bands(known[:, None])[2][0]
+    if not ((mean if len(difference) == 1 else low) > 0 and values.mean() > high):
         return f"{baseline} is not above the random policy"
     return _scale(_random_mean(evidence, key), float(values.mean())) or f"{baseline} is not above the random policy"
 

@@ -7,6 +7,7 @@ trial trains the same seeds; the highest mean final return wins. Writes baseline
 """
 
 import json
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ def _score(cell: Cell, program: parallel.Program, inputs: Any, seeds: int) -> fl
     return float(np.mean(returns)) if np.isfinite(returns).all() else -np.inf
 
 
+def _key(name: str) -> str:
+    """A TOML key, quoted where it must be."""
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
+
+
 def write(path: Path, optimizer: str, found: dict[tuple[str, str], str]) -> None:
     """Merge ``{(environment, budget): TOML lines}`` into the optimizer's file, after what it holds already."""
     text = (
@@ -86,7 +92,7 @@ def write(path: Path, optimizer: str, found: dict[tuple[str, str], str]) -> None
         else f'# Settings of {optimizer} by environment and budget.\noptimizer = "{optimizer}"\n'
     )
     for (environment, budget), lines in found.items():
-        header = f"[environments.{environment}.{budget}]"
+        header = f"[environments.{_key(environment)}.{budget}]"
         blocks = [block for block in text.split("\n\n") if not block.startswith(header)]
         text = "\n\n".join([*(block.rstrip("\n") for block in blocks), f"{header}\n{lines}"]) + "\n"
     write_atomically(path, text)
@@ -98,19 +104,26 @@ def write(path: Path, optimizer: str, found: dict[tuple[str, str], str]) -> None
 @click.option("--budget", default="quick", show_default=True)
 @click.option("--trials", default=12, show_default=True)
 @click.option("--seeds", default=2, show_default=True)
-def main(optimizers: tuple[str, ...], environments: tuple[str, ...], budget: str, trials: int, seeds: int) -> None:
+@click.option("--family", is_flag=True, help="Let the result hold for everything under the environment's folder.")
+def main(
+    optimizers: tuple[str, ...], environments: tuple[str, ...], budget: str, trials: int, seeds: int, family: bool
+) -> None:
     """Tune each optimizer on each environment."""
     devices = start()
     for environment in environments:
         for optimizer in optimizers:
             best = tune(optimizer, environment, budget, trials, seeds, devices)
             values = ", ".join(f"{key} = {json.dumps(value)}" for key, value in best["values"].items())
-            source = (
-                f"random search, {trials} trials × {seeds} seeds, final return {best['final_return']:.4g}, {revision()}"
+            found = (
+                f"final return {best['final_return']:.4g} on {environment}"
+                if family
+                else (f"final return {best['final_return']:.4g}")
             )
+            source = f"random search, {trials} trials × {seeds} seeds, {found}, {revision()}"
             lines = f'origin = "tuned"\nsource = "{source}"\nvalues = {{ {values} }}'
             path = assets.baselines_dir() / "hyperparameters" / f"{optimizer}.toml"
-            write(path, optimizer, {(environment, budget): lines})
+            name = f"{environment.rpartition('/')[0]}/*" if family else environment
+            write(path, optimizer, {(name, budget): lines})
             config.read_toml(path)
 
 

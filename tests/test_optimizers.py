@@ -265,3 +265,23 @@ def test_subject_is_lifelike() -> None:
     subject = Subject(prepare(resolve("adam"), "nowhere", "quick"), small_params(jax.random.key(0)))
     assert "log_std" in subject.params["actor"]
     assert Hyperparameter(1.0, "x").traced is False
+
+
+def test_a_length_of_its_own_takes_the_settings_of_the_nearest_budget() -> None:
+    from open_bench.environments.catalogue import load_environment
+    from open_bench.runs.plan import Task, nearest_budget
+
+    cartpole = load_environment("cartpole")  # quick 100,000, short 250,000, full 500,000
+    lengths = {20_480: "quick", 150_000: "quick", 160_000: "short", 10_000_000: "full"}
+    for steps, nearest in lengths.items():
+        assert nearest_budget(cartpole, Task(cartpole, f"steps-{steps}", steps, "cartpole")) == nearest
+    assert nearest_budget(cartpole, Task(cartpole, "full", 500_000, "cartpole")) == "full"
+    assert prepare(resolve("adam"), "cartpole", "steps-20480", "quick").origin == "tuned"
+
+
+def test_settings_say_what_they_were_tuned_on() -> None:
+    assert prepare(resolve("adam"), "cartpole", "quick").tuned_on == ("cartpole", "quick")
+    assert prepare(resolve("adam"), "cartpole", "full").tuned_on == ("cartpole", "full")
+    assert prepare(resolve("adam"), "gridworld/rand_dense", "quick").tuned_on == ("gridworld/rand_all", "quick")
+    assert prepare(resolve("adam:b1=0.8"), "cartpole", "quick").tuned_on is None
+    assert prepare(resolve("sgd"), "nowhere", "quick").tuned_on is None

@@ -114,13 +114,11 @@ def main(
         for optimizer in optimizers:
             best = tune(optimizer, environment, budget, trials, seeds, devices)
             values = ", ".join(f"{key} = {json.dumps(value)}" for key, value in best["values"].items())
-            found = (
-                f"final return {best['final_return']:.4g} on {environment}"
-                if family
-                else (f"final return {best['final_return']:.4g}")
+            source = (
+                f"random search, {trials} trials × {seeds} seeds, final return {best['final_return']:.4g}, {revision()}"
             )
-            source = f"random search, {trials} trials × {seeds} seeds, {found}, {revision()}"
-            lines = f'origin = "tuned"\nsource = "{source}"\nvalues = {{ {values} }}'
+            on = f'environment = "{environment}"\n' if family else ""
+            lines = f'origin = "tuned"\n{on}source = "{source}"\nvalues = {{ {values} }}'
             path = assets.baselines_dir() / "hyperparameters" / f"{optimizer}.toml"
             name = f"{environment.rpartition('/')[0]}/*" if family else environment
             write(path, optimizer, {(name, budget): lines})

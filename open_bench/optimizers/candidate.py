@@ -25,12 +25,14 @@ class Candidate:
         hyperparameters: every setting's value.
         origin: where they come from: given, published, tuned or default.
         theta: θ, possibly with empty parts.
+        tuned_on: environment and budget that published or tuned hyperparameters were found on, else None.
     """
 
     entry: OptimizerEntry
     hyperparameters: dict[str, Any]
     origin: str
     theta: dict[str, Any]
+    tuned_on: tuple[str, str] | None = None
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -59,8 +61,13 @@ class Candidate:
         return weights.content_hash(self.theta)[:12] if jax.tree.leaves(self.theta) else ""
 
 
-def prepare(entry: OptimizerEntry, environment: str, budget: str) -> Candidate:
+def prepare(entry: OptimizerEntry, environment: str, budget: str, like: str | None = None) -> Candidate:
     """Choose hyperparameters: those given in the name, else the shipped ones for this task, else the defaults.
+
+    Args:
+        entry: the resolved optimizer.
+        environment, budget: the task.
+        like: the budget whose shipped settings apply, where ``budget`` names a number of env steps.
 
     Raises:
         UserError: the optimizer is learned and has no weights.
@@ -68,15 +75,17 @@ def prepare(entry: OptimizerEntry, environment: str, budget: str) -> Candidate:
     if entry.needs_theta and entry.theta is None:
         raise UserError(_how_to_get_weights(entry, environment, budget))
     values = {key: spec.default for key, spec in entry.hyperparameters.items()}
-    origin = "default"
-    chosen = _chosen(shipped_hyperparameters(entry.tuned_as or entry.name), environment, budget)
+    origin, tuned_on = "default", None
+    chosen = _chosen(shipped_hyperparameters(entry.tuned_as or entry.name), environment, like or budget)
     if chosen:
-        values |= {key: check_value(entry, key, value) for key, value in chosen["values"].items()}
-        origin = chosen["origin"]
+        found_at, table = chosen
+        values |= {key: check_value(entry, key, value) for key, value in table["values"].items()}
+        # Published settings, for any budget, were tuned at the full one; a family's on one of its environments.
+        origin, tuned_on = table["origin"], (table.get("environment", environment), found_at.replace("any", "full"))
     if entry.given:
         values |= entry.given
-        origin = "given"
-    return Candidate(entry, values, origin, jax.tree.map(jnp.asarray, entry.theta or EMPTY_THETA))
+        origin, tuned_on = "given", None
+    return Candidate(entry, values, origin, jax.tree.map(jnp.asarray, entry.theta or EMPTY_THETA), tuned_on)
 
 
 def _how_to_get_weights(entry: OptimizerEntry, environment: str, budget: str) -> str:
@@ -99,12 +108,15 @@ def _how_to_get_weights(entry: OptimizerEntry, environment: str, budget: str) ->
     )
 
 
-def _chosen(shipped: dict[str, Any], environment: str, budget: str) -> dict[str, Any] | None:
-    """What ships for an environment and budget; "gridworld/*" stands for what lies under gridworld/ without a table."""
+def _chosen(shipped: dict[str, Any], environment: str, budget: str) -> tuple[str, dict[str, Any]] | None:
+    """What ships for an environment and budget, and under which budget or "any".
+
+    "gridworld/*" stands for what lies under gridworld/ without a table.
+    """
     folder, slash, _ = environment.rpartition("/")
     for name in (environment, f"{folder}/*") if slash else (environment,):
         if name in shipped:
-            return shipped[name].get(budget) or shipped[name].get("any")
+            return next(((key, shipped[name][key]) for key in (budget, "any") if key in shipped[name]), None)
     return None
 
 

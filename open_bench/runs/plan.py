@@ -1,6 +1,7 @@
 """From names to cells. Everything that a user can get wrong is found here, before anything trains."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -106,10 +107,17 @@ def make_cells(
         chosen = width or parallel.default_width(devices, slot_bytes(make_environment(config), config))
         keys_of = task.base if share_keys else ""
         for entry in entries:
-            candidate = prepare(entry, task.base, task.budget)
+            candidate = prepare(entry, task.base, task.budget, nearest_budget(config, task))
             cells.append(Cell(config, task.budget, task.env_steps, candidate, study_seed, chosen, keys_of))
     _check_distinct(cells)
     return tuple(cells)
+
+
+def nearest_budget(config: EnvironmentConfig, task: Task) -> str:
+    """The task's budget when it is a named one, else that of the nearest length, by ratio: whose settings apply."""
+    if task.budget in config.budgets:
+        return task.budget
+    return min(config.budgets, key=lambda name: abs(math.log(config.budgets[name] / task.env_steps)))
 
 
 def resolve_all(optimizers: Sequence[str], find: Callable[[str], OptimizerEntry] = resolve) -> list[OptimizerEntry]:

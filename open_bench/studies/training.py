@@ -8,7 +8,7 @@ from open_bench.config import EnvironmentConfig, PPOConfig, build
 from open_bench.environments.catalogue import load_environment
 from open_bench.environments.gridworld_levels import Distribution, Range, named_distribution
 from open_bench.errors import UserError
-from open_bench.optimizers.candidate import Candidate, shipped_hyperparameters
+from open_bench.optimizers.candidate import Candidate
 from open_bench.optimizers.entry import OptimizerEntry
 from open_bench.runs.plan import Task
 
@@ -48,8 +48,7 @@ def trained_on(candidate: Candidate, task: Task, given: Sequence[str] = ()) -> t
     """What an optimizer, as it is used on a task, was trained or tuned on.
 
     A learned optimizer: what the metadata of its weights say; nothing for θ = 0. A classic one: the environment and
-    budget that the hyperparameters which it uses here were tuned on; nothing for its defaults. A budget "any" stands
-    for the full one, which published settings were tuned at.
+    budget that the hyperparameters which it uses here were tuned on; nothing for its defaults.
 
     Args:
         candidate: the optimizer with the hyperparameters of the task.
@@ -67,10 +66,10 @@ def trained_on(candidate: Candidate, task: Task, given: Sequence[str] = ()) -> t
         return None
     if candidate.origin == "default":
         return ()
-    config = load_environment(task.base)
-    shipped = shipped_hyperparameters(candidate.entry.tuned_as or candidate.entry.name)
-    own_budget = task.budget in shipped.get(task.base, {})
-    return (from_environment(config, config.budgets.get(task.budget if own_budget else "full")),)
+    assert candidate.tuned_on is not None
+    environment, budget = candidate.tuned_on
+    config = load_environment(environment)
+    return (from_environment(config, config.budgets.get(budget)),)
 
 
 def of_weights(entry: OptimizerEntry) -> tuple[Trained, ...] | None:

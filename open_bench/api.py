@@ -211,14 +211,14 @@ def meta_train(
 def _meta_request(
     optimizer: str, config: MetaConfig, settings: Mapping[str, Any] | None, devices: "Sequence[jax.Device]"
 ) -> "Request":
-    """A meta-training that has been checked; ``settings`` replace PPO settings of all its environments."""
+    """A meta-training that has been checked; ``settings`` replace PPO settings, those of ``config`` included."""
     from open_bench.environments.catalogue import load_environment, make_environment
     from open_bench.harness import parallel
     from open_bench.meta.run import make_request
     from open_bench.runs.plan import slot_bytes
 
     trained, held_out = (
-        [load_environment(name).with_settings(dict(settings or {})) for name in names]
+        [load_environment(name).with_settings({**config.settings, **(settings or {})}) for name in names]
         for names in (config.environments, config.held_out)
     )
     sizes = [slot_bytes(make_environment(environment), environment) for environment in trained]

@@ -105,6 +105,7 @@ class MetaConfig(Config):
     description: str = ""
     environments: tuple[str, ...] = ()  # that fitness is measured on; with several it is the mean of normalised returns
     held_out: tuple[str, ...] = ()  # evaluated every ``evaluate_every`` generations, never trained on
+    settings: dict[str, Any] = {}  # PPO settings to replace in all of them, such as smaller networks
     budget: str = "quick"  # of a lifetime
     env_steps: Positive | None = None  # of a lifetime, in place of the budget's
     strategy: str = "Open_ES"  # an evosax strategy

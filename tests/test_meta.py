@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 
 import open_bench
+import open_bench.api
 from open_bench import assets, cli, weights
 from open_bench.config import ANTITHETIC, MetaConfig, load_meta, shipped
 from open_bench.environments.catalogue import load_environment
@@ -538,6 +539,7 @@ def interrupted(folder: Path, after: int = 5) -> Path:
 KILLED = """
 import sys, time
 import open_bench
+import open_bench.api
 from open_bench.meta.evolution import Progress
 
 class Slow(Progress):
@@ -877,3 +879,22 @@ def test_recipes_ship_and_the_published_ones_are_the_papers() -> None:
         found = recipes[name].model_dump()
         assert published.items() <= found.items()
         assert (found["sigma_decay"], found["learning_rate_decay"], found["generations"]) == (decay, decay, generations)
+
+
+def test_a_recipes_ppo_settings_hold_unless_others_are_given() -> None:
+    recipe = MetaConfig(environments=("cartpole",), settings={"num_envs": 8, "hidden": [4, 4]}, env_steps=20_480)
+
+    def found(given: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
+        (task,) = open_bench.api._meta_request("open", recipe, given, jax.devices()).tasks
+        return task.environment.ppo.num_envs, task.environment.ppo.hidden
+
+    assert found({}) == (8, (4, 4))
+    assert found({"num_envs": 2}) == (2, (4, 4))
+    with pytest.raises(UserError, match="unknown key 'num_env'"):
+        found({"num_env": 2})
+    plain = MetaConfig(environments=("cartpole",), env_steps=20_480)
+    ours, theirs = (
+        open_bench.api._meta_request("open", config, given, jax.devices()).identity
+        for config, given in ((recipe, {}), (plain, {"num_envs": 8, "hidden": [4, 4]}))
+    )
+    assert ours == theirs

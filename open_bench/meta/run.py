@@ -31,7 +31,14 @@ from open_bench.weights.store import WeightsError
 REFERENCE_OPTIMIZER = "adam"  # what evaluations of the mean θ are compared with
 # These change neither θ nor the rows of the history that are there already.
 _FREE = {"name", "description", "generations"}
-_SPELT_OUT = {"environments", "held_out", "width", "budget", "env_steps"}  # the identity holds what these lead to
+_SPELT_OUT = {
+    "environments",
+    "held_out",
+    "settings",
+    "width",
+    "budget",
+    "env_steps",
+}  # the identity holds what these lead to
 # Settings that came later: left out where they say what was so before, so that older checkpoints still go on.
 _SINCE = {"task_sampling": "common"}
 

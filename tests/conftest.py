@@ -7,8 +7,8 @@ from pathlib import Path
 # XLA logs an error for every program that comes from the cache; read when JAX is imported.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Programs that several tests or processes compile are compiled once; the folder is shared by all workers of a run.

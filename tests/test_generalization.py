@@ -457,6 +457,19 @@ def test_theta_of_unknown_origin_or_none(trained: Callable[..., Any], tmp_path: 
     assert placed(f"open-feedforward@{by_name}", task(steps=1024)) == ("out", ("lifetime",))
 
 
+def test_what_the_first_weights_were_trained_on_counts(trained: Callable[..., Any]) -> None:
+    def facts(*tasks: Task) -> dict[str, Any]:
+        return dict(weights.load_weights(Path(trained(*tasks))).metadata)
+
+    first = facts(task())
+    descendant = f"open-feedforward@{trained(task('breakout', 98_304), ancestors=[first])}"
+    assert placed(descendant, task()) == ("in", ())
+    assert placed(descendant, task("breakout", 98_304)) == ("in", ())
+    assert placed(descendant, task("acrobot", 20_480)) == ("out", ("environment",))
+    silent = f"open-feedforward@{trained(task('breakout', 98_304), ancestors=[{'environments': {}}])}"
+    assert placed(silent, task("breakout", 98_304)) == ("unknown", ())
+
+
 def test_classic_optimizers_were_tuned_where_their_hyperparameters_come_from() -> None:
     assert placed("adam", task(steps=100_000)) == ("in", ())  # tuned at the quick budget
     assert placed("adam", task(steps=500_000)) == ("in", ())  # published, tuned at the full one

@@ -712,7 +712,14 @@ def test_evolution_starts_at_the_named_weights_and_says_so(undisturbed: Undistur
     assert 0 < np.abs(vector(child.theta) - vector(undisturbed.trained.theta)).max() < 1e-5
     metadata = weights.load_weights(child.path).metadata
     assert metadata["parent"] == undisturbed.trained.hash
+    (ancestor,) = metadata["ancestors"]
+    parent = weights.load_weights(start).metadata
+    assert (ancestor["hash"], ancestor["environments"]) == (undisturbed.trained.hash, parent["environments"])
+    assert ancestor["identity"]["environments"] == parent["identity"]["environments"]
     assert child.optimizer == "open@mine"
+    grandchild = meta_train(tmp_path, f"open@{child.path}", name="next", generations=1)
+    ancestors = weights.load_weights(grandchild.path).metadata["ancestors"]
+    assert [one["hash"] for one in ancestors] == [undisturbed.trained.hash, child.hash]
 
 
 def test_weights_under_the_optimizers_own_name_are_no_start(undisturbed: Undisturbed, tmp_path: Path) -> None:

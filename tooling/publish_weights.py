@@ -58,13 +58,24 @@ def _made(facts: dict[str, Any]) -> str:
         f"- Recipe `{config['name']}`: {config['strategy']}, population {config['population']}, "
         f"σ {config['sigma']} × {config['sigma_decay']} a generation, learning rate {config['learning_rate']} × "
         f"{config['learning_rate_decay']}, b1 {config['b1']}, rollouts {config['rollouts']}.",
-        f"- Started from: {'weights ' + facts['parent'][:12] if facts['parent'] else 'the beginning of the entry'}.",
+        f"- Started from: {_ancestry(facts)}.",
         f"- Cost: {cost['generations']} generations, {cost['lifetimes']:,} lifetimes, {cost['env_steps']:,} env steps, "
         f"{cost['seconds'] / 60:.0f} minutes on {cost['device']} (shared with other work).",
         f"- Code: revision `{facts['provenance']['revision']}`, jax {facts['provenance']['packages']['jax']}, "
         f"evosax {facts['provenance']['packages']['evosax']}.",
     ]
     return "\n".join(lines)
+
+
+def _ancestry(facts: dict[str, Any]) -> str:
+    """The weights that came before, eldest first, with what they cost."""
+    if not facts["parent"]:
+        return "the beginning of the entry"
+    return ", then ".join(
+        f"`{one['name']}` (hash `{one['hash'][:12]}`; trained on {', '.join(one['environments'])}, "
+        f"{one['cost']['lifetimes']:,} lifetimes, {one['cost']['env_steps']:,} env steps)"
+        for one in facts["ancestors"]
+    )
 
 
 def _settings(facts: dict[str, Any], environment: str) -> str:
@@ -84,7 +95,8 @@ def _history(history: pd.DataFrame) -> str:
 
 def _compared(weights: Weights, results: list[Path]) -> str:
     """Final returns of runs with these weights beside Adam's in the same folder, environment and length."""
-    trained, references = weights.metadata["environments"], load_references(assets.baselines_dir() / "returns")
+    facts, references = weights.metadata, load_references(assets.baselines_dir() / "returns")
+    trained = {name for one in (facts, *facts.get("ancestors", ())) for name in one["environments"]}
     lines: list[str] = []
     for folder in results:
         runs = load_runs(folder)

@@ -51,6 +51,7 @@ class Request:
         entry: the optimizer; its name has no source of weights.
         start: θ where the mean starts.
         parent: hash of the weights that it starts from, None for the entry's own beginning.
+        ancestors: what those weights, and those that they started from, were trained on; the eldest first.
         config: the settings.
         tasks: what fitness is measured on.
         held_out: what is only evaluated.
@@ -61,6 +62,7 @@ class Request:
     entry: OptimizerEntry
     start: Theta
     parent: str | None
+    ancestors: tuple[dict[str, Any], ...]
     config: MetaConfig
     tasks: tuple[Task, ...]
     held_out: tuple[Task, ...]
@@ -141,7 +143,7 @@ def make_request(
     Raises:
         UserError: an optimizer without θ, no environment, an unknown strategy, too great a width.
     """
-    entry, start, parent = _beginning(optimizer, config.seed)
+    entry, start, parent, ancestors = _beginning(optimizer, config.seed)
     if not environments:
         raise UserError("no environment to meta-train on: name one with -e, or in the configuration")
     lifetimes = config.population * config.rollouts
@@ -164,6 +166,7 @@ def make_request(
         entry,
         start,
         parent,
+        ancestors,
         config,
         work.make_tasks(entry, start, environments, config, references),
         tuple(plain(environment, entry, start) for environment in evaluated),
@@ -172,8 +175,8 @@ def make_request(
     )
 
 
-def _beginning(optimizer: str, seed: int) -> tuple[OptimizerEntry, Theta, str | None]:
-    """The entry without a source, θ where it starts, and the hash of the weights that θ comes from."""
+def _beginning(optimizer: str, seed: int) -> tuple[OptimizerEntry, Theta, str | None, tuple[dict[str, Any], ...]]:
+    """The entry without a source, θ where it starts, the hash of the weights that θ comes from, and their ancestry."""
     parsed = names.parse(optimizer)
     entry = resolve(optimizer)
     if not entry.needs_theta:
@@ -183,13 +186,31 @@ def _beginning(optimizer: str, seed: int) -> tuple[OptimizerEntry, Theta, str | 
             f"{', '.join(learned)}; any other with the objective lpo, such as {parsed.head}+lpo."
         )
     name = str(dataclasses.replace(parsed, source=None))
+    parent: str | None = None
+    ancestors: tuple[dict[str, Any], ...] = ()
     if parsed.source is not None:
         assert entry.theta is not None
-        parent = weights.content_hash(entry.theta) if parsed.source not in ("zero", "init") else None
         theta = entry.theta
+        if parsed.source not in ("zero", "init"):
+            parent, ancestors = weights.content_hash(theta), ancestry(parsed.source, entry)
     else:
-        theta, parent = entry.init_theta(jax.random.key(seed)), None
-    return dataclasses.replace(entry, name=name, theta=None, theta_source=None), _as_float32(theta), parent
+        theta = entry.init_theta(jax.random.key(seed))
+    entry = dataclasses.replace(entry, name=name, theta=None, theta_source=None, theta_metadata={})
+    return entry, _as_float32(theta), parent, ancestors
+
+
+def ancestry(source: str, entry: OptimizerEntry) -> tuple[dict[str, Any], ...]:
+    """What weights and those that they started from were trained on, as metadata of their descendants; eldest first."""
+    facts = entry.theta_metadata
+    identity = facts.get("identity")
+    own = {
+        "hash": weights.content_hash(entry.theta) if entry.theta else None,
+        "name": Path(source).stem,
+        "environments": facts.get("environments", {}),
+        "identity": {"environments": identity.get("environments", {}) if isinstance(identity, Mapping) else {}},
+        "cost": facts.get("cost", {}),
+    }
+    return (*facts.get("ancestors", ()), own)
 
 
 def _as_float32(theta: Theta) -> Theta:
@@ -366,6 +387,7 @@ def describe(request: Request, evolved: Evolved, provenance: Mapping[str, Any], 
         "objective": request.entry.objective.name,
         "parameters": int(sum(np.size(leaf) for leaf in jax.tree.leaves(evolved.theta))),
         "parent": request.parent,
+        "ancestors": list(request.ancestors),
         "run": request.digest,
         "which": "latest",
         "environments": {task.environment.name: {"env_steps": task.env_steps} for task in request.tasks},

@@ -73,18 +73,32 @@ def trained_on(candidate: Candidate, task: Task, given: Sequence[str] = ()) -> t
 
 
 def of_weights(entry: OptimizerEntry) -> tuple[Trained, ...] | None:
-    """What the metadata of an optimizer's weights say that θ was trained on; nothing for θ = 0, None if they do not."""
+    """What the metadata of an optimizer's weights say that θ was trained on, the weights that it began with included.
+
+    Nothing for θ = 0; None if the metadata do not say, of those weights or of any that they began with.
+    """
     if entry.theta_source in _UNTRAINED:
         return ()
-    identity = entry.theta_metadata.get("identity")
+    ancestors = entry.theta_metadata.get("ancestors", ())
+    found: list[Trained] = []
+    for facts in (entry.theta_metadata, *(ancestors if isinstance(ancestors, list) else ())):
+        one = _of_metadata(facts) if isinstance(facts, Mapping) else None
+        if one is None:
+            return None
+        found += one
+    return tuple(found)
+
+
+def _of_metadata(facts: Mapping[str, Any]) -> tuple[Trained, ...] | None:
+    identity = facts.get("identity")
     tasks = identity.get("environments") if isinstance(identity, Mapping) else None
-    named = entry.theta_metadata.get("environments")
+    named = facts.get("environments")
     try:
         if isinstance(tasks, Mapping) and tasks:
-            return tuple(_from_identity(name, facts) for name, facts in tasks.items())
+            return tuple(_from_identity(name, said) for name, said in tasks.items())
         if isinstance(named, Mapping) and named:
             return tuple(
-                from_environment(load_environment(name), int(facts["env_steps"])) for name, facts in named.items()
+                from_environment(load_environment(name), int(said["env_steps"])) for name, said in named.items()
             )
     except (KeyError, TypeError, ValueError, UserError):  # metadata of other hands say what they like
         return None

@@ -41,13 +41,14 @@ def heat_map(study: Generalization) -> "Figure":
         _draw_cell(axis, row, study.optimizers.index(row.optimizer), places[(row.axis, row.point)], colours)
     axis.set_xlim(-0.5, len(study.optimizers) - 0.5)
     axis.set_ylim(max(places.values()) + 0.6, -0.6)
-    axis.set_yticks(list(ticks.values()), [label for _, label in ticks], fontsize=8.5)
+    shown = [_broken(label) for _, label in ticks]
+    axis.set_yticks(list(ticks.values()), shown, fontsize=8.5)
     axis.set_xticks(range(len(study.optimizers)), [_wrapped(name) for name in study.optimizers], fontsize=8.5)
     axis.xaxis.tick_top()
     axis.tick_params(length=0)
     for side in axis.spines.values():
         side.set_visible(False)
-    aside = -16 - 5.2 * max(len(label) for _, label in ticks)  # points: beyond the longest label
+    aside = -16 - 5.2 * max(len(line) for label in shown for line in label.split("\n"))  # points: beyond the longest
     for name, (first, last) in groups.items():
         axis.annotate(name, (0, (first + last) / 2), xycoords=("axes fraction", "data"), xytext=(aside, 0),
                       textcoords="offset points", ha="right", va="center", fontsize=9, fontweight="bold",
@@ -134,13 +135,20 @@ def _wrapped(name: str) -> str:
     return name
 
 
+def _broken(label: str) -> str:
+    """A long point on two lines, so that the cells keep their width."""
+    return label.replace("[", "\n[").replace("{", "\n{") if len(label) > 24 else label
+
+
 def _colour_bar(figure: "Figure", axis: "Axes", colours: Any, ends: tuple[float, float], study: Generalization) -> None:
     meaning = "score (0: random, 1: Adam)" if study.relative else "score (0: random, 1: optimal)"
     inches = figure.get_figheight()
     bar = figure.colorbar(
         colours, ax=axis, orientation="horizontal", fraction=0.16 / inches, pad=0.12 / inches, aspect=18, extend="both"
     )
-    bar.set_label(f"{meaning}\nframed: in the training distribution; (grey): return, no scale", fontsize=8)
+    bar.set_label(meaning, fontsize=8)
+    # Of the figure, not of the bar: it is wider than the cells of few optimizers.
+    figure.supxlabel("framed: in the training distribution; (grey): return, no scale", fontsize=8)
     bar.set_ticks(list(np.linspace(*ends, 5)))
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)

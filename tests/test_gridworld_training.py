@@ -1,0 +1,31 @@
+"""A trained agent lies between the random policy and the optimal one of its level."""
+
+from pathlib import Path
+
+import numpy as np
+
+import open_bench
+from open_bench.environments.catalogue import load_environment, make_environment
+from open_bench.environments.gridworld import GridworldEnvironment
+from open_bench.environments.gridworld_optimal import optimal_return, random_return
+from open_bench.harness.seeds import repetition_keys, stream
+from open_bench.runs.plan import changed
+
+SETTINGS = {"num_envs": 64, "num_steps": 32, "num_minibatches": 4, "update_epochs": 4}
+SEEDS = 4
+
+
+def test_a_trained_agent_lies_between_random_and_optimal(tmp_path: Path) -> None:
+    config = changed(load_environment("gridworld/small"), SETTINGS)
+    environment = make_environment(config)
+    assert isinstance(environment, GridworldEnvironment)
+    keys = repetition_keys(0, config.name, list(range(SEEDS)))
+    levels = [environment.level(stream(key, "environment")) for key in keys]
+    random, optimal = (np.array([value(level) for level in levels]) for value in (random_return, optimal_return))
+    scores = open_bench.train(
+        "adam:learning_rate=5e-3", "gridworld/small", steps=300_000, seeds=SEEDS, settings=SETTINGS, results=tmp_path
+    )
+    trained = scores["final_return"].to_numpy()
+    # A return is a mean over episodes, so it may pass the expected optimum by its noise.
+    assert (trained < optimal + 0.15 * (optimal - random)).all(), (random, trained, optimal)
+    assert trained.mean() > random.mean() + 0.5 * (optimal - random).mean(), (random, trained, optimal)

@@ -98,3 +98,18 @@ def test_a_time_limit_truncates_and_a_new_world_begins() -> None:
     assert len(np.unique(begun.reshape(len(begun), -1), axis=0)) == len(begun)  # each has a world of its own
     assert np.isfinite(reward).all()
     assert (reward != 0).any()
+
+
+@installed
+def test_copies_stepped_together_equal_each_alone() -> None:
+    environment = make(SOURCE, max_timesteps=2)
+    keys = jax.random.split(jax.random.key(2), COPIES)
+    _, state = environment.reset_copies(jax.random.key(0), COPIES)
+    state = state.replace(timestep=jnp.arange(COPIES))  # for some of them this step is the last
+    action = jnp.zeros(COPIES, jnp.int32)
+    together = jax.jit(environment.step_copies)(keys, state, action)
+    done = together[3] | together[4]
+    assert done.any() and not done.all()
+    alone = jax.jit(lambda i: environment.step(*jax.tree.map(lambda x: x[i], (keys, state, action))))
+    for i in range(COPIES):
+        assert jax.tree.all(jax.tree.map(lambda a, b, i=i: (a[i] == b).all(), together, alone(i)))

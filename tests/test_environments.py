@@ -15,7 +15,7 @@ from probes import Probe
 
 from open_bench import config
 from open_bench.environments import make
-from open_bench.environments.base import Continuous, Discrete, Environment
+from open_bench.environments.base import Continuous, Discrete, Environment, restart_finished
 from open_bench.environments.catalogue import load_environment, make_environment
 from open_bench.environments.wrappers import (
     EpisodeStatistics,
@@ -315,3 +315,35 @@ def test_normalisation_equals_a_plain_loop() -> None:
         np.testing.assert_allclose(state.statistics.running, running, rtol=1e-5, atol=1e-5)
     assert np.asarray(state.statistics.finished).all()
     assert (last != 0).any()
+
+
+def draw_place(key: jax.Array) -> dict[str, jax.Array]:
+    return {"place": jax.random.normal(key, (2,)), "key": key}
+
+
+restart_some = jax.jit(lambda *arguments: restart_finished(draw_place, *arguments), static_argnums=3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.booleans(), min_size=7, max_size=7), st.sampled_from([1, 3, 7]))
+def test_finished_copies_alone_begin_again(done: list[bool], at_once: int) -> None:
+    keys = jax.random.split(jax.random.key(3), 7)
+    current = {"place": jnp.arange(14.0).reshape(7, 2), "key": jax.random.split(jax.random.key(4), 7)}
+    found = restart_some(keys, jnp.array(done), current, at_once)
+    fresh = jax.vmap(draw_place)(keys)
+    for name in current:
+        expected = [(fresh if over else current)[name][i] for i, over in enumerate(done)]
+        assert (found[name] == jnp.stack(expected)).all()
+
+
+def test_no_more_episodes_are_begun_than_are_over() -> None:
+    drawn: list[int] = []
+
+    def reset(key: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda: drawn.append(1))
+        return jax.random.normal(key)
+
+    keys, done = jax.random.split(jax.random.key(0), 8), jnp.arange(8) >= 5
+    restart_finished(reset, keys, done, jnp.zeros(8), at_once=1)
+    jax.effects_barrier()
+    assert len(drawn) == 3

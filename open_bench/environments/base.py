@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -63,6 +64,41 @@ class Environment(abc.ABC):
             ``(observation, state, reward, terminated, truncated, info)``. After an episode's end the observation and
             state are those of the next episode, and ``info["final_observation"]`` is the last one of the old.
         """
+
+    def step_copies(self, keys: jax.Array, state: Any, action: Any) -> tuple[Any, ...]:
+        """``step`` of all copies together: the same numbers, with a leading axis of copies on everything.
+
+        For tasks whose episodes are costly to begin: under a plain vmap every copy would begin one at every step.
+        """
+        return jax.vmap(self.step)(keys, state, action)
+
+
+def restart_finished(
+    reset: Callable[[jax.Array], Any], keys: jax.Array, done: jax.Array, current: Any, at_once: int
+) -> Any:
+    """Begin an episode in those copies whose last one is over, and in no others.
+
+    Args:
+        reset: from a key to what ``current`` holds of one copy.
+        keys: (copies,), one for each copy, used or not.
+        done: (copies,) bool.
+        current: a tree of arrays with a leading axis of copies.
+        at_once: episodes that are begun together.
+
+    Returns:
+        ``current`` with ``reset(keys[i])`` in place of copy i wherever ``done[i]``.
+    """
+    copies, needed = len(done), done.sum()
+    finished_first = jnp.pad(jnp.argsort(~done, stable=True), (0, at_once - 1))
+
+    def begin_some(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        begun, current = carry
+        chosen = jax.lax.dynamic_slice(finished_first, (begun,), (at_once,))
+        fresh = jax.vmap(reset)(keys[chosen])
+        places = jnp.where(begun + jnp.arange(at_once) < needed, chosen, copies)  # out of range: dropped
+        return begun + at_once, jax.tree.map(lambda now, new: now.at[places].set(new, mode="drop"), current, fresh)
+
+    return jax.lax.while_loop(lambda carry: carry[0] < needed, begin_some, (jnp.zeros_like(needed), current))[1]
 
 
 def with_strong_types(state: Any) -> Any:

@@ -6,11 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from open_bench.environments.base import Discrete, Environment, with_strong_types
+from open_bench.environments.base import Discrete, Environment, restart_finished, with_strong_types
 from open_bench.errors import UserError, near_matches
 
 IDS = ("Craftax-Classic-Symbolic-v1",)
 NEVER = 2**31 - 1  # env steps: a time limit that no episode reaches
+WORLDS_SHARE = 64  # copies for one world that is drawn at a time: few wait long, few are drawn for nothing
 # What two busy CPU cores made of 16 copies; drawing worlds that may not be needed is most of a step.
 CPU_STEPS_PER_SECOND = 400.0
 
@@ -48,16 +49,25 @@ class CraftaxEnvironment(Environment):
         return observation.astype(jnp.float32), with_strong_types(state)
 
     def step(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, ...]:
-        step_key, reset_key = jax.random.split(key)
-        final, after, reward, _, _ = self._environment.step_env(step_key, state, action, self._params)
+        copies = jax.tree.map(lambda x: x[None], (key, state, action))
+        return jax.tree.map(lambda x: x[0], self.step_copies(*copies))
+
+    def step_copies(self, keys: jax.Array, state: Any, action: Any) -> tuple[Any, ...]:
+        """Worlds are drawn for those copies alone whose episode is over: a world costs as much as many steps."""
+        step_keys, reset_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        final, after, reward, terminated, truncated = jax.vmap(self._advance)(step_keys, state, action)
+        at_once = max(1, len(reward) // WORLDS_SHARE)
+        done = terminated | truncated
+        observation, after = restart_finished(self.reset, reset_keys, done, (final, after), at_once)
+        return observation, after, reward, terminated, truncated, {"final_observation": final}
+
+    def _advance(self, key: jax.Array, state: Any, action: jax.Array) -> tuple[Any, ...]:
+        """A step of one copy without the next episode."""
+        observation, after, reward, _, _ = self._environment.step_env(key, state, action, self._params)
         terminated = jnp.bool_(self._environment.is_terminal(after, self._params.replace(max_timesteps=NEVER)))
         truncated = (after.timestep >= self._params.max_timesteps) & ~terminated
-        done = terminated | truncated
-        first, fresh = self.reset(reset_key)
-        chosen = jax.tree.map(lambda new, later: jnp.where(done, new, later), fresh, with_strong_types(after))
-        final = final.astype(jnp.float32)
-        info = {"final_observation": final}
-        return jnp.where(done, first, final), chosen, jnp.asarray(reward, jnp.float32), terminated, truncated, info
+        reward = jnp.asarray(reward, jnp.float32)
+        return observation.astype(jnp.float32), with_strong_types(after), reward, terminated, truncated
 
 
 def _maker() -> Callable[..., Any]:

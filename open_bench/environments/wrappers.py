@@ -85,7 +85,7 @@ class VectorEnvironment:
     def step(self, key: Array, state: VectorState, action: Array) -> tuple[Transition, VectorState]:
         """Step every copy; ``action`` has a leading axis num_envs."""
         keys = jax.random.split(key, self.num_envs)
-        observation, inner, reward, terminated, truncated, info = jax.vmap(self.environment.step)(
+        observation, inner, reward, terminated, truncated, info = self.environment.step_copies(
             keys, state.environment, action
         )
         done = terminated | truncated

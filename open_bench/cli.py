@@ -1,5 +1,6 @@
 """The command line: parse, call one function, print."""
 
+import functools
 import os
 import sys
 import warnings
@@ -79,35 +80,53 @@ def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
     return settings
 
 
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that ``train`` and ``compare`` share."""
-    options = [
-        click.option("--steps", type=int, help="Env steps of a lifetime, instead of a budget."),
-        click.option("--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE",
-                     help="Change a PPO setting, such as num_envs=32 or hidden=[128,128]. Repeatable."),
-        click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
-                     help="Folder that the runs, leaderboard and figures are written to."),
-        click.option("--devices", type=int, help="Devices to use. On CPU every core is one by default."),
-        click.option("--width", type=int, help="Lifetimes in a vmapped group (1 on CPU by default)."),
-        click.option("--save-agents", is_flag=True, help="Keep the trained agents' parameters."),
-        click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result."),
-        click.option("--plain", is_flag=True, help="Lines instead of bars (the default when not in a terminal)."),
-        click.option("--coordinator", metavar="HOST:PORT", help="Join a jax.distributed cluster at this address."),
-        click.option("--num-processes", type=int, help="Processes in the cluster."),
-        click.option("--process-id", type=int, help="This process's number in the cluster, from 0."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+Command = Callable[..., None]
+
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in order."""
+    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(options), command)
+
+
+_SET = click.option("--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE",
+                    help="Change a PPO setting, such as num_envs=32 or hidden=[128,128]. Repeatable.")  # fmt: skip
+_RESULTS = click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+                        help="Folder of runs, tables and figures.")  # fmt: skip
+# What every command that trains has.
+_training_options = _options(
+    _RESULTS,
+    click.option("--devices", type=int, help="Devices to use. On CPU every core is one by default."),
+    click.option("--width", type=int, help="Lifetimes in a vmapped group (1 on CPU by default)."),
+    click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result."),
+    click.option("--plain", is_flag=True, help="Lines instead of bars (the default when not in a terminal)."),
+)
+_cluster_options = _options(
+    click.option("--coordinator", metavar="HOST:PORT", help="Join a jax.distributed cluster at this address."),
+    click.option("--num-processes", type=int, help="Processes in the cluster; they share the results folder."),
+    click.option("--process-id", type=int, help="This process's number in the cluster, from 0."),
+)
+# What train and compare share.
+_run_options = _options(
+    click.option("--steps", type=int, help="Env steps of a lifetime, instead of a budget."),
+    _SET,
+    click.option("--save-agents", is_flag=True, help="Keep the trained agents' parameters."),
+    _training_options,
+    _cluster_options,
+)
 
 
 def _run_arguments(options: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ``train`` and ``compare`` from the shared options."""
+    progress = _progress(quiet=options.pop("quiet"), plain=options.pop("plain"))
+    cluster = _cluster(options)
+    return {**options, "cluster": cluster, "progress": progress}
+
+
+def _cluster(options: dict[str, Any]) -> Any:
+    """Take the cluster out of a command's options."""
     from open_bench.api import Cluster
 
-    cluster = Cluster(*(options.pop(key) for key in ("coordinator", "num_processes", "process_id")))
-    progress = _progress(quiet=options.pop("quiet"), plain=options.pop("plain"))
-    return {**options, "cluster": cluster, "progress": progress}
+    return Cluster(*(options.pop(key) for key in ("coordinator", "num_processes", "process_id")))
 
 
 def _progress(quiet: bool, plain: bool) -> Any:
@@ -195,17 +214,10 @@ def compare(optimizers: tuple[str, ...], environments: tuple[str, ...], **option
 @click.option("--steps", type=int, help="Env steps of a lifetime, instead of a budget.")
 @click.option("--evaluate-every", type=int, help="Compare the mean with Adam every so many generations.")
 @click.option("--seed", type=int, help="The root of all keys.")
-@click.option("--width", type=int, help="Lifetimes in a vmapped group (1 on CPU by default).")
-@click.option("--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE",
-              help="Change a PPO setting, such as num_envs=32. Repeatable.")  # fmt: skip
+@_SET
 @click.option("--name", help="Name of the weights; by default it follows from the settings.")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
-@click.option("--devices", type=int, help="Devices to use. On CPU every core is one by default.")
-@click.option("--coordinator", metavar="HOST:PORT", help="Join a jax.distributed cluster at this address.")
-@click.option("--num-processes", type=int, help="Processes in the cluster; they share the results folder.")
-@click.option("--process-id", type=int, help="This process's number in the cluster, from 0.")
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result.")
-@click.option("--plain", is_flag=True, help="Lines instead of a bar (the default when not in a terminal).")
+@_training_options
+@_cluster_options
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files beside the history.")
 @click.option("--wandb", metavar="PROJECT", help="Log to this project of Weights & Biases.")
 def meta_train(
@@ -222,7 +234,7 @@ def meta_train(
     from open_bench import api
     from open_bench.progress import meta_report
 
-    cluster = api.Cluster(*(options.pop(key) for key in ("coordinator", "num_processes", "process_id")))
+    cluster = _cluster(options)
     done = api.meta_train(
         environments=environments or None, held_out=held_out or None, cluster=cluster,
         progress=_meta_progress(quiet, plain), **options
@@ -238,12 +250,7 @@ def meta_train(
 @click.option("--seeds", type=int, help="Repetitions of each point.")
 @click.option("--seed", type=int, help="Study seed: the root of all keys.")
 @click.option("--normalise", default="adam", show_default=True, help="Scores against adam, optimal or none.")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
-              help="Folder that the runs, tables and figures are written to.")  # fmt: skip
-@click.option("--devices", type=int, help="Devices to use. On CPU every core is one by default.")
-@click.option("--width", type=int, help="Lifetimes in a vmapped group (1 on CPU by default).")
-@click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result.")
-@click.option("--plain", is_flag=True, help="Lines instead of bars (the default when not in a terminal).")
+@_training_options
 def generalize(optimizers: tuple[str, ...], quiet: bool, plain: bool, **options: Any) -> None:
     """Study how OPTIMIZERs carry over to what they were not trained or tuned on.
 
@@ -268,7 +275,7 @@ def generalize(optimizers: tuple[str, ...], quiet: bool, plain: bool, **options:
 
 
 @cli.command()
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+@_RESULTS
 @click.option("--budget", help="Only this budget.")
 def leaderboard(results: Path, budget: str | None) -> None:
     """Write the leaderboard and the figures of a results folder anew, from its stored runs."""
@@ -299,20 +306,31 @@ def list_command(kind: str) -> None:
 @click.argument("environment")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Study seed: the root of all keys.")
 @click.option("--repetition", type=click.IntRange(0), default=0, show_default=True, help="Whose level to show.")
-@click.option("--path", type=click.Choice(["optimal", "random"]), help="Play an episode with this policy and draw it.")
+@click.option("--path", metavar="POLICY",
+              help="Play an episode and draw it: optimal, random, or an optimizer whose agent is stored.")  # fmt: skip
 @click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw a picture as well.")
-def show(environment: str, seed: int, repetition: int, path: Any, png: Path | None) -> None:
+@_SET
+@_RESULTS
+def show(
+    environment: str, seed: int, repetition: int, path: Any, png: Path | None, settings: dict[str, Any], results: Path
+) -> None:
     """Show the level of a gridworld that a repetition trains on.
 
     \b
     openbench show gridworld/labyrinth --path optimal
     openbench show gridworld/rand_all --seed 1 --repetition 3 --png level.png
+    openbench train adam -e gridworld/labyrinth --save-agents
+    openbench show gridworld/labyrinth --path adam
     """
     from open_bench.environments.catalogue import load_environment
     from open_bench.environments.gridworld_pictures import show_level
     from open_bench.harness.seeds import repetition_keys, stream
+    from open_bench.runs.plan import changed
+    from open_bench.runs.trained import trained_policy
 
-    config = load_environment(environment)
+    config = changed(load_environment(environment), settings)
+    if path not in (None, "optimal", "random"):
+        path = (f"the agent that {path} trained", trained_policy(results, config, path, seed, repetition))
     key = stream(repetition_keys(seed, config.name, [repetition])[0], "environment")
     OUT.print(show_level(config, key, path, png), markup=False, highlight=False, soft_wrap=True)
 

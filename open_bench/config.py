@@ -197,7 +197,7 @@ def _problem(model: type[Config], detail: Any) -> str:
         return f"unknown key '{key}'.{near_matches(str(detail['loc'][-1]), known)}"
     if detail["type"] == "missing":
         return f"key '{key}' is missing"
-    message = detail["msg"].removeprefix("Value error, ")
+    message = detail["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")  # as TOML calls it
     return f"{key} = {detail['input']!r}: {message}" if key and detail["type"] != "value_error" else message
 
 

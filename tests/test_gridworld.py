@@ -1,6 +1,7 @@
 """The gridworld: golden episodes of the original, the table of distributions, exact returns, places, bad input."""
 
 import math
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -603,6 +604,29 @@ def test_show(tmp_path: Path) -> None:
     assert png.read_bytes().startswith(b"\x89PNG")
     other = CliRunner().invoke(cli, ["show", "gridworld/labyrinth", "--seed", "1"]).output
     assert other.splitlines()[-5:] != result.output.splitlines()[-5:]
+
+
+def test_show_plays_a_trained_agent(tmp_path: Path) -> None:
+    """By its optimizer's name, or by its cell's where there are several."""
+    place = ["--results", str(tmp_path)]
+    small = ["--set", "num_envs=16", "--set", "hidden=[4]"]
+
+    def openbench(*words: str) -> str:
+        return CliRunner().invoke(cli, [*words, *place, *small], catch_exceptions=False).output
+
+    with pytest.raises(UserError, match=r"holds no agent that adam trained on gridworld/small\[.*--save-agents"):
+        openbench("show", "gridworld/small", "--path", "adam")
+    openbench("train", "adam", "-e", "gridworld/small", "--steps", "320", "--save-agents", "--quiet")
+    shown = openbench("show", "gridworld/small", "--path", "adam")
+    assert "An episode of the agent that adam trained: return" in shown and " E " in shown
+    with pytest.raises(UserError, match="no saved agent of repetition 1"):
+        openbench("show", "gridworld/small", "--path", "adam", "--repetition", "1")
+    openbench("train", "adam", "-e", "gridworld/small", "--steps", "640", "--save-agents", "--quiet")
+    with pytest.raises(UserError, match="several cells") as several:
+        openbench("show", "gridworld/small", "--path", "adam")
+    cells = re.findall(r"gridworld_small\S*--adam--\w+", str(several.value))
+    pictures = [openbench("show", "gridworld/small", "--path", cell).splitlines()[:-1] for cell in cells]
+    assert shown.splitlines()[:-1] in pictures
 
 
 @pytest.mark.parametrize(

@@ -30,14 +30,17 @@ _INCHES, _SIDE = (8.1, 5.5), 5.0  # of the figure; of the grid, a square
 
 
 def show_level(
-    config: EnvironmentConfig, key: jax.Array, path: Literal["optimal", "random"] | None = None, png: Path | None = None
+    config: EnvironmentConfig,
+    key: jax.Array,
+    path: Literal["optimal", "random"] | tuple[str, Policy] | None = None,
+    png: Path | None = None,
 ) -> str:
     """The level that copies started from ``key`` share (the first copy's, where each has its own), as text.
 
     Args:
         config: a gridworld's.
         key: of ``reset_copies``; the harness passes a lifetime's "environment" stream.
-        path: also play an episode with this policy.
+        path: also play an episode: with this policy, or one's description and itself.
         png: also draw a picture into this file.
 
     Raises:
@@ -52,15 +55,17 @@ def show_level(
     state: State = jax.tree.map(lambda x: x[0], jax.jit(environment.reset_copies, static_argnums=1)(key, 1)[1])
     level = state.level._replace(start=state.cell, cells=state.cells)
     lines: list[str] = []
-    policy: Policy = _random_action
+    played: tuple[str, Policy] | None = ("the random policy", _random_action) if path == "random" else None
     if fixed:
         solution = solve(level)
         lines.append(f"Expected return: optimal {solution.value:.3f}, random policy {random_return(level):.3f}.")
-        policy = optimal_policy(solution) if path == "optimal" else policy
+        played = ("the optimal policy", optimal_policy(solution)) if path == "optimal" else played
+    played = path if isinstance(path, tuple) else played
     episode = None
-    if path is not None:
+    if played is not None:
+        who, policy = played
         episode = jax.jit(lambda level, key: play(environment, level, policy, key))(level, key)
-        lines.append(f"An episode of the {path} policy: {episode_line(episode)}.")
+        lines.append(f"An episode of {who}: {episode_line(episode)}.")
     title = level_title(config.name, level)
     if png is not None:
         save_picture(png, title, level, episode, lines)

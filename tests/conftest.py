@@ -1,7 +1,9 @@
 """Tests run on four simulated CPU devices, so that sharding is tested without an accelerator."""
 
 import os
+import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 # XLA logs an error for every program that comes from the cache; read when JAX is imported.
@@ -9,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import pytest
+from commands import Answer, OpenBench
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Programs that several tests or processes compile are compiled once; the folder is shared by all workers of a run.
@@ -22,3 +25,23 @@ jax.config.update("jax_compilation_cache_dir", _CACHE)
 def golden() -> Path:
     """Folder with numbers measured on the original implementations."""
     return Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def openbench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> OpenBench:
+    """``openbench(*arguments)`` in this process."""
+    from open_bench import cli
+
+    def call(*arguments: object) -> Answer:
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # what main changes is put back
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        monkeypatch.setattr(sys, "argv", ["openbench", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        return Answer(code, *capfd.readouterr())
+
+    return call

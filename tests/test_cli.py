@@ -7,16 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 import pandas as pd
 import pytest
+from commands import Answer, OpenBench
 from rich.console import Console
 
 import open_bench
@@ -28,32 +27,6 @@ TINY = {"num_steps": 8, "update_epochs": 1, "num_minibatches": 2, "hidden": [8]}
 SET = [f"--set={key}={value}" for key, value in TINY.items()]
 STEPS = 4 * 8 * 40
 REQUEST = ["-o", "adam", "-o", "sgd", "-e", "cartpole", "--steps", str(STEPS), "--seeds", "2", *SET]
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def openbench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """``openbench(*arguments)`` in this process."""
-
-    def call(*arguments: object) -> Answer:
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # what main changes is put back
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setattr(sys, "argv", ["openbench", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        captured = capfd.readouterr()
-        return Answer(code, captured.out, captured.err)
-
-    return call
 
 
 def subprocess_of(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
@@ -130,7 +103,7 @@ def test_plain_progress_is_lines(compared: tuple[Path, Answer]) -> None:
 
 
 def test_leaderboard_and_figures_regenerate_byte_for_byte(
-    compared: tuple[Path, Answer], tmp_path: Path, openbench: Callable[..., Answer]
+    compared: tuple[Path, Answer], tmp_path: Path, openbench: OpenBench
 ) -> None:
     shutil.copytree(compared[0] / "runs", tmp_path / "runs")
     answer = openbench("leaderboard", "--results", tmp_path)
@@ -157,7 +130,7 @@ def test_the_api_gives_the_same_bytes(compared: tuple[Path, Answer], tmp_path: P
 
 
 def test_what_is_stored_is_not_trained_again(
-    compared: tuple[Path, Answer], tmp_path: Path, openbench: Callable[..., Answer]
+    compared: tuple[Path, Answer], tmp_path: Path, openbench: OpenBench
 ) -> None:
     shutil.copytree(compared[0], tmp_path / "results")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/runs/*/shard-*")}
@@ -172,7 +145,7 @@ def test_what_is_stored_is_not_trained_again(
 
 
 def test_quiet_prints_the_result_and_nothing_else(
-    compared: tuple[Path, Answer], tmp_path: Path, openbench: Callable[..., Answer]
+    compared: tuple[Path, Answer], tmp_path: Path, openbench: OpenBench
 ) -> None:
     shutil.copytree(compared[0], tmp_path / "results")
     answer = openbench(
@@ -182,7 +155,7 @@ def test_quiet_prints_the_result_and_nothing_else(
     assert answer.out
 
 
-def test_a_study_of_ones_own(compared: tuple[Path, Answer], tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+def test_a_study_of_ones_own(compared: tuple[Path, Answer], tmp_path: Path, openbench: OpenBench) -> None:
     """Settings of the study's file, with a seed fewer than stored: everything is there already."""
     shutil.copytree(compared[0], tmp_path / "results")
     study = tmp_path / "mine.toml"
@@ -193,7 +166,7 @@ def test_a_study_of_ones_own(compared: tuple[Path, Answer], tmp_path: Path, open
     assert "adam" not in answer.err
 
 
-def test_an_optimizer_that_diverges_is_shown(tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+def test_an_optimizer_that_diverges_is_shown(tmp_path: Path, openbench: OpenBench) -> None:
     answer = openbench("train", f"{__name__}:breaking", "-e", "cartpole", "--steps", STEPS, *SET, "--results", tmp_path)
     assert answer.code == 0, answer.err
     assert "diverged" in answer.out
@@ -224,7 +197,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
 # --- what there is ----------------------------------------------------------------------------------------------------
 
 
-def test_lists(openbench: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists(openbench: OpenBench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "OUT", Console(width=300))
     for kind, names in (
         ("optimizers", available()),
@@ -237,7 +210,7 @@ def test_lists(openbench: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
         assert set(names) <= first
 
 
-def test_help_and_version(openbench: Callable[..., Answer]) -> None:
+def test_help_and_version(openbench: OpenBench) -> None:
     assert "openbench compare" in openbench("-h").out
     assert "--devices" in openbench("train", "--help").out
     assert openbench("--version").out.startswith("openbench, version ")
@@ -296,7 +269,7 @@ def check_refused(answer: Answer, message: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", BAD_TRAIN)
-def test_a_bad_request_is_refused_in_one_line(kind: str, tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+def test_a_bad_request_is_refused_in_one_line(kind: str, tmp_path: Path, openbench: OpenBench) -> None:
     change, message = BAD_TRAIN[kind]
     request = {**GOOD, **change}
     arguments = [request.pop("optimizer"), *itertools.chain.from_iterable(request.items())]
@@ -304,7 +277,7 @@ def test_a_bad_request_is_refused_in_one_line(kind: str, tmp_path: Path, openben
     check_refused(answer, message, tmp_path / "results")
 
 
-def test_the_good_request_is_good(compared: tuple[Path, Answer], openbench: Callable[..., Answer]) -> None:
+def test_the_good_request_is_good(compared: tuple[Path, Answer], openbench: OpenBench) -> None:
     """Else the test above would show nothing: what it changes is the only thing wrong."""
     arguments = ["adam", *itertools.chain.from_iterable(list(GOOD.items())[1:])]
     answer = openbench("train", *arguments, *SET, "--results", compared[0])
@@ -324,12 +297,12 @@ def test_the_good_request_is_good(compared: tuple[Path, Answer], openbench: Call
     ids=" ".join,
 )
 def test_a_bad_study_is_refused_in_one_line(
-    arguments: list[str], message: str, tmp_path: Path, openbench: Callable[..., Answer]
+    arguments: list[str], message: str, tmp_path: Path, openbench: OpenBench
 ) -> None:
     check_refused(openbench("compare", *arguments, "--results", tmp_path / "results"), message, tmp_path / "results")
 
 
-def test_a_misspelt_key_in_a_toml_is_named(tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+def test_a_misspelt_key_in_a_toml_is_named(tmp_path: Path, openbench: OpenBench) -> None:
     study = tmp_path / "mine.toml"
     study.write_text('name = "mine"\noptimisers = ["adam"]\nenvironments = ["cartpole"]\n')
     answer = openbench("compare", study, "--results", tmp_path / "results")
@@ -341,14 +314,14 @@ def test_a_misspelt_key_in_a_toml_is_named(tmp_path: Path, openbench: Callable[.
     assert "line 3" in answer.err
 
 
-def test_results_that_cannot_be_written(tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+def test_results_that_cannot_be_written(tmp_path: Path, openbench: OpenBench) -> None:
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "results"
     answer = openbench("train", "adam", "-e", "cartpole", "--steps", 512, "--results", folder)
     check_refused(answer, f"cannot write results to {folder}: Not a directory", folder)
 
 
-def test_a_leaderboard_of_nothing(tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+def test_a_leaderboard_of_nothing(tmp_path: Path, openbench: OpenBench) -> None:
     answer = openbench("leaderboard", "--results", tmp_path / "results")
     check_refused(answer, "no stored runs", tmp_path / "results")
     (tmp_path / "results" / "runs").mkdir(parents=True)
@@ -357,7 +330,7 @@ def test_a_leaderboard_of_nothing(tmp_path: Path, openbench: Callable[..., Answe
     assert answer.err.count("\n") == 1
 
 
-def test_what_click_refuses(openbench: Callable[..., Answer]) -> None:
+def test_what_click_refuses(openbench: OpenBench) -> None:
     for arguments in (
         ["train", "adam"],
         ["train", "adam", "-e", "cartpole", "--seeds", "many"],

@@ -3,22 +3,21 @@
 import dataclasses
 import json
 import re
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import pandas as pd
 import pytest
+from commands import OpenBench
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
 import open_bench
-from open_bench import cli, weights
+from open_bench import weights
 from open_bench.config import build, shipped
 from open_bench.environments.catalogue import load_environment, make_environment
 from open_bench.environments.gridworld_levels import mazes
@@ -516,32 +515,6 @@ def test_optimal_returns_are_those_of_each_repetitions_level() -> None:
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def openbench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    """``openbench generalize *arguments`` in this process."""
-
-    def call(*arguments: object) -> Answer:
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # what main changes is put back
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setattr(sys, "argv", ["openbench", "generalize", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        captured = capfd.readouterr()
-        return Answer(code, captured.out, captured.err)
-
-    return call
-
-
 TINY = """
 name = "tiny"
 seeds = 2
@@ -555,10 +528,10 @@ env_steps = 1_280
 """
 
 
-def test_a_study_from_end_to_end(tmp_path: Path, openbench: Callable[..., Answer]) -> None:
+def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     request = ["sgd", "--preset", tmp_path / "tiny.toml", "--results", tmp_path / "results", "--plain"]
-    answer = openbench(*request)
+    answer = openbench("generalize", *request)
     assert answer.code == 0, answer.err
     assert "adam was not named" in answer.out
     assert "4 cells, 2 seeds each" in answer.err
@@ -581,14 +554,14 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: Callable[..., Answer
     measured = sorted((folder.parent / "random").iterdir())
     assert len(measured) == 1
     stamp = measured[0].stat().st_mtime_ns
-    answer = openbench(*request, "--normalise", "adam")
+    answer = openbench("generalize", *request, "--normalise", "adam")
     assert answer.code == 0, answer.err
     assert answer.err.count("stored already") == 4
     assert {path: path.read_bytes() for path in before} == before
     assert measured[0].stat().st_mtime_ns == stamp
     found = measured[0].read_text()
     measured[0].write_text(found[:-20])  # damaged: measured anew, and the same
-    assert openbench(*request).code == 0
+    assert openbench("generalize", *request).code == 0
     assert measured[0].read_text() == found
 
 
@@ -617,10 +590,10 @@ def test_bad_requests_are_refused_before_anything_trains(
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    openbench: Callable[..., Answer],
+    openbench: OpenBench,
 ) -> None:
     monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "none"))
-    answer = openbench(*arguments, "--results", tmp_path / "results")
+    answer = openbench("generalize", *arguments, "--results", tmp_path / "results")
     assert answer.code == 2
     assert message in answer.err
     assert not (tmp_path / "results").exists()

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from commands import Answer, OpenBench
 from hypothesis import given, settings
 
 from open_bench import config
@@ -606,27 +607,29 @@ def test_show(tmp_path: Path) -> None:
     assert other.splitlines()[-5:] != result.output.splitlines()[-5:]
 
 
-def test_show_plays_a_trained_agent(tmp_path: Path) -> None:
+def test_show_plays_a_trained_agent(openbench: OpenBench, tmp_path: Path) -> None:
     """By its optimizer's name, or by its cell's where there are several."""
-    place = ["--results", str(tmp_path)]
-    small = ["--set", "num_envs=16", "--set", "hidden=[4]"]
+    common = ["--results", tmp_path, "--set", "num_envs=16", "--set", "hidden=[4]"]
 
-    def openbench(*words: str) -> str:
-        return CliRunner().invoke(cli, [*words, *place, *small], catch_exceptions=False).output
+    def show(path: str, *more: str) -> Answer:
+        return openbench("show", "gridworld/small", "--path", path, *common, *more)
 
-    with pytest.raises(UserError, match=r"holds no agent that adam trained on gridworld/small\[.*--save-agents"):
-        openbench("show", "gridworld/small", "--path", "adam")
-    openbench("train", "adam", "-e", "gridworld/small", "--steps", "320", "--save-agents", "--quiet")
-    shown = openbench("show", "gridworld/small", "--path", "adam")
-    assert "An episode of the agent that adam trained: return" in shown and " E " in shown
-    with pytest.raises(UserError, match="no saved agent of repetition 1"):
-        openbench("show", "gridworld/small", "--path", "adam", "--repetition", "1")
-    openbench("train", "adam", "-e", "gridworld/small", "--steps", "640", "--save-agents", "--quiet")
-    with pytest.raises(UserError, match="several cells") as several:
-        openbench("show", "gridworld/small", "--path", "adam")
-    cells = re.findall(r"gridworld_small\S*--adam--\w+", str(several.value))
-    pictures = [openbench("show", "gridworld/small", "--path", cell).splitlines()[:-1] for cell in cells]
-    assert shown.splitlines()[:-1] in pictures
+    def train(steps: int) -> None:
+        answer = openbench("train", "adam", "-e", "gridworld/small", "--steps", steps, "--save-agents", "-q", *common)
+        assert answer.code == 0, answer.err
+
+    absent = show("adam")
+    assert (absent.code, "holds no agent that adam trained on gridworld/small[" in absent.err) == (2, True)
+    train(320)
+    shown = show("adam")
+    assert "An episode of the agent that adam trained: return" in shown.out and " E " in shown.out
+    assert "no saved agent of repetition 1" in show("adam", "--repetition", "1").err
+    train(640)
+    several = show("adam")
+    assert (several.code, "holds several cells of adam" in several.err) == (2, True)
+    cells = re.findall(r"gridworld_small\S*--adam--\w+", several.err)
+    pictures = [show(cell).out.splitlines()[:-1] for cell in cells]
+    assert len(pictures) == 2 and shown.out.splitlines()[:-1] in pictures
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +18,11 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
+from commands import OpenBench
 
 import open_bench
 import open_bench.api
-from open_bench import assets, cli, weights
+from open_bench import assets, weights
 from open_bench.config import ANTITHETIC, MetaConfig, load_meta, shipped
 from open_bench.environments.catalogue import load_environment
 from open_bench.errors import UserError
@@ -768,29 +768,6 @@ def test_a_name_that_is_taken_is_refused_at_once(tmp_path: Path, library: Path) 
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def openbench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    def call(*arguments: object) -> Answer:
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setattr(sys, "argv", ["openbench", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        return Answer(code, *capfd.readouterr())
-
-    return call
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -827,7 +804,7 @@ def openbench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
     ],
 )
 def test_a_bad_request_is_one_line_and_exit_code_2(
-    arguments: list[object], message: str, openbench: Callable[..., Answer], tmp_path: Path
+    arguments: list[object], message: str, openbench: OpenBench, tmp_path: Path
 ) -> None:
     answer = openbench("meta-train", *arguments, "--results", tmp_path / "results")
     assert answer.code == 2
@@ -841,7 +818,7 @@ def test_a_bad_request_is_one_line_and_exit_code_2(
     [("open", 0.5, "sigma (1.0 there, 0.5 here). Use"), ("lpo", 1.0, 'optimizer ("open" there, "lpo" here)')],
 )
 def test_a_checkpoint_of_others_is_one_line_and_exit_code_2(
-    optimizer: str, sigma: float, message: str, openbench: Callable[..., Answer], undisturbed: Undisturbed
+    optimizer: str, sigma: float, message: str, openbench: OpenBench, undisturbed: Undisturbed
 ) -> None:
     answer = openbench(
         "meta-train", optimizer, "-e", "cartpole", "--results", undisturbed.folder, "--name", "mine", "--steps", 1280,
@@ -860,7 +837,7 @@ def test_an_unknown_setting_comes_with_near_matches(tmp_path: Path) -> None:
 
 
 def test_the_command_line_meta_trains_and_says_where_the_weights_are(
-    openbench: Callable[..., Answer], undisturbed: Undisturbed, tmp_path: Path, library: Path
+    openbench: OpenBench, undisturbed: Undisturbed, tmp_path: Path, library: Path
 ) -> None:
     settings = [f"--set={key}={list(value) if isinstance(value, tuple) else value}" for key, value in TINY.items()]
     flags = {"population": 6, "rollouts": 2, "sigma": 1.0, "fitness": "mean_return", "width": 1, "devices": 2,

@@ -2,20 +2,19 @@
 
 import re
 import shutil
-import sys
 import threading
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import filelock
 import jax
 import numpy as np
 import pytest
+from commands import OpenBench
 
 import open_bench
-from open_bench import api, assets, cli, weights
+from open_bench import api, assets, weights
 from open_bench.config import MetaConfig, StudyConfig, load_study
 from open_bench.errors import UserError
 from open_bench.meta import needed
@@ -28,29 +27,6 @@ TINY = {"num_envs": 4, "num_steps": 16, "update_epochs": 2, "num_minibatches": 2
 STEPS = 4 * 16 * 8
 META = {"population": 4, "generations": 3, "sigma": 1.0, "fitness": "mean_return"}
 STUDY = StudyConfig(name="learned", optimizers=("adam", "open"), environments=("cartpole",), seeds=1, meta=META)  # type: ignore[arg-type]
-
-
-class Answer(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def openbench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    def call(*arguments: object) -> Answer:
-        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-        monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.setattr(sys, "argv", ["openbench", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        return Answer(code, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture(autouse=True)
@@ -258,7 +234,7 @@ def test_a_study_file_may_hold_settings_or_the_name_of_a_recipe(tmp_path: Path) 
     ],
 )  # fmt: skip
 def test_without_leave_to_meta_train_the_command_is_said(
-    optimizer: str, length: tuple[str, object], command: str, openbench: Callable[..., Answer], tmp_path: Path
+    optimizer: str, length: tuple[str, object], command: str, openbench: OpenBench, tmp_path: Path
 ) -> None:
     results = tmp_path / "results"
     answer = openbench("compare", "-o", "adam", "-o", optimizer, "-e", "cartpole", *length, "--results", results)
@@ -272,7 +248,7 @@ def test_without_leave_to_meta_train_the_command_is_said(
     assert "seed = -1" in answer.err
 
 
-def test_the_command_line_meta_trains_by_a_recipe(openbench: Callable[..., Answer], tmp_path: Path) -> None:
+def test_the_command_line_meta_trains_by_a_recipe(openbench: OpenBench, tmp_path: Path) -> None:
     recipe = tmp_path / "tiny.toml"
     recipe.write_text('name = "tiny"\npopulation = 2\ngenerations = 1\nsigma = 1.0\nfitness = "mean_return"\n')
     settings = [f"--set={key}={list(value) if isinstance(value, tuple) else value}" for key, value in TINY.items()]
@@ -334,7 +310,7 @@ def test_what_is_learned_twice_has_no_weights_by_one_name(thetas: dict[str, Any]
 
 
 def test_what_ships_comes_first_and_its_names_are_taken(
-    thetas: dict[str, Any], openbench: Callable[..., Answer], tmp_path: Path
+    thetas: dict[str, Any], openbench: OpenBench, tmp_path: Path
 ) -> None:
     mine = tmp_path / "library" / "open.safetensors"
     weights.save_weights(mine, theta_like("open", 0.9))  # put there by hand, or before others shipped
@@ -356,7 +332,7 @@ def test_what_ships_comes_first_and_its_names_are_taken(
     assert resolve("open@theirs").theta is not None
 
 
-def test_weights_that_ship_are_listed(thetas: dict[str, Any], openbench: Callable[..., Answer]) -> None:
+def test_weights_that_ship_are_listed(thetas: dict[str, Any], openbench: OpenBench) -> None:
     listed = {line.split()[0]: line for line in openbench("weights", "list").out.splitlines()[1:] if line.strip()}
     for name, theta in thetas.items():
         assert weights.content_hash(theta)[:12] in listed[name]

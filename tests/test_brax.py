@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from open_bench.config import StudyConfig
+from open_bench.config import MetaConfig, StudyConfig
 from open_bench.environments import brax_names, make
 from open_bench.environments.brax import BACKENDS
 from open_bench.environments.catalogue import load_environment, make_environment
 from open_bench.environments.wrappers import VectorEnvironment
 from open_bench.errors import UserError
-from open_bench.runs.estimate import warn_of_long_runs
+from open_bench.meta import run as meta_run
+from open_bench.meta.evolution import Progress
+from open_bench.runs.execute import warn_of_long_runs
 from open_bench.runs.plan import make_plan
 from open_bench.runs.store import Store
 
@@ -277,6 +279,18 @@ def test_a_cpu_is_warned_of_long_runs_alone(tmp_path: Path) -> None:
     assert not told(tmp_path, "ant", None, [Accelerator()])
     assert not told(tmp_path, "ant", 20_480, jax.devices())
     assert not told(tmp_path, "cartpole", None, jax.devices())
+
+
+def test_a_cpu_is_warned_of_long_meta_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meta_run._Population, "_evaluator", lambda *_: None)  # nothing is compiled here
+    settings = MetaConfig(environments=("ant",), env_steps=20_480, population=8, generations=500, rollouts=3)
+    request = meta_run.make_request("lpo@zero", settings, [load_environment("ant")], [], {}, 1)
+    population = meta_run._Population(request, jax.devices(), Progress())
+    with pytest.warns(UserWarning, match=rf"the {400 * 8 * 3 * 20_480:,} that are wanted would take about .* hours"):
+        population.prepare(400)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        population.prepare(1)
 
 
 def test_every_backend_is_known_to_brax() -> None:

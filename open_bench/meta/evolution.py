@@ -218,7 +218,7 @@ def evolve(
     evaluate: Callable[[Theta, int], Fitness],
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
-    prepare: Callable[[], None] = lambda: None,
+    prepare: Callable[[int], None] = lambda generations: None,
     evaluate_mean: Callable[[Theta, int], dict[str, float]] | None = None,
     writes: bool = True,
 ) -> Evolved:
@@ -230,7 +230,8 @@ def evolve(
         evaluate: (population with a leading axis of members, generation from 0) → fitness.
         checkpoints: where to go on from and to write to.
         progress: watcher.
-        prepare: called once if there is anything to run, before the clock starts: compilation is no part of the cost.
+        prepare: (generations to run), called once if there are any, before the clock starts: compilation is no part of
+            the cost.
         evaluate_mean: (θ, generations done) → named numbers for the history, asked every ``evaluate_every``.
         writes: whether this process writes checkpoints; one of a cluster's does.
 
@@ -243,7 +244,7 @@ def evolve(
     saved = _begin(strategy, checkpoints, config)
     progress.planned(config.name, config.generations, saved.generation, ravel_pytree(theta)[0].size)
     if saved.generation < config.generations:
-        prepare()
+        prepare(config.generations - saved.generation)
     began, here = saved.generation, time.perf_counter()
     for generation in range(began, config.generations):
         saved = _generation(strategy, config, saved, evaluate, evaluate_mean)

@@ -18,6 +18,7 @@ import pandas as pd
 from open_bench import weights
 from open_bench.config import EnvironmentConfig, MetaConfig
 from open_bench.errors import UserError
+from open_bench.harness.estimate import warn_of_long_run
 from open_bench.meta import tasks as work
 from open_bench.meta.checkpoint import Checkpoints
 from open_bench.meta.evolution import Evolved, Progress, Strategy, evolve
@@ -252,7 +253,7 @@ def meta_train(
             population.evaluate,
             checkpoints=checkpoints,
             progress=progress,
-            prepare=population.compile,
+            prepare=population.prepare,
             evaluate_mean=population.evaluate_mean,
             writes=leader,
         )
@@ -273,8 +274,12 @@ class _Population:
         self._evaluators: dict[tuple[str, str], Evaluator] = {}
         self._reference: dict[str, float] = {}
 
-    def compile(self) -> None:
-        """Compile the programs that generations and evaluations need: compilation is no part of the cost."""
+    def prepare(self, generations: int) -> None:
+        """Compile the programs that generations and evaluations need; say when a CPU is no match for the task."""
+        config = self._request.config
+        for task in self._request.tasks:
+            lifetimes = generations * config.population * config.rollouts
+            warn_of_long_run(task.environment, lifetimes * task.env_steps, self._devices)
         for task in (*self._request.tasks, *self._request.held_out, *self._request.reference):
             self._evaluator(task)
 

@@ -12,12 +12,12 @@ import pandas as pd
 
 from open_bench.environments.catalogue import make_environment
 from open_bench.harness import parallel
+from open_bench.harness.estimate import warn_of_long_run
 from open_bench.harness.lifetime import Lifetime, Metrics, Record, make_lifetime
 from open_bench.harness.seeds import repetition_keys
 from open_bench.optimizers.entry import Budget
 from open_bench.runs.cell import Cell
 from open_bench.runs.checkpoint import Checkpoint, remove_all
-from open_bench.runs.estimate import warn_of_long_runs
 from open_bench.runs.provenance import provenance
 from open_bench.runs.store import Store
 
@@ -82,6 +82,14 @@ def execute(cells: Sequence[Cell], repetitions: int, store: Store, options: Opti
                 progress.waiting(left)
                 time.sleep(0.5)
             pending = left
+
+
+def warn_of_long_runs(cells: Sequence[Cell], repetitions: int, store: Store, devices: Sequence[jax.Device]) -> None:
+    """Warn, an environment at a time, when what is missing of repetitions 0 … n−1 would take a CPU long."""
+    for config in {cell.environment.name: cell.environment for cell in cells}.values():
+        here = [cell for cell in cells if cell.environment.name == config.name]
+        missing = [len(set(range(repetitions)) - store.repetitions(cell)) * cell.lifetime_steps for cell in here]
+        warn_of_long_run(config, sum(missing), devices)
 
 
 def _attend(cell: Cell, repetitions: int, store: Store, options: Options, progress: Progress) -> bool:

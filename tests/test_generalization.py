@@ -147,11 +147,29 @@ def test_differences_are_paired_by_seed() -> None:
     row = of(found.points, optimizer="x")
     assert (row["difference"], row["difference_low"], row["difference_high"]) == (1.0, 1.0, 1.0)
     assert row["score_difference"] == pytest.approx(1 / 25)
-    assert row["score_high"] - row["score_low"] > 0.5
+    assert (row["score"], row["score_low"], row["score_high"]) == pytest.approx((1.04, 1.04, 1.04))
     shuffled = generalization(evidence({"adam": adam, "x": {"a": [41.0, 11.0, 31.0, 21.0]}}, {"a": [0.0] * 4}, PLACES))
     row = of(shuffled.points, optimizer="x")
     assert row["difference"] == 1.0
     assert row["difference_high"] - row["difference_low"] > 5
+    assert row["score"] == pytest.approx(1.04)
+    assert row["score_high"] - row["score_low"] > 0.2
+
+
+def test_a_twin_of_adam_scores_as_adam_however_much_levels_differ() -> None:
+    adam = {"a": [0.1, 0.2, 9.0, 0.3], "b": [3.0, 8.0, 0.0, 4.0], "c": [1.0, 1.0, 2.0, 9.0]}
+    random = {task: [0.0, 0.1, 0.0, 0.1] for task in adam}
+    found = generalization(evidence({"adam": adam, "x": adam}, random, {"a": "in", "b": "out", "c": "out"}))
+    for name in ("adam", "x"):
+        row = of(found.summary, optimizer=name)
+        assert [row["in_score"], row["out_score_low"], row["out_score_high"], row["all_score"]] == [1.0] * 4
+    assert (row["gap"], row["gap_low"], row["gap_high"]) == (0.0, 0.0, 0.0)
+
+
+def test_the_mean_score_is_the_score_of_the_mean_return() -> None:
+    adam, x = [10.0, 20.0, 60.0], [5.0, 30.0, 10.0]
+    found = generalization(evidence({"adam": {"a": adam}, "x": {"a": x}}, {"a": [1.0, 2.0, 3.0]}, {"a": "in"}))
+    assert of(found.points, optimizer="x")["score"] == pytest.approx((15.0 - 2.0) / (30.0 - 2.0))
 
 
 @pytest.mark.parametrize(
@@ -189,6 +207,9 @@ def test_a_diverged_lifetime_counts_as_the_random_policy() -> None:
     assert of(found.points, optimizer="x", point="a")["score"] == 0.5
     assert of(found.summary, optimizer="x")["diverged"] == 1
     assert any("1 diverged" in note for note in found.notes)
+    own = {"a": [0.0, 4.0], "b": [10.0, 10.0]}  # of the level that it met
+    found = generalization(evidence({"adam": ADAM, "x": {"a": [10.0, np.nan], "b": [20.0, 20.0]}}, own, PLACES))
+    assert of(found.points, optimizer="x", point="a")["mean"] == 7.0
     unknown = {"a": [np.nan, np.nan], "b": [10.0, 10.0]}
     found = generalization(evidence({"adam": ADAM, "x": {"a": [7.0, np.nan], "b": [20.0, 20.0]}}, unknown, PLACES))
     row = of(found.points, optimizer="x", point="a")

@@ -3,10 +3,14 @@
 A *task* is an environment (with its changes) and a budget; a *point* is a task on an axis, and one task may be a point
 of several axes. Aggregates are over tasks, so nothing counts twice.
 
-**Score** of a repetition at a task: (x − random) / (reference − random), with x the final return, random the mean of
-the random policy there, and the reference by choice: ``adam``, the mean of Adam's repetitions at the same task with
-the same seeds (a score relative to Adam: Adam's own is 1 by construction); ``optimal``, the mean of the optimal
-returns of the levels (absolute, gridworlds with fixed places only); ``none``, no scores at all.
+**Score** of a repetition with final return x at a task where the random policy's mean return is r, by choice:
+
+- ``adam``: 1 + (x − a)/(s − r), with a the return of Adam's same repetition, which met the same level and seeds, and s
+  the mean of Adam's returns there. The mean over repetitions is (mean x − r)/(s − r), 0 for the random policy and 1
+  for Adam; the luck of a repetition's level, which both share, is in no score, and Adam has 1 in each.
+- ``optimal``: (x − r)/(s − r) with s the mean of the optimal returns of the levels (absolute, gridworlds with fixed
+  places only).
+- ``none``: no scores at all.
 
 **Left out.** Where the reference is not above random there is no scale: the task is reported raw, left out of every
 score, and named in the notes. Adam counts as above random when the 95 % interval of the paired difference is above 0,
@@ -17,8 +21,8 @@ with 95 % bootstrap intervals, repetitions drawn again within each task. Of Adam
 
 **Paired differences.** Score minus Adam's score of the same repetition, which met the same seeds.
 
-A repetition that diverged, or in which no episode ended, gets the random policy's mean; where that is not known, the
-lowest return of any repetition at the task.
+A repetition that diverged, or in which no episode ended, gets the random policy's return of the same repetition, or
+its mean; where that is not known, the lowest return of any repetition at the task.
 """
 
 import dataclasses
@@ -151,7 +155,7 @@ def generalization(
     if baseline not in names:
         raise ValueError(f"{baseline} has not run")
     scales, reasons = _scales(evidence, raw, normaliser, baseline)
-    rows = _with_scores(raw, evidence, scales)
+    rows = _with_scores(raw, evidence, scales, normaliser, baseline)
     tables = _Tables(rows)
     optimizers = (baseline, *sorted(names - {baseline}))
     points = _points(evidence, rows, tables, scales, optimizers, baseline, resamples)
@@ -189,14 +193,15 @@ def _task_rows(evidence: Evidence) -> pd.DataFrame:
     runs = evidence.runs
     facts = runs.cells.set_index("cell")[["hyperparameter_origin", "hyperparameters", "theta"]]
     rows = runs.scores.join(facts, on="cell").sort_values(["optimizer", *TASK, "repetition"], ignore_index=True)
-    fill = {key: _stand_in(evidence, key, mine["final_return"]) for key, mine in rows.groupby(TASK)}
-    stand_in = pd.Series([fill[key] for key in zip(rows["environment"], rows["budget"], strict=True)], index=rows.index)
-    return rows.assign(value=rows["final_return"].fillna(stand_in))
+    parts = [mine.assign(value=_filled(evidence, key, mine)) for key, mine in rows.groupby(TASK)]
+    return pd.concat(parts).sort_index()
 
 
-def _stand_in(evidence: Evidence, key: Key, returns: pd.Series) -> float:
-    random = _random_mean(evidence, key)
-    return float(returns.min()) if np.isnan(random) else random
+def _filled(evidence: Evidence, key: Key, rows: pd.DataFrame) -> pd.Series:
+    """Final returns at a task, with the random policy's, or the lowest, in place of what is missing."""
+    random = rows["repetition"].map(dict(enumerate(evidence.random[key])))
+    returns = rows["final_return"]
+    return returns.fillna(random).fillna(_random_mean(evidence, key)).fillna(returns.min())
 
 
 def _random_mean(evidence: Evidence, key: Key) -> float:
@@ -247,11 +252,17 @@ def _scale(random: float, reference: float) -> Scale | None:
     return Scale(random, reference) if reference > random else None  # False for NaN too
 
 
-def _with_scores(rows: pd.DataFrame, evidence: Evidence, scales: Mapping[Key, Scale]) -> pd.DataFrame:
-    score = np.full(len(rows), np.nan)
+def _with_scores(
+    rows: pd.DataFrame, evidence: Evidence, scales: Mapping[Key, Scale], normaliser: str, baseline: str
+) -> pd.DataFrame:
+    theirs = rows[rows["optimizer"] == baseline].set_index([*TASK, "repetition"])["value"]
+    paired = rows.join(theirs, on=[*TASK, "repetition"], rsuffix="_baseline")["value_baseline"].to_numpy(float)
+    value, score = rows["value"].to_numpy(float), np.full(len(rows), np.nan)
     for key, scale in scales.items():
         here = ((rows["environment"] == key[0]) & (rows["budget"] == key[1])).to_numpy()
-        score[here] = normalise(rows["value"].to_numpy(float)[here], scale)
+        score[here] = normalise(value[here], scale)
+        if normaliser == baseline:
+            score[here] += 1.0 - normalise(paired[here], scale)
     placed = evidence.placements.set_index(["optimizer", *TASK])[["distribution", "shifts"]]
     return rows.assign(score=score).join(placed, on=["optimizer", *TASK])
 

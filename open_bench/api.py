@@ -258,8 +258,8 @@ def generalize(
     Args:
         optimizers: one name or several, in the registry's grammar.
         preset: a shipped one (smoke, gridworld, full), a TOML of yours, or settings.
-        train_on: environments that count as the training distribution of every optimizer; by default what the
-            weights' metadata say, and for classic optimizers where their hyperparameters were tuned.
+        train_on: environments that count as the training distribution of those optimizers of which it is not known,
+            such as imported weights; of the others the weights' metadata say, or where hyperparameters were tuned.
         axes: only these of the preset's.
         seeds: repetitions of each point.
         seed: the study seed, from which all keys derive.

@@ -245,7 +245,9 @@ def meta_train(
 @cli.command()
 @click.argument("optimizers", nargs=-1, required=True, metavar="OPTIMIZER...")
 @click.option("--preset", default="smoke", show_default=True, help="smoke, gridworld, full, or a .toml of yours.")
-@click.option("--train-on", multiple=True, metavar="ENV", help="What counts as the training distribution; repeatable.")
+@click.option(
+    "--train-on", multiple=True, metavar="ENV", help="Where weights were trained that do not say; repeatable."
+)
 @click.option("--axis", "axes", multiple=True, help="Only this axis of the preset; repeatable.")
 @click.option("--seeds", type=int, help="Repetitions of each point.")
 @click.option("--seed", type=int, help="Study seed: the root of all keys.")
@@ -304,8 +306,12 @@ def list_command(kind: str) -> None:
 
 @cli.command()
 @click.argument("environment")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Study seed: the root of all keys.")
-@click.option("--repetition", type=click.IntRange(0), default=0, show_default=True, help="Whose level to show.")
+@click.option(
+    "--seed", type=click.IntRange(0, 1_000_001), default=0, show_default=True, help="Study seed: the root of all keys."
+)
+@click.option(
+    "--repetition", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Whose level to show."
+)
 @click.option("--path", metavar="POLICY",
               help="Play an episode and draw it: optimal, random, or an optimizer whose agent is stored.")  # fmt: skip
 @click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw a picture as well.")

@@ -78,6 +78,8 @@ class EnvironmentConfig(Config):
                 f"num_envs × num_steps = {self.ppo.num_envs} × {self.ppo.num_steps} = {self.ppo.batch_size} env steps. "
                 "Ask for more steps, or make the rollout smaller with --set num_envs=… or --set num_steps=…"
             )
+        if updates >= 2**31:
+            raise UserError(f"{env_steps} steps on {self.name} are {updates} PPO updates, more than can be counted")
         return updates
 
     def budget_steps(self, budget: str) -> int:

@@ -95,7 +95,7 @@ def test_any_brax_task_by_name() -> None:
     found = load_environment("brax/reacher/spring")
     assert (found.name, found.source, found.options) == ("brax/reacher/spring", "brax:reacher", {"backend": "spring"})
     assert found.ppo == load_environment("ant").ppo
-    assert load_environment("brax/reacher").options == {}
+    assert load_environment("brax/reacher").options == load_environment("ant").options == {"backend": "positional"}
     assert set(SHIPPED) < set(brax_names())
     assert "fast" not in brax_names()
 

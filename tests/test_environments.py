@@ -336,6 +336,20 @@ def test_finished_copies_alone_begin_again(done: list[bool], at_once: int) -> No
         assert (found[name] == jnp.stack(expected)).all()
 
 
+def test_copies_are_stepped_as_the_environment_says() -> None:
+    class Together(Probe):
+        def step_copies(self, keys: Any, state: Any, action: Any) -> Any:
+            observation, state, reward, *rest = super().step_copies(keys, state, action)
+            return (observation, state, reward + 100.0, *rest)
+
+    rewards = []
+    for kind in (Probe, Together):
+        copies = VectorEnvironment(kind(), 3)
+        _, state = copies.reset(jax.random.key(0))
+        rewards.append(copies.step(jax.random.key(1), state, jnp.zeros(3, jnp.int32))[0].reward)
+    np.testing.assert_array_equal(rewards[1], rewards[0] + 100.0)
+
+
 def test_no_more_episodes_are_begun_than_are_over() -> None:
     drawn: list[int] = []
 

@@ -345,6 +345,31 @@ def test_a_sweep_varies_one_thing() -> None:
     assert [(point.label, point.x) for point in depths] == [("1", 1.0), ("2", 2.0)]
 
 
+def test_the_size_sweep_keeps_the_density_of_walls() -> None:
+    sizes = [point for point in make_points(load_preset("full")) if point.axis == "size"]
+    assert [point.label for point in sizes] == ["4", "7", "10", "13", "16"]
+    for point in sizes:
+        levels = make_environment(point.task.environment).distribution  # type: ignore[attr-defined]
+        assert levels.random_walls / levels.max_size**2 == pytest.approx(0.15, abs=0.03)
+        assert "walls" not in placed("adam:b1=0.5", point.task, "gridworld/rand_all")[1]
+
+
+def test_a_map_in_a_sweep_has_a_short_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("..#\n.#.\n...\n")
+    sweep = {"axis": "walls", "environments": ["gridworld/rand_dense"], "vary": ["options.maze"]}
+    (point,) = make_points(preset_of(**sweep, values=[str(tmp_path / "mine.txt")]))
+    assert re.fullmatch(r"gridworld/rand_dense\{maze=map-[0-9a-f]{8}\}", point.task.environment.name)
+    assert "..#" in str(point.task.environment.options["maze"])
+
+
+def test_a_training_environment_named_twice_is_one_point() -> None:
+    plan = study.make_plan(load_preset("smoke"), ["adam"], jax.devices(), train_on=["acrobot", "acrobot"])
+    assert [point.label for point in plan.points if point.axis == "training"] == ["acrobot 200,000"]
+    both = ["brax/inverted_pendulum/spring", "brax/inverted_double_pendulum/spring"]
+    labels = [point.label for point in make_points(preset_of(axis="families", environments=both))]
+    assert labels == both
+
+
 def test_lifetimes_of_a_budgets_length_have_its_name() -> None:
     lifetimes = make_points(preset_of(axis="lifetime", vary=["env_steps"], values=[20_480, 100_000], env_steps=None))
     assert [point.key for point in lifetimes] == [("cartpole", "steps-20480"), ("cartpole", "quick")]
@@ -375,6 +400,11 @@ def test_the_documented_preset_can_be_made(tmp_path: Path) -> None:
         ({"environments": ["cartpoel"]}, "mine, axis width: unknown environment 'cartpoel'. Did you mean"),
         ({"vary": ["ppo.hiden"], "values": [[8]]}, "unknown key 'hiden'"),
         ({"vary": ["options.magnetism"], "values": [0]}, "gymnax cannot make"),
+        ({"vary": ["options.max_steps_in_episode"], "values": [[1, 2]]}, "max_steps_in_episode"),
+        ({"vary": ["options.max_steps_in_episode"], "values": ["a"]}, "max_steps_in_episode = 'a' does not fit"),
+        ({"vary": ["options.max_steps_in_episode"], "values": [0]}, "is no number of env steps"),
+        ({"vary": ["options.gravity"], "values": [True]}, "gravity = True does not fit"),
+        ({"env_steps": 10**30}, "more than can be counted"),
         ({"vary": ["ppo.hidden"], "values": [[8], [8]]}, "the point 8 is there twice"),
         ({"vary": ["env_steps"], "values": ["many"], "env_steps": None}, "'many' is no number of env steps"),
         ({"env_steps": 100}, "fewer than one PPO update"),
@@ -455,10 +485,16 @@ def test_a_part_of_a_level_distribution_is_inside_of_it(trained: Callable[..., A
     assert of_options(min_respawn=0.5, max_respawn=0.5) == ("out", ("respawn",))
     assert of_options(max_steps=1000) == ("out", ("horizon",))
     assert of_options(walls=3) == ("out", ("walls",))
-    assert of_options(min_size=12, max_size=12) == ("out", ("size", "observation"))
+    assert of_options(min_size=12, max_size=12) == ("out", ("size", "walls", "observation"))  # fewer walls a cell
+    assert of_options(min_size=12, max_size=12, walls=22) == ("out", ("size", "observation"))
     assert of_options(max_objects=6) == ("out", ("density",))
     _, shifts = placed(mine, task("gridworld/labyrinth", 40_960))
     assert set(shifts) == {"size", "walls", "places", "observation"}
+
+
+def test_a_level_for_each_copy_is_another_distribution() -> None:
+    own = task("gridworld/rand_all", 204_800, {"level_per_copy": True})
+    assert placed("adam:b1=0.5", own, "gridworld/rand_all") == ("out", ("level_per_copy",))
 
 
 def test_theta_of_unknown_origin_or_none(trained: Callable[..., Any], tmp_path: Path) -> None:
@@ -497,7 +533,8 @@ def test_classic_optimizers_were_tuned_where_their_hyperparameters_come_from() -
     assert placed("adam", task(steps=100_000, hidden=[8])) == ("out", ("hidden",))
     assert placed("optax.adabelief", task(steps=100_000)) == ("out", ("never trained",))
     assert placed("adam:learning_rate=0.1", task()) == ("unknown", ())
-    assert placed("adam", task("breakout", 98_304), "cartpole") == ("out", ("environment",))
+    assert placed("adam:learning_rate=0.1", task(), "cartpole") == ("in", ())
+    assert placed("adam", task(steps=20_480), "cartpole") == ("out", ("lifetime",))  # what is known counts
 
 
 def test_training_environments_are_points_too(trained: Callable[..., Any]) -> None:

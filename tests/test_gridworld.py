@@ -36,7 +36,7 @@ from open_bench.environments.gridworld_optimal import (
     random_return,
     solve,
 )
-from open_bench.environments.gridworld_pictures import level_figure, level_text
+from open_bench.environments.gridworld_pictures import level_figure, level_text, show_level
 from open_bench.environments.wrappers import VectorEnvironment
 from open_bench.errors import UserError
 
@@ -693,6 +693,11 @@ def test_a_maze_of_the_users(tmp_path: Path, how: str) -> None:
         ("all", {"max_objects": 15}, r"observations would have .* tabular = false|free cells"),
         ("dense", {"min_objects": 20, "max_objects": 20}, r"observations would have 126,877,697 entries"),
         ("longer", {"max_size": 12}, r"the walls of this gridworld fix its size at 9"),
+        ("all", {"walls": True}, r"walls = True"),
+        ("all", {"max_objects": "7"}, r"max_objects = '7'"),
+        ("all", {"tabular": "no"}, r"tabular = 'no'"),
+        ("all", {"max_steps": 3_000_000_000}, r"max_steps = 3000000000: .*less than 2147483648"),
+        ("all", {"min_terminate": 1e-46}, r"probabilities of terminate below 1e-30 can only be 0"),
         ("maze", {}, r"key 'maze' is missing"),
         ("maze", {"maze": "labirynth"}, r"neither a file nor a maze that ships\. Did you mean labyrinth"),
         ("maze", {"maze": "...\n..\n...\n"}, r"row 2: 2 cells, but a maze is square and this one has 3 rows"),
@@ -706,6 +711,43 @@ def test_a_maze_of_the_users(tmp_path: Path, how: str) -> None:
 def test_bad_options(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         gridworld(name, **options)
+
+
+def test_results_belong_to_the_map_and_not_to_the_files_name(tmp_path: Path) -> None:
+    """A path is relative to its TOML, and an edited map is another task."""
+    (tmp_path / "mine.txt").write_text("..#\n.#.\n...\n")
+    toml = tmp_path / "mine.toml"
+    toml.write_text(
+        'name = "mine"\ndescription = "a maze"\nfamily = "gridworld"\nsource = "gridworld:maze"\n'
+        '[options]\nmaze = "mine.txt"\n[budgets]\nquick = 20480\n'
+    )
+    before = load_environment(str(toml))
+    assert before.options == {"maze": "..#\n.#.\n...\n"}
+    level = make_environment(before).level(jax.random.key(0))  # type: ignore[attr-defined]
+    assert np.flatnonzero(level.walls).tolist() == [2, 4]
+    (tmp_path / "mine.txt").write_text("...\n.#.\n...\n")
+    assert load_environment(str(toml)).options != before.options
+    toml.write_text(toml.read_text().replace("mine.txt", "labyrinth"))
+    assert load_environment(str(toml)).options == {"maze": "labyrinth"}
+    toml.write_text(toml.read_text().replace("labyrinth", "labirynth"))
+    with pytest.raises(UserError, match="neither a file nor a maze that ships"):
+        load_environment(str(toml))
+
+
+def test_walls_that_leave_no_room_are_dropped_anywhere() -> None:
+    """Not from the end of the grid alone, so that no row is filled for sure."""
+    environment = gridworld("rand_all", min_size=4, max_size=4)
+    walls = np.stack([environment.level(jax.random.key(i)).walls for i in range(200)])
+    assert (walls.sum(1) == 10).all()  # the start and five objects need the other six
+    np.testing.assert_allclose(walls.mean(0), 10 / 16, atol=5 * np.sqrt(10 / 16 * 6 / 16 / 200))
+
+
+def test_returns_that_take_too_much_to_compute_are_left_out() -> None:
+    objects = {"random_places": False, "min_objects": 20, "max_objects": 20}
+    config = load_environment("gridworld/rand_dense").model_copy(update={"name": "big", "options": objects})
+    assert "Expected return" not in show_level(config, jax.random.key(0))
+    with pytest.raises(UserError, match="big has too many states"):
+        show_level(config, jax.random.key(0), "optimal")
 
 
 def test_a_maze_file_that_cannot_be_read(tmp_path: Path) -> None:

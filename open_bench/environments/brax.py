@@ -49,8 +49,8 @@ class BraxEnvironment(Environment):
     def __init__(self, name: str, backend: str = "positional", episode_length: int = 1000, **options: Scalar):
         _check_choice("Brax environment", name, list(_registry()))
         _check_choice("Brax backend", backend, list(BACKENDS))
-        if isinstance(episode_length, bool) or not isinstance(episode_length, int) or episode_length < 1:
-            raise UserError(f"brax {name}: episode_length = {episode_length!r} is not a positive whole number")
+        if isinstance(episode_length, bool) or not isinstance(episode_length, int) or not 0 < episode_length < 2**31:
+            raise UserError(f"brax {name}: episode_length = {episode_length!r} is no whole number from 1 to 2³¹ − 1")
         _check_options(name, options)
         self.episode_length = episode_length
         self.cpu_steps_per_second = CPU_STEPS_PER_SECOND.get(name, CPU_STEPS_PER_SECOND_ELSEWHERE)

@@ -5,6 +5,7 @@ from pathlib import Path
 from open_bench.config import EnvironmentConfig, load, shipped
 from open_bench.environments import brax_names, gymnax_ids, make
 from open_bench.environments.base import Environment
+from open_bench.environments.gridworld_levels import inlined
 from open_bench.errors import UserError, near_matches
 
 BRAX = "brax/"  # begins the name of a Brax task: brax/TASK, or brax/TASK/BACKEND
@@ -25,7 +26,7 @@ def load_environment(name: str) -> EnvironmentConfig:
     if name in files:
         return load(EnvironmentConfig, files[name])
     if name.endswith(".toml"):
-        return _own(load(EnvironmentConfig, Path(name)), name, files)
+        return _own(load(EnvironmentConfig, Path(name)), Path(name), files)
     ids = gymnax_ids()
     if name in ids:
         return _default_environment(name)
@@ -38,8 +39,13 @@ def load_environment(name: str) -> EnvironmentConfig:
     )
 
 
-def _own(config: EnvironmentConfig, path: str, files: dict[str, Path]) -> EnvironmentConfig:
-    """A user's environment, whose name must not claim a shipped one's references and tuned hyperparameters."""
+def _own(config: EnvironmentConfig, path: Path, files: dict[str, Path]) -> EnvironmentConfig:
+    """A user's environment, whose name must not claim a shipped one's references and tuned hyperparameters.
+
+    The path of a maze is relative to the file; the map takes its place, so that an edited one is another task.
+    """
+    if config.source.startswith("gridworld:"):
+        config = config.model_copy(update={"options": inlined(config.options, path.parent)})
     if config.name in files and config != load(EnvironmentConfig, files[config.name]):
         raise UserError(
             f"{path}: '{config.name}' is the name of a shipped environment that differs; choose another name"
@@ -70,7 +76,7 @@ def _brax_environment(name: str, like: EnvironmentConfig) -> EnvironmentConfig:
         description=f"Brax {task} with the PPO settings of {like.name}",
         family=like.family,
         source=f"brax:{task}",
-        options={"backend": backend} if slash else {},
+        options={**like.options, **({"backend": backend} if slash else {})},
         ppo=like.ppo,
         budgets=like.budgets,
     )

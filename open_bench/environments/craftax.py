@@ -91,4 +91,6 @@ def _with_options(params: Any, options: dict[str, bool | int | float | str]) -> 
         fits = type(value) is type(defaults[key]) or (isinstance(defaults[key], float) and type(value) is int)
         if not fits:
             raise UserError(f"Craftax: {key} = {value!r} does not fit; it is such as {defaults[key]!r}")
+        if key == "max_timesteps" and not 0 < int(value) < 2**31:
+            raise UserError(f"Craftax: max_timesteps = {value!r} is no number of env steps from 1 to 2³¹ − 1")
     return params.replace(**options)

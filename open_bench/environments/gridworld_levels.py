@@ -5,6 +5,7 @@ Source: Oh et al. 2020, "Discovering reinforcement learning algorithms" (arXiv 2
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from open_bench import assets
-from open_bench.config import Config, Fraction, Positive, build
+from open_bench.config import Config, Fraction, build
 from open_bench.errors import UserError, near_matches
 
 Array = jax.Array
@@ -22,7 +23,11 @@ Range = tuple[float, float]  # lowest and highest value, both included; equal en
 
 MAX_SIZE = 64  # cells a side
 MAX_OBSERVATION = 1 << 20  # entries; a tabular one doubles with every object
-Size = Annotated[int, Field(ge=2, le=MAX_SIZE)]
+Size = Annotated[int, Field(ge=2, le=MAX_SIZE, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+Steps = Annotated[int, Field(ge=1, lt=2**31, strict=True)]  # an int32 counts them
+Count = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+SMALLEST = 1e-30  # a probability above 0, so that float32 holds it and its ratio to 1
 
 
 class Level(NamedTuple):
@@ -105,18 +110,18 @@ class LevelOptions(Config):
     maze: str | None = None
     min_size: Size | None = None
     max_size: Size | None = None
-    min_steps: Positive | None = None
-    max_steps: Positive | None = None
-    min_objects: Annotated[int, Field(ge=0)] | None = None
-    max_objects: Annotated[int, Field(ge=0)] | None = None
+    min_steps: Steps | None = None
+    max_steps: Steps | None = None
+    min_objects: Count | None = None
+    max_objects: Count | None = None
     min_terminate: Fraction | None = None
     max_terminate: Fraction | None = None
     min_respawn: Fraction | None = None
     max_respawn: Fraction | None = None
-    walls: Annotated[int, Field(ge=0)] | None = None  # number of random walls
-    random_places: bool | None = None
-    tabular: bool | None = None
-    level_per_copy: bool = False  # each environment copy has a level of its own, instead of one for all
+    walls: Count | None = None  # number of random walls
+    random_places: Flag | None = None
+    tabular: Flag | None = None
+    level_per_copy: Flag = False  # each environment copy has a level of its own, instead of one for all
 
 
 # --- the published distributions --------------------------------------------------------------------------------------
@@ -249,6 +254,15 @@ def read_maze(maze: str) -> tuple[int, tuple[int, ...]]:
     return len(rows), tuple(cell for cell, character in enumerate("".join(rows)) if character == "#")
 
 
+def inlined(options: Mapping[str, bool | int | float | str], folder: Path) -> dict[str, bool | int | float | str]:
+    """Options with the map itself in place of a file's path, relative to ``folder``: results belong to a map."""
+    maze = options.get("maze")
+    if not isinstance(maze, str) or "\n" in maze or maze in mazes():
+        return dict(options)
+    _, text = _read_map(str(folder / Path(maze).expanduser()))
+    return {**options, "maze": "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n"}
+
+
 def _read_map(maze: str) -> tuple[str, str]:
     shipped = mazes()
     path = shipped.get(maze, Path(maze).expanduser())
@@ -298,6 +312,8 @@ def _probabilities(
 ) -> tuple[Range, ...]:
     changed = tuple((a if low is None else low, b if high is None else high) for a, b in ranges)
     for a, b in changed:
+        if 0.0 < a < SMALLEST or 0.0 < b < SMALLEST:
+            raise UserError(f"{origin}: probabilities of {word} below {SMALLEST:g} can only be 0")
         if a > b:
             raise UserError(f"{origin}: no probability left: min_{word} = {a} is above max_{word} = {b}")
         if a == 0.0 < b:
@@ -425,14 +441,14 @@ def _insert(ordered: Array, value: Array) -> Array:
 
 
 def _draw_walls(distribution: Distribution, key: Array, size: Array) -> Array:
-    """Fixed and random walls (M²,). Random ones that would leave no room for start and objects are left out."""
+    """Fixed and random walls (M²,). Once they would leave no room for start and objects, no more are drawn."""
     total = distribution.max_size**2
     drawn = jax.random.permutation(key, total)[: distribution.random_walls]
     fixed = np.zeros(total, bool)
     fixed[list(distribution.fixed_walls)] = True
-    extra = jnp.zeros(total, bool).at[drawn].set(True) & ~fixed & (jnp.arange(total) < size**2)
+    extra = ~jnp.asarray(fixed)[drawn] & (drawn < size**2)
     room = size**2 - fixed.sum() - (1 + distribution.max_objects)
-    return fixed | (extra & (jnp.cumsum(extra) <= room))
+    return jnp.asarray(fixed).at[drawn].max(extra & (jnp.cumsum(extra) <= room))
 
 
 def _uniform(key: Array, ranges: tuple[Range, ...]) -> Array:

@@ -12,11 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from open_bench.environments.gridworld import ACTIONS, Policy, State
-from open_bench.environments.gridworld_levels import Level
+from open_bench.environments.gridworld_levels import Distribution, Level
 
 # Without it, an undiscounted policy with time to spare would as soon wait as go. Values lose a relative 1e-9 a step,
 # far below what anything is compared to, far above rounding.
 HASTE = 1e-9
+
+
+MAX_STATES = 1 << 20  # cells times sets of existing objects
+MAX_POLICY = 1 << 30  # states times env steps: bytes of a whole policy
+
+
+def solvable(distribution: Distribution) -> bool:
+    """Whether returns are known exactly: places are fixed, and there is not too much to sum over."""
+    states = distribution.max_size**2 << distribution.max_objects
+    return not distribution.random_places and states <= MAX_STATES and states * distribution.horizons[1] <= MAX_POLICY
 
 
 class Solution(NamedTuple):

@@ -15,7 +15,7 @@ from open_bench.config import EnvironmentConfig
 from open_bench.environments.catalogue import make_environment
 from open_bench.environments.gridworld import ACTIONS, Episode, GridworldEnvironment, Policy, State, play
 from open_bench.environments.gridworld_levels import Level
-from open_bench.environments.gridworld_optimal import optimal_policy, random_return, solve
+from open_bench.environments.gridworld_optimal import optimal_policy, random_return, solvable, solve
 from open_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,14 +49,15 @@ def show_level(
     environment = make_environment(config)
     if not isinstance(environment, GridworldEnvironment):
         raise UserError(f"{config.name} is no gridworld: only gridworlds have levels to show")
-    fixed = not environment.distribution.random_places
-    if path == "optimal" and not fixed:
-        raise UserError(f"{config.name} has random places: optimal episodes are known where places are fixed only")
+    known = solvable(environment.distribution)
+    if path == "optimal" and not known:
+        why = "random places" if environment.distribution.random_places else "too many states"
+        raise UserError(f"{config.name} has {why}: its optimal episodes are not known")
     state: State = jax.tree.map(lambda x: x[0], jax.jit(environment.reset_copies, static_argnums=1)(key, 1)[1])
     level = state.level._replace(start=state.cell, cells=state.cells)
     lines: list[str] = []
     played: tuple[str, Policy] | None = ("the random policy", _random_action) if path == "random" else None
-    if fixed:
+    if known:
         solution = solve(level)
         lines.append(f"Expected return: optimal {solution.value:.3f}, random policy {random_return(level):.3f}.")
         played = ("the optimal policy", optimal_policy(solution)) if path == "optimal" else played

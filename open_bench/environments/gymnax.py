@@ -69,7 +69,20 @@ def _make(environment_id: str, options: dict[str, Any]) -> tuple[Any, Any]:
         environment, params = gymnax.make(environment_id, **{k: v for k, v in options.items() if k not in fields})
     except (ValueError, TypeError, OSError) as error:  # OSError: a task that downloads its data
         raise UserError(f"gymnax cannot make {environment_id} with {options}: {error}") from None
+    for name in fields:
+        _check_kind(environment_id, name, options[name], getattr(params, name))
     return environment, params.replace(**{name: options[name] for name in fields})
+
+
+def _check_kind(environment_id: str, name: str, value: Any, default: Any) -> None:
+    """Raise UserError where a parameter is given another kind of value than it has, or a time limit below 1."""
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    if isinstance(default, int | float) and (
+        not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
+    ):
+        raise UserError(f"{environment_id}: {name} = {value!r} does not fit; it is such as {default!r}")
+    if name == "max_steps_in_episode" and not 0 < value < 2**31:
+        raise UserError(f"{environment_id}: {name} = {value!r} is no number of env steps from 1 to 2³¹ − 1")
 
 
 def _observation_size(space: Any, environment_id: str) -> int:

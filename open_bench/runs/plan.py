@@ -1,6 +1,7 @@
 """From names to cells. Everything that a user can get wrong is found here, before anything trains."""
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -165,6 +166,8 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any], brackets: s
 
 
 def _spell(value: Any) -> str:
+    if isinstance(value, str) and "\n" in value:  # a map
+        return f"map-{hashlib.sha256(value.encode()).hexdigest()[:8]}"
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 

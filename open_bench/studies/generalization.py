@@ -19,7 +19,15 @@ from open_bench.runs.store import Store
 from open_bench.scores.generalization import Evidence, Key
 from open_bench.scores.rows import Runs
 from open_bench.studies.normalisers import optimal_returns, random_returns
-from open_bench.studies.points import GeneralizationConfig, Point, make_points, make_task, training_point
+from open_bench.studies.points import (
+    TRAINING,
+    GeneralizationConfig,
+    Point,
+    check_labels,
+    make_points,
+    make_task,
+    training_point,
+)
 from open_bench.studies.training import Trained, of_weights, place, trained_on
 
 BASELINE = "adam"
@@ -67,7 +75,7 @@ def make_plan(
         preset: the sweeps.
         optimizers: names in the registry's grammar; Adam joins them.
         devices: where it will run; decides the default width.
-        train_on: environments that count as what every optimizer was trained on, in place of what is known.
+        train_on: environments that count as what those optimizers were trained on of which it is not known.
         axes: only these.
         seeds, seed: in place of the preset's.
         width: lifetimes in a vmapped group.
@@ -79,7 +87,7 @@ def make_plan(
         raise UserError("no optimizer: name at least one, such as open")
     given = {key: value for key, value in (("seeds", seeds), ("seed", seed)) if value is not None}
     preset = build(GeneralizationConfig, preset.model_dump() | given, f"preset {preset.name}")
-    trained = [load_environment(name).name for name in train_on]
+    trained = list(dict.fromkeys(load_environment(name).name for name in train_on))
     entries = resolve_all(optimizers)
     notes = []
     if BASELINE not in [entry.name for entry in entries]:
@@ -87,12 +95,16 @@ def make_plan(
         notes.append(f"{BASELINE} was not named; it is there as what all are compared with")
     points = make_points(preset, axes)
     added, more = _training_points(entries, points, train_on, preset.longest_training)
+    if added:
+        names = ", ".join(point.label for point in added)
+        notes.append(f"axis {TRAINING} is added: where optimizers were trained, when it is no other point: {names}")
     points = (*added, *points)
+    check_labels(points, preset.name)
     tasks = list({point.key: point.task for point in points}.values())
     cells = make_cells(entries, tasks, devices, preset.seed, width, share_keys=True)
     if trained:
-        notes.append(f"--train-on: {', '.join(trained)} counts as the training distribution of every optimizer, "
-                     "at any lifetime")  # fmt: skip
+        notes.append(f"--train-on: {', '.join(trained)} counts as the training distribution, at any lifetime, of those "
+                     "optimizers of which it is not known")  # fmt: skip
     return Plan(preset, points, cells, tuple(train_on), (*notes, *more))
 
 
@@ -125,9 +137,7 @@ def _training_points(
     entries: Sequence[OptimizerEntry], points: Sequence[Point], train_on: Sequence[str], longest: int | None
 ) -> tuple[list[Point], list[str]]:
     """What θ was trained on, as points, where it is none yet; and notes on what could not be added."""
-    if train_on:
-        return _given_points(points, train_on, longest), []
-    found: dict[Key, Point] = {}
+    found = {point.key: point for point in _given_points(points, train_on, longest)}
     notes = []
     for entry in entries:
         for trained in (of_weights(entry) or ()) if entry.needs_theta else ():
@@ -159,8 +169,8 @@ def _training_task(trained: Trained) -> Task | None:
 
 def _given_points(points: Sequence[Point], train_on: Sequence[str], longest: int | None) -> list[Point]:
     there = {point.task.environment.name for point in points}
-    configs = [load_environment(name) for name in train_on]
-    missing = [config for config in configs if config.name not in there]
+    configs = {config.name: config for config in map(load_environment, train_on)}
+    missing = [config for name, config in configs.items() if name not in there]
     lengths = [config.budgets.get("quick", min(config.budgets.values())) for config in missing]
     return [
         training_point(config, config.name, length if longest is None else min(length, longest))

@@ -13,7 +13,7 @@ import numpy as np
 from open_bench.config import PROTOCOL_VERSION
 from open_bench.environments.catalogue import make_environment
 from open_bench.environments.gridworld import GridworldEnvironment
-from open_bench.environments.gridworld_optimal import optimal_return
+from open_bench.environments.gridworld_optimal import optimal_return, solvable
 from open_bench.harness import parallel
 from open_bench.harness.random_policy import make_random_lifetime
 from open_bench.harness.seeds import repetition_keys, stream
@@ -41,13 +41,13 @@ def random_returns(cell: Cell, repetitions: int, devices: Sequence[jax.Device], 
 def optimal_returns(cell: Cell, repetitions: int) -> np.ndarray | None:
     """Expected returns (repetitions,) of an optimal policy on each repetition's level, by dynamic programming.
 
-    None where they can not be computed: outside gridworlds, where places are drawn anew in every episode, and where
-    every environment copy has a level of its own.
+    None where they can not be computed: outside gridworlds, where places are drawn anew in every episode or there are
+    too many states, and where every environment copy has a level of its own.
     """
     environment = make_environment(cell.environment)
     if not isinstance(environment, GridworldEnvironment):
         return None
-    if environment.distribution.random_places or environment.level_per_copy:
+    if not solvable(environment.distribution) or environment.level_per_copy:
         return None
     keys = repetition_keys(cell.study_seed, cell.keys_name, list(range(repetitions)))
     return np.array([optimal_return(environment.level(stream(key, "environment"))) for key in keys])

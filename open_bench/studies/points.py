@@ -3,13 +3,17 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
+import jax
+import jax.numpy as jnp
 from pydantic import Field, model_validator
 
 from open_bench.config import Config, EnvironmentConfig, Name, Positive, load_named
+from open_bench.environments.base import Discrete
 from open_bench.environments.catalogue import load_environment, make_environment
-from open_bench.environments.gridworld_levels import named_distribution
+from open_bench.environments.gridworld_levels import inlined, named_distribution
 from open_bench.errors import UserError, near_matches
 from open_bench.runs.plan import Task, changed
 
@@ -113,7 +117,7 @@ def make_points(preset: GeneralizationConfig, axes: Sequence[str] = ()) -> tuple
                 points += _points_of(sweep)
             except UserError as error:
                 raise UserError(f"preset {preset.name}, axis {sweep.axis}: {error}") from None
-    _check_labels(points, preset.name)
+    check_labels(points, preset.name)
     return tuple(points)
 
 
@@ -138,10 +142,25 @@ def _points_of(sweep: Sweep) -> list[Point]:
             config = _changed(base, settings, {**sweep.options, **_part(varied, "options.")})
             steps = _env_steps(sweep, index, base, varied)
             config.num_updates(steps)
-            make_environment(config)
+            _check_that_it_starts(config)
             label = _short(base.name) if value is None else _spell(value, sweep.axis)
             points.append(Point(sweep.axis, label, _number(value, sweep.axis), make_task(config, base.name, steps)))
     return points
+
+
+def _check_that_it_starts(config: EnvironmentConfig) -> None:
+    """Raise UserError unless an episode can be begun and stepped with the environment's options; nothing is run."""
+    for option, value in config.options.items():
+        if not isinstance(value, bool | int | float | str):
+            raise UserError(f"{config.name}: {option} = {value!r} is neither a number nor a word")
+    environment, key = make_environment(config), jax.random.key(0)
+    space = environment.action_space
+    action = jnp.int32(0) if isinstance(space, Discrete) else jnp.zeros(space.size)
+    try:
+        _, state = jax.eval_shape(environment.reset, key)
+        jax.eval_shape(environment.step, key, state, action)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{config.name}: these options do not work: {error}") from None
 
 
 def _env_steps(sweep: Sweep, index: int, base: EnvironmentConfig, varied: dict[str, Any]) -> int:
@@ -163,6 +182,7 @@ def _changed(base: EnvironmentConfig, settings: dict[str, Any], options: dict[st
     """``base`` changed; options that spell out what holds anyway change nothing, so that those runs are the base's."""
     adapter, _, identifier = base.source.partition(":")
     if options and adapter == "gridworld":
+        options = inlined(options, Path())
         before, after = (named_distribution(identifier, {**base.options, **more}) for more in ({}, options))
         if before[0] == after[0] and before[1].level_per_copy == after[1].level_per_copy:
             options = {}
@@ -170,7 +190,7 @@ def _changed(base: EnvironmentConfig, settings: dict[str, Any], options: dict[st
 
 
 def _short(name: str) -> str:
-    return name.rpartition("/")[2]
+    return name.removeprefix("gridworld/")
 
 
 def _spell(value: Any, axis: str) -> str:
@@ -191,7 +211,8 @@ def _number(value: Any, axis: str) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
-def _check_labels(points: Sequence[Point], preset: str) -> None:
+def check_labels(points: Sequence[Point], preset: str) -> None:
+    """Raise UserError where two points could not be told apart."""
     seen: set[tuple[str, str]] = set()
     for point in points:
         if (point.axis, point.label) in seen:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from open_bench.config import EnvironmentConfig, PPOConfig, build
 from open_bench.environments.catalogue import load_environment
-from open_bench.environments.gridworld_levels import Distribution, Range, named_distribution
+from open_bench.environments.gridworld_levels import Distribution, LevelOptions, Range, named_distribution
 from open_bench.errors import UserError
 from open_bench.optimizers.candidate import Candidate
 from open_bench.optimizers.entry import OptimizerEntry
@@ -48,18 +48,24 @@ def trained_on(candidate: Candidate, task: Task, given: Sequence[str] = ()) -> t
     """What an optimizer, as it is used on a task, was trained or tuned on.
 
     A learned optimizer: what the metadata of its weights say; nothing for θ = 0. A classic one: the environment and
-    budget that the hyperparameters which it uses here were tuned on; nothing for its defaults.
+    budget that the hyperparameters which it uses here were tuned on; nothing for its defaults. Where neither says, what
+    the user names.
 
     Args:
         candidate: the optimizer with the hyperparameters of the task.
         task: where it is used.
-        given: environments that the user names instead, at any length of a lifetime.
+        given: environments that the user names where it is not known, at any length of a lifetime.
 
     Returns:
         What it was trained on, possibly nothing; None when that is not known.
     """
-    if given:
+    known = _known(candidate)
+    if known is None and given:
         return tuple(from_environment(load_environment(name), None) for name in given)
+    return known
+
+
+def _known(candidate: Candidate) -> tuple[Trained, ...] | None:
     if candidate.entry.needs_theta:
         return of_weights(candidate.entry)
     if candidate.origin == "given":
@@ -150,17 +156,24 @@ def _ppo(config: EnvironmentConfig) -> dict[str, Any]:
 def _task_shifts(config: EnvironmentConfig, trained: Trained) -> Iterable[str]:
     ours, theirs = _gridworld(config.source, config.options), _gridworld(trained.source, trained.options)
     if ours is not None and theirs is not None:
-        return uncovered(ours, theirs)
+        return _uncovered_levels(*ours, *theirs)
     if config.source != trained.source:
         return ("environment",)
     keys = {*config.options, *trained.options}
     return sorted(key for key in keys if config.options.get(key) != trained.options.get(key))
 
 
-def _gridworld(source: str, options: Mapping[str, Any]) -> Distribution | None:
+def _uncovered_levels(
+    levels: Distribution, options: LevelOptions, trained: Distribution, before: LevelOptions
+) -> tuple[str, ...]:  # fmt: skip
+    shared = () if options.level_per_copy == before.level_per_copy else ("level_per_copy",)
+    return (*uncovered(levels, trained), *shared)
+
+
+def _gridworld(source: str, options: Mapping[str, Any]) -> tuple[Distribution, LevelOptions] | None:
     adapter, _, identifier = source.partition(":")
     try:
-        return named_distribution(identifier, dict(options))[0] if adapter == "gridworld" else None
+        return named_distribution(identifier, dict(options)) if adapter == "gridworld" else None
     except UserError:  # a maze of the user's that is not here
         return None
 
@@ -179,12 +192,14 @@ def uncovered(levels: Distribution, trained: Distribution) -> tuple[str, ...]:
             ("respawn", levels.respawn, trained.respawn),
         )
     }
+    # As many walls for each cell, whatever the size.
+    as_dense = round(trained.random_walls * (levels.max_size / trained.max_size) ** 2)
     inside = {
         "size": _within(levels.sizes, trained.sizes),
         "horizon": _within(levels.horizons, trained.horizons),
         "density": _within(levels.used, trained.used) and levels.types == trained.types[: len(levels.types)],
         **per_type,
-        "walls": (levels.fixed_walls, levels.random_walls) == (trained.fixed_walls, trained.random_walls),
+        "walls": (levels.fixed_walls, levels.random_walls) == (trained.fixed_walls, as_dense),
         "places": levels.random_places == trained.random_places,
         "observation": (levels.observation_size, levels.tabular) == (trained.observation_size, trained.tabular),
     }

@@ -98,14 +98,13 @@ def studies() -> Table:
 
 def recipes() -> Group:
     """Shipped recipes for meta-training."""
-    table = _table("recipe", "what it is", "environments", "lifetime", "population", "generations", "strategy")
+    table = _table("recipe", "what it is", "how")
     for name in config.shipped("meta"):
         recipe = config.load_meta(name)
         lifetime = f"{_compact(recipe.env_steps)} steps" if recipe.env_steps else recipe.budget
-        table.add_row(
-            name, recipe.description, ", ".join(recipe.environments) or "yours", lifetime,
-            str(recipe.population), str(recipe.generations), recipe.strategy,
-        )  # fmt: skip
+        where = ", ".join(recipe.environments) or "yours"
+        how = f"{where}: {lifetime}; {recipe.population} × {recipe.generations} generations, {recipe.strategy}"
+        table.add_row(name, recipe.description, how)
     return Group(table, Text("Used as in: openbench meta-train open --config NAME -e ENVIRONMENT", style="dim"))
 
 

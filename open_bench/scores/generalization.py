@@ -14,7 +14,8 @@ of several axes. Aggregates are over tasks, so nothing counts twice.
 
 **Left out.** Where the reference is not above random there is no scale: the task is reported raw, left out of every
 score, and named in the notes. Adam counts as above random when the 95 % interval of the paired difference is above 0,
-and Adam's mean above the interval of random's: a difference that is small against the noise is no unit to measure in.
+and its mean above half of the standard deviation of random's returns over repetitions: a difference that is small
+against the noise is no unit to measure in.
 
 **In, out, gap.** IQM of the scores over the tasks inside, IQM over those outside, and the first minus the second; all
 with 95 % bootstrap intervals, repetitions drawn again within each task. Of Adam relative to itself there is no gap.
@@ -41,6 +42,7 @@ from open_bench.scores.rows import Runs
 NORMALISERS = ("adam", "optimal", "none")
 PLACEMENTS = ("in", "out", "unknown")
 TASK = ["environment", "budget"]
+SMALL = 0.5  # standard deviations
 SUMMARY_ESTIMATES = (
     "in_score",
     "out_score",
@@ -234,9 +236,9 @@ def _against_baseline(evidence: Evidence, key: Key, values: pd.Series, baseline:
     if not len(difference):
         return "no episode of the random policy ended"
     mean, low, _ = (float(each[0]) for each in mean_bands(difference[:, None]))
-    known = random.dropna().to_numpy(float)
-    high = known.mean() if len(known) == 1 else mean_bands(known[:, None])[2][0]
-    if not ((mean if len(difference) == 1 else low) > 0 and values.mean() > high):
+    several = len(difference) > 1
+    noise = random.dropna().std() if several else 0.0
+    if not ((low if several else mean) > 0 and mean > SMALL * noise):
         return f"{baseline} is not above the random policy"
     return _scale(_random_mean(evidence, key), float(values.mean())) or f"{baseline} is not above the random policy"
 

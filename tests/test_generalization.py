@@ -1,6 +1,7 @@
 """Generalization studies: known scores, points and presets, in and out of training, and a whole study by command."""
 
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Callable
@@ -284,6 +285,14 @@ def test_the_same_study_gives_the_same_files(tmp_path: Path, normaliser: str) ->
     assert first[-1].read_bytes().startswith(b"\x89PNG")
     assert len(pd.read_csv(first[0])) == 2 * 2 * 2
     assert "nan" not in first[4].read_text()
+
+
+def test_brackets_in_names_are_no_markup() -> None:
+    study = by_hand()
+    study.summary["worst_point"] = "breakout[hidden=16x16]"
+    console = Console(width=200, file=io.StringIO())
+    console.print(report.rich_tables(study))
+    assert "breakout[hidden=16x16]" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_the_tables_fit_eighty_columns(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ def rich_tables(study: Generalization) -> Any:
 
 def _summary_table(study: Generalization) -> Any:
     """The optimizers that were measured, a line or two each."""
+    from rich.text import Text
+
     table = _table()
     for name, justify in (("optimizer", "left"), ("in", "left"), ("out", "left"), ("gap", "left"), ("worst", "left")):
         table.add_column(name, justify=justify, overflow="fold", max_width=22 if name == "optimizer" else None)
@@ -76,7 +78,7 @@ def _summary_table(study: Generalization) -> Any:
     picked = [headings.index(name) for name in ("optimizer", "in", "out", "gap", "worst point")]
     for row in rows:
         # Intervals and names of points stand below, so that four estimates fit.
-        table.add_row(*(row[i].replace(" [", "\n[") for i in picked))
+        table.add_row(*(Text(row[i].replace(" [", "\n[")) for i in picked))  # as it stands: names hold brackets
     return table
 
 

@@ -1,5 +1,7 @@
 """Figures of a generalization study: a heat map of optimizers × points, and the scores along each axis."""
 
+import re
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,11 +200,19 @@ def _draw_line(
 
 def _label_x(panel: "Axes", points: pd.DataFrame, labels: list[str]) -> None:
     values = points.drop_duplicates("point").set_index("point")["x"]
-    short = [compact(values[label]) if values[label] >= 10_000 else label for label in labels]
-    crowded = max(map(len, short)) * len(short) > 34
+    short = [compact(values[label]) if values[label] >= 10_000 else _stacked(label) for label in labels]
+    crowded = max(len(line) for label in short for line in label.split("\n")) * len(short) > 34
     panel.set_xticks(range(len(short)), short, fontsize=8.5, rotation=35 if crowded else 0,
                      ha="right" if crowded else "center", rotation_mode="anchor")  # fmt: skip
     panel.set_xlim(-0.5, len(short) - 0.5)
+
+
+def _stacked(label: str) -> str:
+    """A long point on as many lines as it takes to be narrow."""
+    if len(label) <= 24:
+        return label
+    parts = re.sub(r",(?=[a-z])", ", ", label.replace("[", " [").replace("{", " {"))
+    return "\n".join(textwrap.wrap(parts, 16, break_long_words=False))
 
 
 def _handle(colour: str, style: Any) -> Any:

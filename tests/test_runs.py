@@ -250,6 +250,16 @@ def test_agents_are_kept_when_asked_for(tmp_path: Path) -> None:
     tables(store)  # the file of agents disturbs no table
 
 
+def test_it_is_said_when_agents_are_wanted_of_what_is_stored_without(tmp_path: Path) -> None:
+    train(tmp_path, cells(), seeds=1)
+    with pytest.warns(UserWarning, match="was trained without --save-agents and is stored already"):
+        train(tmp_path, cells(), seeds=1, save_agents=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(tmp_path / "another", cells(), seeds=1, save_agents=True)
+        train(tmp_path / "another", cells(), seeds=1, save_agents=True)
+
+
 def test_agents_are_not_kept_otherwise(finished: Store) -> None:
     with pytest.raises(UserError, match="no saved agent"):
         load_agent(finished.path(CELL))

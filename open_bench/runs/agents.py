@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.traverse_util
 import numpy as np
+import safetensors
 import safetensors.numpy
 
 from open_bench.errors import UserError
@@ -21,6 +22,15 @@ def write_agents(path: Path, params: Any, repetitions: list[int]) -> None:
         for name, array in flat.items()
     }
     safetensors.numpy.save_file(arrays, path)
+
+
+def saved_agents(cell: str | Path) -> set[int]:
+    """Repetitions whose trained agents are stored in a cell's directory."""
+    found: set[int] = set()
+    for path in Path(cell).glob(f"shard-*/{AGENTS}"):
+        with safetensors.safe_open(path, framework="numpy") as file:
+            found |= {int(name.partition("/")[0]) for name in file.keys()}  # noqa: SIM118
+    return found
 
 
 def load_agent(cell: str | Path, repetition: int = 0) -> dict[str, Any]:

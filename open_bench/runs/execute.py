@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,6 +17,7 @@ from open_bench.harness.estimate import warn_of_long_run
 from open_bench.harness.lifetime import Lifetime, Metrics, Record, make_lifetime
 from open_bench.harness.seeds import repetition_keys
 from open_bench.optimizers.entry import Budget
+from open_bench.runs.agents import saved_agents
 from open_bench.runs.cell import Cell
 from open_bench.runs.checkpoint import Checkpoint, remove_all
 from open_bench.runs.provenance import provenance
@@ -73,6 +75,8 @@ def execute(cells: Sequence[Cell], repetitions: int, store: Store, options: Opti
     free and its cell is continued here.
     """
     warn_of_long_runs(cells, repetitions, store, options.devices)
+    if options.save_agents:
+        _warn_of_absent_agents(cells, repetitions, store)
     with progress.watch():
         progress.planned(cells, repetitions)
         pending = list(cells)
@@ -90,6 +94,18 @@ def warn_of_long_runs(cells: Sequence[Cell], repetitions: int, store: Store, dev
         here = [cell for cell in cells if cell.environment.name == config.name]
         missing = [len(set(range(repetitions)) - store.repetitions(cell)) * cell.lifetime_steps for cell in here]
         warn_of_long_run(config, sum(missing), devices)
+
+
+def _warn_of_absent_agents(cells: Sequence[Cell], repetitions: int, store: Store) -> None:
+    """What is stored is not trained again, not for its agents either."""
+    for cell in cells:
+        stored = store.repetitions(cell) & set(range(repetitions))
+        if stored - saved_agents(store.path(cell)):
+            warnings.warn(
+                f"{store.path(cell)} was trained without --save-agents and is stored already, so its agents are not "
+                "there: remove that folder, or name other --results, to have them",
+                stacklevel=2,
+            )
 
 
 def _attend(cell: Cell, repetitions: int, store: Store, options: Options, progress: Progress) -> bool:

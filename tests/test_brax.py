@@ -123,7 +123,7 @@ def test_a_bad_name_is_an_error(name: str, message: str) -> None:
         ({"reset_noise_scale": "much"}, r"brax ant: reset_noise_scale = 'much' does not fit"),
         ({"terminate_when_unhealthy": 1}, r"brax ant: terminate_when_unhealthy = 1 does not fit"),
         ({"n_frames": 0}, r"brax ant: n_frames = 0 does not fit"),
-        ({"episode_length": 0}, r"brax ant: episode_length = 0 is not a positive whole number"),
+        ({"episode_length": 0}, r"brax ant: episode_length = 0 is no whole number from 1"),
         ({"use_contact_forces": True}, r"brax cannot make ant with .*: use_contact_forces not implemented"),
     ],
 )

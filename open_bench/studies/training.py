@@ -165,7 +165,7 @@ def _task_shifts(config: EnvironmentConfig, trained: Trained) -> Iterable[str]:
 
 def _uncovered_levels(
     levels: Distribution, options: LevelOptions, trained: Distribution, before: LevelOptions
-) -> tuple[str, ...]:  # fmt: skip
+) -> tuple[str, ...]:
     shared = () if options.level_per_copy == before.level_per_copy else ("level_per_copy",)
     return (*uncovered(levels, trained), *shared)
 

@@ -25,11 +25,11 @@ from rich.table import Table
 from throughput import harness
 
 from open_bench.environments.base import Discrete, Environment
-from open_bench.environments.catalogue import load_environment, make_environment
-from open_bench.harness.devices import start
-from open_bench.optimizers.candidate import prepare
+from open_bench.environments.registry import load_environment, make_environment
+from open_bench.experiments.experiment import Experiment
 from open_bench.optimizers.registry import resolve
-from open_bench.runs.cell import Cell
+from open_bench.optimizers.resolve import prepare
+from open_bench.training.devices import start
 
 ENVIRONMENTS = ("gridworld/rand_dense", "gridworld/rand_all", "gridworld/standard_maze", "gridworld/dense")
 
@@ -64,18 +64,20 @@ def environment_alone(environment: Environment, copies: int, steps: int, device:
     return run
 
 
-def measure(cell: Cell, copies: int, steps: int, updates: int, repeats: int, device: Any) -> dict[str, float]:
+def measure(
+    experiment: Experiment, copies: int, steps: int, updates: int, repeats: int, device: Any
+) -> dict[str, float]:
     """Every figure of one row; the speeds in env steps a second."""
-    lifetime, compile_seconds = harness(cell, [device], 1, updates)
+    lifetime, compile_seconds = harness(experiment, [device], 1, updates)
     runs = {
-        "environment": environment_alone(make_environment(cell.environment), copies, steps, device),
+        "environment": environment_alone(make_environment(experiment.environment), copies, steps, device),
         "lifetime": lifetime,
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             times[name].append(run())
-    counts = {"environment": copies * steps, "lifetime": updates * cell.environment.ppo.batch_size}
+    counts = {"environment": copies * steps, "lifetime": updates * experiment.environment.ppo.batch_size}
     speeds = {name: counts[name] / np.asarray(values) for name, values in times.items()}
     return {
         **{name: float(np.median(values)) for name, values in speeds.items()},
@@ -97,9 +99,9 @@ def main(environments: tuple[str, ...], copies: int, steps: int, updates: int, r
     table = Table(*columns, box=None, title=f"env steps/s on one {device.platform} device, {copies:,} copies")
     for name in environments:
         settings = load_environment(name)
-        candidate = prepare(resolve("adam"), name, "full")
-        cell = Cell(settings, "full", settings.budget_steps("full"), candidate, 0, 1)
-        m = measure(cell, copies, steps, updates, repeats, device)
+        resolved = prepare(resolve("adam"), name, "full")
+        experiment = Experiment(settings, "full", settings.budget_steps("full"), resolved, 0, 1)
+        m = measure(experiment, copies, steps, updates, repeats, device)
         table.add_row(
             name, str(make_environment(settings).observation_size), f"{m['environment']:,.0f}", f"{m['lifetime']:,.0f}",
             f"{m['share']:.0%}", f"{m['compile']:.1f} s",

@@ -1,4 +1,4 @@
-"""Peak memory of a study: 16 seeds of a full MinAtar lifetime (1e7 env steps), for widths 1 and 16.
+"""Peak memory of a study: 16 seeds of a full MinAtar lifetime (1e7 env steps), for vmap_sizes 1 and 16.
 
     python benchmarks/memory.py --seconds 60
 
@@ -16,11 +16,11 @@ import time
 import click
 
 
-def peak(environment: str, width: int, seconds: float) -> float:
+def peak(environment: str, vmap_size: int, seconds: float) -> float:
     """Peak resident memory in GiB of ``openbench train`` stopped after ``seconds``."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "open_bench.cli", "train", "adam", "-e", environment, "--budget", "full",
-                   "--seeds", "16", "--width", str(width), "--results", folder, "--quiet"]  # fmt: skip
+        command = [sys.executable, "-m", "open_bench.cli.main", "train", "adam", "-e", environment, "--budget", "full",
+                   "--seeds", "16", "--vmap-size", str(vmap_size), "--results", folder, "--quiet"]  # fmt: skip
         process = subprocess.Popen(command)
         time.sleep(seconds)
         if process.poll() is not None:
@@ -35,9 +35,9 @@ def peak(environment: str, width: int, seconds: float) -> float:
 @click.option("--seconds", default=60.0, show_default=True, help="How long each run trains.")
 def main(environment: str, seconds: float) -> None:
     """Print the peaks, the narrow run first (the figure is the largest child so far)."""
-    for width in (1, 16):
+    for vmap_size in (1, 16):
         click.echo(
-            f"{environment}, 16 seeds, 1e7 env steps, width {width}: peak {peak(environment, width, seconds):.2f} GiB"
+            f"{environment}, 16 num_seeds, 1e7 env steps, vmap_size {vmap_size}: peak {peak(environment, vmap_size, seconds):.2f} GiB"
         )
 
 

@@ -1,12 +1,12 @@
 """What meta-training costs: generations an hour, memory, and the cost of an env step relative to training with Adam.
 
     python benchmarks/meta.py                          OPEN on CartPole, populations of 8, 16, 32 and 64
-    python benchmarks/meta.py -o lpo@zero -p 64 --width 8
-    python benchmarks/meta.py --published --width 16   the published recipe's first PPO updates on Breakout
+    python benchmarks/meta.py -o lpo@zero -p 64 --vmap-size 8
+    python benchmarks/meta.py --published --vmap-size 16   the published recipe's first PPO updates on Breakout
 
 Each population size has a process of its own, so that peak memory is its own. `× Adam` is the median, over alternated
 repeats, of a generation's time (ask, lifetimes, tell, checkpoint) over the time of as many lifetimes with Adam, on the
-same devices and widths, by the same code. The first generation warms up and is left out; compilation has a column.
+same devices and vmap_sizes, by the same code. The first generation warms up and is left out; compilation has a column.
 
 The published recipe (configs/meta/open.toml: 64 members, lifetimes of 1e7 env steps, 500 generations) is compiled
 whole and runs the first updates of its first round. What the whole would take is computed from that, for this machine,
@@ -28,20 +28,20 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import click
 import jax
 import numpy as np
+from open_bench.optimizers.spec import EMPTY_THETA
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from open_bench.config import MetaConfig, load_meta
-from open_bench.environments.catalogue import load_environment
-from open_bench.harness import parallel
-from open_bench.harness.devices import start
-from open_bench.meta.checkpoint import Checkpoints
-from open_bench.meta.evolution import Progress, Strategy, evolve
-from open_bench.meta.run import Request, make_request
-from open_bench.meta.tasks import TRAINING, Evaluator, combine, make_tasks, rollout_keys
-from open_bench.optimizers.entry import EMPTY_THETA
+from open_bench.environments.registry import load_environment
+from open_bench.meta_training.checkpoint import Checkpoints
+from open_bench.meta_training.evolution import Progress, Strategy, evolve
+from open_bench.meta_training.fitness import TRAINING, Evaluator, combine, make_tasks, rollout_keys
+from open_bench.meta_training.run import Request, make_request
 from open_bench.optimizers.registry import resolve
+from open_bench.training import mesh as parallel
+from open_bench.training.devices import start
 
 OUT = Console(width=140)
 
@@ -83,14 +83,14 @@ def measure(optimizer: str, environment: str, config: MetaConfig, count: int | N
     """A few generations against Adam."""
     devices = start(count)
     settings = load_environment(environment)
-    request = make_request(optimizer, config, [settings], [], {}, parallel.default_width(devices, 1))
+    request = make_request(optimizer, config, [settings], [], {}, parallel.default_vmap_size(devices, 1))
     (task,) = request.tasks
-    population = Evaluator(task, devices, request.width, config.population)
+    population = Evaluator(task, devices, request.vmap_size, config.population)
     (plain,) = make_tasks(resolve("adam"), EMPTY_THETA, [settings], config, {})
-    adam = Evaluator(plain, devices, request.width, config.population)
+    adam = Evaluator(plain, devices, request.vmap_size, config.population)
 
     def keys(generation: int, rollouts: int) -> jax.Array:
-        return rollout_keys(config.seed, TRAINING, environment, generation, rollouts)
+        return rollout_keys(config.root_seed, TRAINING, environment, generation, rollouts)
 
     timed = Alternating(lambda: adam.returns(EMPTY_THETA, keys(0, config.population), config.fitness))
     with tempfile.TemporaryDirectory() as folder:
@@ -104,7 +104,7 @@ def measure(optimizer: str, environment: str, config: MetaConfig, count: int | N
     pairs = np.asarray(timed.pairs[1:])
     return {
         "devices": len(devices),
-        "width": request.width,
+        "vmap_size": request.vmap_size,
         "seconds": float(np.median(pairs[:, 0])),
         "env_steps": config.population * task.env_steps,
         "relative": float(np.median(pairs[:, 0] / pairs[:, 1])),
@@ -115,19 +115,19 @@ def measure(optimizer: str, environment: str, config: MetaConfig, count: int | N
 
 
 def populations_table(
-    optimizer: str, environment: str, steps: int, sizes: tuple[int, ...], repeats: int, width: int | None,
+    optimizer: str, environment: str, steps: int, sizes: tuple[int, ...], repeats: int, vmap_size: int | None,
     devices: int | None,
 ) -> Table:  # fmt: skip
     """A row a population size."""
-    table = Table("population", "devices × width", "generation", "generations/h", "env steps/s", "cost × Adam",
+    table = Table("population", "devices × vmap_size", "generation", "generations/h", "env steps/s", "cost × Adam",
                   "compile", "peak memory", "program a device",
                   box=None, title=f"{optimizer} on {environment}, lifetimes of {steps:,} env steps")  # fmt: skip
     for size in track(sizes, console=Console(stderr=True), transient=True):
-        config = MetaConfig(population=size, generations=repeats + 1, env_steps=steps, width=width,
+        config = MetaConfig(population=size, generations=repeats + 1, env_steps=steps, vmap_size=vmap_size,
                             environments=(environment,))  # fmt: skip
         m = in_a_process(measure, optimizer, environment, config, devices)
         table.add_row(
-            str(size), f"{m['devices']} × {m['width']}", f"{m['seconds']:.2f} s", f"{3600 / m['seconds']:,.0f}",
+            str(size), f"{m['devices']} × {m['vmap_size']}", f"{m['seconds']:.2f} s", f"{3600 / m['seconds']:,.0f}",
             f"{m['env_steps'] / m['seconds']:,.0f}", f"{m['relative']:.2f}", f"{m['compile']:.1f} s",
             size_of(m["peak"]), size_of(m["program"]),
         )  # fmt: skip
@@ -137,15 +137,17 @@ def populations_table(
 # --- the published recipe ---------------------------------------------------------------------------------------------
 
 
-def published(environment: str, width: int | None, count: int | None, updates: int) -> dict[str, Any]:
+def published(environment: str, vmap_size: int | None, count: int | None, updates: int) -> dict[str, Any]:
     """Compile the published recipe and run the first updates of its first round."""
     devices = start(count)
-    config = load_meta("open").model_copy(update={"environments": (environment,), "width": width})
-    request = make_request("open", config, [load_environment(environment)], [], {}, parallel.default_width(devices, 1))
+    config = load_meta("open").model_copy(update={"environments": (environment,), "vmap_size": vmap_size})
+    request = make_request(
+        "open", config, [load_environment(environment)], [], {}, parallel.default_vmap_size(devices, 1)
+    )
     (task,) = request.tasks
-    evaluator = Evaluator(task, devices, request.width, config.population)
+    evaluator = Evaluator(task, devices, request.vmap_size, config.population)
     program, inputs = evaluator.program, first_round(request, evaluator)
-    keys = rollout_keys(config.seed, TRAINING, environment, 0, 1)[np.zeros(program.slots, int)]
+    keys = rollout_keys(config.root_seed, TRAINING, environment, 0, 1)[np.zeros(program.slots, int)]
     state, seconds = program.init(keys, inputs), []
     learner = state.learner  # donated to the next call: only shapes are asked of it
     shapes = [(leaf.shape, leaf.dtype.itemsize) for leaf in jax.tree.leaves((learner.params, learner.optimizer_state))]
@@ -161,7 +163,7 @@ def published(environment: str, width: int | None, count: int | None, updates: i
         "config": config,
         "devices": program.mesh.size,
         "kind": devices[0].device_kind,
-        "width": request.width,
+        "vmap_size": request.vmap_size,
         "slots": program.slots,
         "updates": task.num_updates,
         "batch": ppo.batch_size,
@@ -180,7 +182,7 @@ def first_round(request: Request, evaluator: Evaluator) -> dict[str, Any]:
     strategy = Strategy(request.config, request.start)
     population = jax.device_get(strategy.ask(0, strategy.start())[0])
     chosen = np.minimum(np.arange(evaluator.program.slots), request.config.population - 1)
-    hyperparameters = evaluator.task.candidate.inputs["hyperparameters"]
+    hyperparameters = evaluator.task.resolved.inputs["hyperparameters"]
     return {
         **jax.tree.map(lambda leaf: leaf[chosen], population),
         "hyperparameters": {key: np.full(len(chosen), value) for key, value in hyperparameters.items()},
@@ -191,7 +193,7 @@ def published_table(m: dict[str, Any], environment: str) -> Table:
     """What was measured."""
     table = Table("the published recipe's first updates", environment, box=None)
     for name, value in (
-        ("devices × width", f"{m['devices']} × {m['width']} ({m['kind']})"),
+        ("devices × vmap_size", f"{m['devices']} × {m['vmap_size']} ({m['kind']})"),
         ("compilation", f"{m['compile']:.1f} s"),
         (f"one PPO update of {m['slots']} lifetimes", f"{m['seconds']:.2f} s"),
         ("env steps/s", f"{m['slots'] * m['batch'] / m['seconds']:,.0f}"),
@@ -207,7 +209,7 @@ def projection_table(m: dict[str, Any], bandwidth: float, kernels: int, launch: 
     """What 500 generations would take."""
     config: MetaConfig = m["config"]
     here = -(-config.population // m["slots"]) * m["updates"] * m["seconds"]
-    groups = -(-config.population // m["width"])
+    groups = -(-config.population // m["vmap_size"])
     moved = config.population * m["optimizer_steps"] * m["traffic"] / (bandwidth * 1e9)
     launched = groups * m["optimizer_steps"] * kernels * launch * 1e-6
     table = Table("projection, not measured", "a generation", f"{config.generations} generations", "assuming", box=None)
@@ -238,7 +240,7 @@ def size_of(number: int | None) -> str:
 @click.option("--population", "-p", "sizes", type=int, multiple=True, default=(8, 16, 32, 64), show_default=True)
 @click.option("--steps", default=5120, show_default=True, help="Env steps of a lifetime.")
 @click.option("--repeats", default=3, show_default=True, help="Generations that count.")
-@click.option("--width", type=int, help="Lifetimes in a vmapped group; by default as in meta-train.")
+@click.option("--vmap-size", type=int, help="Lifetimes in a vmapped group; by default as in meta-train.")
 @click.option("--devices", type=int, help="All by default.")
 @click.option("--published", "whole", is_flag=True, help="The published recipe in place of the table of populations.")
 @click.option("--updates", default=2, show_default=True, help="PPO updates of the published recipe that count.")
@@ -246,15 +248,15 @@ def size_of(number: int | None) -> str:
 @click.option("--gpu-kernels", default=100, show_default=True, help="Kernels in an optimizer step, for the projection.")
 @click.option("--gpu-launch", default=5.0, show_default=True, help="Microseconds a kernel, for the projection.")
 def main(
-    optimizer: str, environment: str | None, sizes: tuple[int, ...], steps: int, repeats: int, width: int | None,
+    optimizer: str, environment: str | None, sizes: tuple[int, ...], steps: int, repeats: int, vmap_size: int | None,
     devices: int | None, whole: bool, updates: int, gpu_bandwidth: float, gpu_kernels: int, gpu_launch: float,
 ) -> None:  # fmt: skip
     """Print the tables."""
     if not whole:
-        OUT.print(populations_table(optimizer, environment or "cartpole", steps, sizes, repeats, width, devices))
+        OUT.print(populations_table(optimizer, environment or "cartpole", steps, sizes, repeats, vmap_size, devices))
         return
     environment = environment or "breakout"
-    measured = in_a_process(published, environment, width, devices, updates)
+    measured = in_a_process(published, environment, vmap_size, devices, updates)
     OUT.print(published_table(measured, environment))
     OUT.print(projection_table(measured, gpu_bandwidth, gpu_kernels, gpu_launch))
 

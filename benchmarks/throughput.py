@@ -5,7 +5,7 @@
 
 Columns: `bare` is benchmarks/bare_ppo.py with Adam; `harness` is one seed in the same process, both confined to one
 core; `overhead` is bare/harness − 1 over alternated repeats (Adam's row compares like with like); `1 device` and `all`
-are four seeds, group after group on one device (which may use every core inside an operation) or spread over all of
+are four num_seeds, group after group on one device (which may use every core inside an operation) or spread over all of
 them. Compile times are of a cold and of a warm persistent cache.
 """
 
@@ -23,27 +23,27 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from open_bench.environments.catalogue import load_environment
-from open_bench.harness import parallel
-from open_bench.harness.devices import start
-from open_bench.harness.seeds import repetition_keys
-from open_bench.optimizers.candidate import prepare
+from open_bench.environments.registry import load_environment
+from open_bench.experiments.execute import build_lifetime
+from open_bench.experiments.experiment import Experiment
 from open_bench.optimizers.registry import resolve
-from open_bench.runs.cell import Cell
-from open_bench.runs.execute import build_lifetime
+from open_bench.optimizers.resolve import prepare
+from open_bench.training import mesh as parallel
+from open_bench.training.devices import start
+from open_bench.training.keys import lifetime_keys
 
 SEEDS = 4
 
 
-def bare(cell: Cell, updates: int) -> Callable[[], float]:
+def bare(experiment: Experiment, updates: int) -> Callable[[], float]:
     """A function that times ``updates`` updates of the bare loop: seconds."""
     from bare_ppo import make_bare_ppo  # gymnax starts JAX when imported, which must wait for start()
 
-    ppo = cell.environment.ppo
+    ppo = experiment.environment.ppo
     init, train = make_bare_ppo(
-        cell.environment.source.partition(":")[2], ppo.num_envs, ppo.num_steps, ppo.update_epochs, ppo.num_minibatches,
-        ppo.hidden, ppo.activation == "relu", bool(cell.environment.options.get("binary_observations")),
-        cell.num_updates, float(cell.candidate.hyperparameters.get("learning_rate", 1e-3)),
+        experiment.environment.source.partition(":")[2], ppo.num_envs, ppo.num_steps, ppo.update_epochs, ppo.num_minibatches,
+        ppo.hidden, ppo.activation == "relu", bool(experiment.environment.options.get("binary_observations")),
+        experiment.num_updates, float(experiment.resolved.hyperparameters.get("learning_rate", 1e-3)),
     )  # fmt: skip
     device = jax.devices()[0]
     state = jax.jit(init)(jax.device_put(jax.random.key(0), device))
@@ -60,12 +60,14 @@ def bare(cell: Cell, updates: int) -> Callable[[], float]:
     return run
 
 
-def harness(cell: Cell, devices: list[Any], lifetimes: int, updates: int) -> tuple[Callable[[], float], float]:
+def harness(
+    experiment: Experiment, devices: list[Any], lifetimes: int, updates: int
+) -> tuple[Callable[[], float], float]:
     """A function that times ``updates`` updates of ``lifetimes`` lifetimes, and the seconds to compile."""
-    theta = cell.candidate.inputs
-    program = parallel.compile_program(build_lifetime(cell), theta, devices, 1, lifetimes)
+    theta = experiment.resolved.inputs
+    program = parallel.compile_program(build_lifetime(experiment), theta, devices, 1, lifetimes)
     rounds = -(-lifetimes // program.slots)
-    keys = repetition_keys(0, cell.environment.name, list(range(program.slots)))
+    keys = lifetime_keys(0, experiment.environment.name, list(range(program.slots)))
     states = [program.run(program.init(keys, theta), theta, 1)[0] for _ in range(rounds)]
 
     def run() -> float:
@@ -91,7 +93,7 @@ def on_one_core(run: Callable[[], float]) -> float:
             os.sched_setaffinity(task, cores)
 
 
-def cold_and_warm(cell: Cell, devices: list[Any]) -> tuple[float, float, int]:
+def cold_and_warm(experiment: Experiment, devices: list[Any]) -> tuple[float, float, int]:
     """Seconds to compile with an empty cache, then with a full one, and how many programs the latter compiled."""
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -107,26 +109,26 @@ def cold_and_warm(cell: Cell, devices: list[Any]) -> tuple[float, float, int]:
             compilation_cache.reset_cache()
             jax.clear_caches()
             misses[0] = 0
-            seconds.append(harness(cell, devices, len(devices), 1)[1])
+            seconds.append(harness(experiment, devices, len(devices), 1)[1])
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
     return seconds[0], seconds[1], misses[0]
 
 
-def measure(cell: Cell, devices: list[Any], updates: int, repeats: int) -> dict[str, float]:
+def measure(experiment: Experiment, devices: list[Any], updates: int, repeats: int) -> dict[str, float]:
     """Every figure of one row, in env steps a second, the timings alternated."""
-    cold, warm, misses = cold_and_warm(cell, devices)
+    cold, warm, misses = cold_and_warm(experiment, devices)
     runs = {
-        "bare": bare(cell, updates),
-        "harness": harness(cell, devices[:1], 1, updates)[0],
-        "one": harness(cell, devices[:1], SEEDS, updates)[0],
-        "all": harness(cell, devices, SEEDS, updates)[0],
+        "bare": bare(experiment, updates),
+        "harness": harness(experiment, devices[:1], 1, updates)[0],
+        "one": harness(experiment, devices[:1], SEEDS, updates)[0],
+        "all": harness(experiment, devices, SEEDS, updates)[0],
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             times[name].append(on_one_core(run) if name in ("bare", "harness") else run())
-    steps = updates * cell.environment.ppo.batch_size
+    steps = updates * experiment.environment.ppo.batch_size
     counts = {"bare": 1, "harness": 1, "one": SEEDS, "all": SEEDS}
     speeds = {name: steps * counts[name] / float(np.median(values)) for name, values in times.items()}
     pairs = np.asarray(times["harness"]) / np.asarray(times["bare"])
@@ -155,9 +157,9 @@ def main(optimizers: tuple[str, ...], environments: tuple[str, ...], updates: in
     for environment in environments:
         settings = load_environment(environment)
         for name in optimizers:
-            candidate = prepare(resolve(name), environment, "full")
-            cell = Cell(settings, "full", settings.budget_steps("full"), candidate, 0, 1)
-            m = measure(cell, devices, updates or max(1, 100_000 // settings.ppo.batch_size), repeats)
+            resolved = prepare(resolve(name), environment, "full")
+            experiment = Experiment(settings, "full", settings.budget_steps("full"), resolved, 0, 1)
+            m = measure(experiment, devices, updates or max(1, 100_000 // settings.ppo.batch_size), repeats)
             table.add_row(
                 environment, name, f"{m['bare']:,.0f}", f"{m['harness']:,.0f}", f"{m['overhead']:+.1%}",
                 f"{m['one']:,.0f}", f"{m['all']:,.0f}", f"{m['speedup']:.2f} ×", f"{m['cold']:.1f} s",

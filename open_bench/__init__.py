@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from open_bench.api import Cluster, compare, generalize, load_runs, meta_train, train
     from open_bench.errors import UserError
-    from open_bench.runs.agents import load_agent
+    from open_bench.experiments.agents import load_agent
 
 _HOMES = {
     "Cluster": "open_bench.api",
     "UserError": "open_bench.errors",
     "compare": "open_bench.api",
     "generalize": "open_bench.api",
-    "load_agent": "open_bench.runs.agents",
+    "load_agent": "open_bench.experiments.agents",
     "load_runs": "open_bench.api",
     "meta_train": "open_bench.api",
     "train": "open_bench.api",

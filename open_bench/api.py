@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from open_bench import assets
+from open_bench import files
 from open_bench.config import MetaConfig, StudyConfig, build, load_meta, load_study
 from open_bench.errors import UserError
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import jax
     import pandas as pd
 
-    from open_bench.meta.evolution import Progress as MetaProgress
-    from open_bench.meta.run import MetaTrained, Request
-    from open_bench.report.leaderboard import Leaderboard
-    from open_bench.runs.execute import Progress
-    from open_bench.scores.generalization import Generalization
-    from open_bench.scores.rows import Runs
-    from open_bench.studies.points import GeneralizationConfig
+    from open_bench.evaluation.leaderboard import Leaderboard
+    from open_bench.evaluation.schema import Runs
+    from open_bench.experiments.execute import Progress
+    from open_bench.generalization.scores import Generalization
+    from open_bench.generalization.study import GeneralizationConfig
+    from open_bench.meta_training.evolution import Progress as MetaProgress
+    from open_bench.meta_training.run import MetaTrained, Request
 
 DEFAULT_STUDY = "quick"
 
@@ -39,34 +39,34 @@ def train(
     *,
     budget: str = "quick",
     steps: int | None = None,
-    seeds: int = 1,
-    seed: int = 0,
+    num_seeds: int = 1,
+    root_seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     results: str | Path = "results",
     devices: int | None = None,
-    width: int | None = None,
+    vmap_size: int | None = None,
     save_agents: bool = False,
     cluster: Cluster | None = None,
     progress: "Progress | None" = None,
 ) -> "pd.DataFrame":
-    """Train one optimizer on one environment and store the cell.
+    """Train one optimizer on one environment and store the experiment.
 
     Args:
         optimizer: a name in the registry's grammar, such as "adam:learning_rate=1e-3" or "lion+dpo".
         environment: a shipped environment, a TOML of yours, or a gymnax id.
         budget: one of the environment's budgets; ``steps`` (env steps) replaces it.
-        seeds: repetitions; those that are stored already are not trained again.
-        seed: the study seed, from which all keys derive.
+        num_seeds: seeds; those that are stored already are not trained again.
+        root_seed: the root seed, from which all keys derive.
         settings: PPO settings to replace, such as ``{"num_envs": 32}``.
         results: folder to write to.
         devices: how many devices to use; on CPU each core is one by default.
-        width: lifetimes in a vmapped group; by default 1 on CPU, more on accelerators.
+        vmap_size: lifetimes in a vmapped group; by default 1 on CPU, more on accelerators.
         save_agents: keep the trained parameters (``open_bench.load_agent`` reads them).
         cluster: join several hosts.
         progress: watcher of the run.
 
     Returns:
-        One row a repetition: repetition, final_return, mean_return, diverged, env_steps.
+        One row a seed: seed, final_return, mean_return, diverged, env_steps.
 
     Raises:
         UserError: whatever the request has wrong, before anything trains.
@@ -76,12 +76,12 @@ def train(
         "optimizers": (optimizer,),
         "environments": (environment,),
         "budget": budget,
-        "seeds": seeds,
-        "seed": seed,
+        "num_seeds": num_seeds,
+        "root_seed": root_seed,
     }
     study = build(StudyConfig, values, "train")
-    runs = _run(study, steps, settings, results, devices, width, save_agents, cluster, progress)
-    return runs.scores.sort_values("repetition", ignore_index=True)
+    runs = _run(study, steps, settings, results, devices, vmap_size, save_agents, cluster, progress)
+    return runs.scores.sort_values("seed", ignore_index=True)
 
 
 def compare(
@@ -91,12 +91,12 @@ def compare(
     environments: Sequence[str] | None = None,
     budget: str | None = None,
     steps: int | None = None,
-    seeds: int | None = None,
-    seed: int | None = None,
+    num_seeds: int | None = None,
+    root_seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
     results: str | Path = "results",
     devices: int | None = None,
-    width: int | None = None,
+    vmap_size: int | None = None,
     save_agents: bool = False,
     meta_train: str | MetaConfig | bool | None = None,
     cluster: Cluster | None = None,
@@ -105,7 +105,7 @@ def compare(
 ) -> "pd.DataFrame":
     """Train every optimizer on every environment of a study, and rank them.
 
-    The missing cells are trained and stored; the leaderboard (CSV and Markdown) and the figures of everything in
+    The missing experiments are trained and stored; the leaderboard (CSV and Markdown) and the figures of everything in
     ``results`` are written there. The arguments replace the study's own values; see ``train`` for the others.
 
     Args:
@@ -119,8 +119,8 @@ def compare(
         The study's leaderboard, a row an optimizer, best first.
     """
     return compare_board(
-        study, optimizers=optimizers, environments=environments, budget=budget, steps=steps, seeds=seeds, seed=seed,
-        settings=settings, results=results, devices=devices, width=width, save_agents=save_agents,
+        study, optimizers=optimizers, environments=environments, budget=budget, steps=steps, num_seeds=num_seeds, root_seed=root_seed,
+        settings=settings, results=results, devices=devices, vmap_size=vmap_size, save_agents=save_agents,
         meta_train=meta_train, cluster=cluster, progress=progress, meta_progress=meta_progress,
     ).table  # fmt: skip
 
@@ -132,7 +132,7 @@ def compare_board(
     settings: Mapping[str, Any] | None = None,
     results: str | Path = "results",
     devices: int | None = None,
-    width: int | None = None,
+    vmap_size: int | None = None,
     save_agents: bool = False,
     meta_train: str | MetaConfig | bool | None = None,
     cluster: Cluster | None = None,
@@ -141,8 +141,8 @@ def compare_board(
     **changes: Any,
 ) -> "Leaderboard":
     """``compare``, returning the leaderboard with its notes."""
-    from open_bench.report.leaderboard import leaderboard
-    from open_bench.runs.plan import adjust
+    from open_bench.evaluation.leaderboard import leaderboard
+    from open_bench.experiments.plan import adjust
 
     chosen = study if isinstance(study, StudyConfig) else load_study(study or DEFAULT_STUDY)
     chosen = adjust(chosen, **{key: _tuple(value) for key, value in changes.items()})
@@ -150,7 +150,7 @@ def compare_board(
         chosen = chosen.model_copy(update={"meta": (chosen.meta or MetaConfig()) if meta_train else None})
     else:
         chosen = adjust(chosen, meta=meta_train)
-    runs = _run(chosen, steps, settings, results, devices, width, save_agents, cluster, progress, meta_progress)
+    runs = _run(chosen, steps, settings, results, devices, vmap_size, save_agents, cluster, progress, meta_progress)
     write_reports(results)
     return leaderboard(runs, _references())
 
@@ -194,11 +194,11 @@ def meta_train(
     Raises:
         UserError: whatever the request has wrong, before anything is compiled.
     """
-    from open_bench.harness.devices import start
-    from open_bench.meta.evolution import Progress
-    from open_bench.meta.run import meta_train as run
-    from open_bench.meta.writers import watched
-    from open_bench.runs.provenance import provenance
+    from open_bench.experiments.provenance import provenance
+    from open_bench.meta_training.evolution import Progress
+    from open_bench.meta_training.logging import watched
+    from open_bench.meta_training.run import meta_train as run
+    from open_bench.training.devices import start
 
     chosen = _meta_config(config, {**changes, "environments": environments, "env_steps": steps})
     cluster = cluster or Cluster()
@@ -212,18 +212,18 @@ def _meta_request(
     optimizer: str, config: MetaConfig, settings: Mapping[str, Any] | None, devices: "Sequence[jax.Device]"
 ) -> "Request":
     """A meta-training that has been checked; ``settings`` replace PPO settings, those of ``config`` included."""
-    from open_bench.environments.catalogue import load_environment, make_environment
-    from open_bench.harness import parallel
-    from open_bench.meta.run import make_request
-    from open_bench.runs.plan import slot_bytes
+    from open_bench.environments.registry import load_environment, make_environment
+    from open_bench.experiments.plan import slot_bytes
+    from open_bench.meta_training.run import make_request
+    from open_bench.training import mesh as parallel
 
     trained, held_out = (
         [load_environment(name).with_settings({**config.settings, **(settings or {})}) for name in names]
         for names in (config.environments, config.held_out)
     )
     sizes = [slot_bytes(make_environment(environment), environment) for environment in trained]
-    width = parallel.default_width(devices, max(sizes, default=1))
-    return make_request(optimizer, config, trained, held_out, _references(), width)
+    vmap_size = parallel.default_vmap_size(devices, max(sizes, default=1))
+    return make_request(optimizer, config, trained, held_out, _references(), vmap_size)
 
 
 def _meta_config(config: str | MetaConfig | None, changes: dict[str, Any]) -> MetaConfig:
@@ -241,17 +241,17 @@ def generalize(
     preset: "str | GeneralizationConfig" = "smoke",
     train_on: Sequence[str] = (),
     axes: Sequence[str] = (),
-    seeds: int | None = None,
-    seed: int | None = None,
-    normalise: str = "adam",
+    num_seeds: int | None = None,
+    root_seed: int | None = None,
+    normalize: str = "adam",
     results: str | Path = "results",
     devices: int | None = None,
-    width: int | None = None,
+    vmap_size: int | None = None,
     progress: "Progress | None" = None,
 ) -> "Generalization":
     """Study how optimizers carry over to what they were not trained or tuned on.
 
-    Points along several axes, each with everything else fixed, are run as ordinary cells; what is stored is not
+    Points along several axes, each with everything else fixed, are run as ordinary experiments; what is stored is not
     trained again. Tables and figures are written to ``<results>/generalization/<preset>``. Adam is always there, as
     what all are compared with.
 
@@ -261,13 +261,13 @@ def generalize(
         train_on: environments that count as the training distribution of those optimizers of which it is not known,
             such as imported weights; of the others the weights' metadata say, or where hyperparameters were tuned.
         axes: only these of the preset's.
-        seeds: repetitions of each point.
-        seed: the study seed, from which all keys derive.
-        normalise: "adam" (scores relative to Adam at the same point), "optimal" (absolute, where the optimal return of
+        num_seeds: seeds of each point.
+        root_seed: the root seed, from which all keys derive.
+        normalize: "adam" (scores relative to Adam at the same point), "optimal" (absolute, where the optimal return of
             a gridworld can be computed) or "none".
         results: folder to write to.
         devices: how many devices to use; on CPU each core is one by default.
-        width: lifetimes in a vmapped group.
+        vmap_size: lifetimes in a vmapped group.
         progress: watcher.
 
     Returns:
@@ -276,34 +276,34 @@ def generalize(
     Raises:
         UserError: whatever the request has wrong, before anything trains.
     """
-    from open_bench.harness.devices import start
-    from open_bench.report.generalization import write
-    from open_bench.runs.execute import Progress
-    from open_bench.runs.store import Store
-    from open_bench.scores.generalization import check_normaliser, generalization
-    from open_bench.studies import generalization as study
-    from open_bench.studies.points import load_preset
+    from open_bench.experiments.execute import Progress
+    from open_bench.experiments.store import Store
+    from open_bench.generalization import run as study
+    from open_bench.generalization.report import write
+    from open_bench.generalization.scores import check_normalizer, generalization
+    from open_bench.generalization.study import load_preset
+    from open_bench.training.devices import start
 
-    check_normaliser(normalise)
+    check_normalizer(normalize)
     chosen = load_preset(preset) if isinstance(preset, str) else preset
     named = [optimizers] if isinstance(optimizers, str) else list(optimizers)
     found = start(devices)
     plan = study.make_plan(
-        chosen, named, found, train_on=train_on, axes=axes, seeds=seeds, seed=seed, width=width
+        chosen, named, found, train_on=train_on, axes=axes, num_seeds=num_seeds, root_seed=root_seed, vmap_size=vmap_size
     )  # fmt: skip
     store = Store(results)
     store.prepare()
-    scored = generalization(study.run(plan, store, found, progress or Progress()), normalise, study.BASELINE)
+    scored = generalization(study.run(plan, store, found, progress or Progress()), normalize, study.BASELINE)
     write(scored, study.folder_of(results, chosen.name))
     return scored
 
 
 def load_runs(results: str | Path = "results") -> "Runs":
-    """Every stored cell of a results folder, as tables (``cells``, ``scores``, ``curves``)."""
-    from open_bench.runs.store import Store
+    """Every stored experiment of a results folder, as tables (``experiments``, ``scores``, ``curves``)."""
+    from open_bench.experiments.store import Store
 
     folder = Path(results)
-    if not (folder / "runs").is_dir():
+    if not (folder / "experiments").is_dir():
         raise UserError(f"{folder}: no stored runs (there is no folder {folder / 'runs'})")
     return Store(folder).load()
 
@@ -315,8 +315,8 @@ def write_reports(results: str | Path = "results", budget: str | None = None) ->
         results: the folder.
         budget: only this one; by default every budget gets a board of its own.
     """
-    from open_bench.report.figures import save_figures
-    from open_bench.report.leaderboard import leaderboard
+    from open_bench.evaluation.figures import save_figures
+    from open_bench.evaluation.leaderboard import leaderboard
 
     folder, references = Path(results), _references()
     runs = load_runs(folder)
@@ -333,44 +333,44 @@ def _run(
     settings: Mapping[str, Any] | None,
     results: str | Path,
     devices: int | None,
-    width: int | None,
+    vmap_size: int | None,
     save_agents: bool,
     cluster: Cluster | None,
     progress: "Progress | None",
     meta_progress: "MetaProgress | None" = None,
 ) -> "Runs":
-    from open_bench.harness.devices import start
-    from open_bench.runs.execute import Options, Progress, execute
-    from open_bench.runs.plan import make_plan
-    from open_bench.runs.store import Store
+    from open_bench.experiments.execute import Options, Progress, execute
+    from open_bench.experiments.plan import make_plan
+    from open_bench.experiments.store import Store
+    from open_bench.training.devices import start
 
     cluster = cluster or Cluster()
     found = start(devices, cluster.coordinator, cluster.num_processes, cluster.process_id)
     if study.meta is not None:
-        study = _with_weights(study, steps, settings, Path(results), found, width, meta_progress)
-    plan = make_plan(study, found, steps, settings, width)
+        study = _with_weights(study, steps, settings, Path(results), found, vmap_size, meta_progress)
+    plan = make_plan(study, found, steps, settings, vmap_size)
     store = Store(results)
     store.prepare()
-    execute(plan.cells, study.seeds, store, Options(found, save_agents=save_agents), progress or Progress())
-    return _first_repetitions(store.load(list(plan.cells)), study.seeds)
+    execute(plan.experiments, study.num_seeds, store, Options(found, save_agents=save_agents), progress or Progress())
+    return _first_seeds(store.load(list(plan.experiments)), study.num_seeds)
 
 
 def _with_weights(
     study: StudyConfig, steps: int | None, settings: Mapping[str, Any] | None, results: Path,
-    devices: "Sequence[jax.Device]", width: int | None, progress: "MetaProgress | None",
+    devices: "Sequence[jax.Device]", vmap_size: int | None, progress: "MetaProgress | None",
 ) -> StudyConfig:  # fmt: skip
     """The study with weights for those optimizers that have none, after everything else in it has been checked."""
-    from open_bench.meta import needed
-    from open_bench.meta.evolution import Progress
-    from open_bench.meta.writers import watched
-    from open_bench.runs.plan import make_plan
-    from open_bench.runs.provenance import provenance
-    from open_bench.runs.store import Store
+    from open_bench.experiments.plan import make_plan
+    from open_bench.experiments.provenance import provenance
+    from open_bench.experiments.store import Store
+    from open_bench.meta_training import as_needed as needed
+    from open_bench.meta_training.evolution import Progress
+    from open_bench.meta_training.logging import watched
 
     config = needed.settings_for(study, steps)
     lacking = needed.without_weights(study.optimizers)
     requests = {name: _meta_request(name, config, settings, devices) for name in lacking}
-    make_plan(study, devices, steps, settings, width, find=needed.stand_ins(requests))
+    make_plan(study, devices, steps, settings, vmap_size, find=needed.stand_ins(requests))
     for request in requests.values():
         needed.check(request, results)
     Store(results).prepare()
@@ -382,18 +382,18 @@ def _with_weights(
     return study.model_copy(update={"optimizers": tuple(named.get(name, name) for name in study.optimizers)})
 
 
-def _first_repetitions(runs: "Runs", count: int) -> "Runs":
-    """The rows of repetitions 0 … count−1: a folder may hold more than were asked for now."""
-    from open_bench.scores.rows import Runs
+def _first_seeds(runs: "Runs", count: int) -> "Runs":
+    """The rows of seeds 0 … count−1: a folder may hold more than were asked for now."""
+    from open_bench.evaluation.schema import Runs
 
-    scores, curves = (frame[frame["repetition"] < count] for frame in (runs.scores, runs.curves))
-    return Runs(runs.cells, scores, curves)
+    scores, curves = (frame[frame["seed"] < count] for frame in (runs.scores, runs.curves))
+    return Runs(runs.experiments, scores, curves)
 
 
 def _references() -> Any:
-    from open_bench.scores.references import load_references
+    from open_bench.evaluation.baseline_returns import load_references
 
-    return load_references(assets.baselines_dir() / "returns")
+    return load_references(files.baselines_dir() / "returns")
 
 
 def _tuple(value: Any) -> Any:

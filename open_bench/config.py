@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import pydantic
 from pydantic import Field
 
-from open_bench import assets
+from open_bench import files
 from open_bench.errors import UserError, near_matches
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
@@ -105,7 +105,7 @@ class MetaConfig(Config):
 
     name: Name = "custom"
     description: str = ""
-    environments: tuple[str, ...] = ()  # that fitness is measured on; with several it is the mean of normalised returns
+    environments: tuple[str, ...] = ()  # that fitness is measured on; with several it is the mean of normalized returns
     held_out: tuple[str, ...] = ()  # evaluated every ``evaluate_every`` generations, never trained on
     settings: dict[str, Any] = {}  # PPO settings to replace in all of them, such as smaller networks
     budget: str = "quick"  # of a lifetime
@@ -123,8 +123,8 @@ class MetaConfig(Config):
     # only the two are compared (Jackson et al. 2024, arXiv 2402.05828); for gridworlds, whose levels differ.
     task_sampling: Literal["common", "antithetic"] = "common"
     fitness: Literal["final_return", "mean_return"] = "final_return"
-    seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0
-    width: Positive | None = None  # lifetimes in a vmapped group; by default 1 on CPU, more on accelerators
+    root_seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0
+    vmap_size: Positive | None = None  # lifetimes in a vmapped group; by default 1 on CPU, more on accelerators
     evaluate_every: Annotated[int, Field(ge=0)] = 0  # generations between evaluations of the mean θ; 0: never
     evaluation_rollouts: Positive = 4
 
@@ -148,16 +148,16 @@ class MetaConfig(Config):
 
 
 class StudyConfig(Config):
-    """A set of cells: every optimizer on every environment, at one budget."""
+    """A set of experiments: every optimizer on every environment, at one budget."""
 
     name: Name
     description: str = ""
     optimizers: tuple[str, ...] = Field(min_length=1)
     environments: tuple[str, ...] = Field(min_length=1)
     budget: str = "quick"
-    seeds: Positive = 4  # repetitions of each cell
-    seed: Annotated[int, Field(ge=0, lt=1_000_000, strict=True)] = (
-        0  # study seed; larger ones are kept for references and tuning
+    num_seeds: Positive = 4  # seeds of each experiment
+    root_seed: Annotated[int, Field(ge=0, lt=1_000_000, strict=True)] = (
+        0  # root seed; larger ones are kept for references and tuning
     )
     meta: str | MetaConfig | None = None  # recipe, or settings, that optimizers without weights are meta-trained by
 
@@ -220,7 +220,7 @@ def load(model: type[_Model], path: Path) -> _Model:
 
 def shipped(kind: str) -> dict[str, Path]:
     """Configuration files that ship, by name: ``kind`` is environments, studies, meta or generalize."""
-    folder = assets.configs_dir() / kind
+    folder = files.configs_dir() / kind
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.toml"))}
 
 

@@ -30,7 +30,7 @@ def golden() -> Path:
 @pytest.fixture
 def openbench(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> OpenBench:
     """``openbench(*arguments)`` in this process."""
-    from open_bench import cli
+    from open_bench.cli import main as cli
 
     def call(*arguments: object) -> Answer:
         monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # what main changes is put back

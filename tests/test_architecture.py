@@ -90,10 +90,10 @@ def row(part: str) -> int:
 
 
 def test_the_reader_of_imports_sees_them() -> None:
-    assert "open_bench.harness.lifetime" in own("open_bench.harness.parallel")
-    assert "open_bench.runs.store" in own("open_bench.api")
-    assert "open_bench.runs.store" not in own("open_bench.api", lazy=False)
-    assert "open_bench.optimizers.registry" in own("open_bench.optimizers.candidate")
+    assert "open_bench.training.lifetime" in own("open_bench.training.mesh")
+    assert "open_bench.experiments.store" in own("open_bench.api")
+    assert "open_bench.experiments.store" not in own("open_bench.api", lazy=False)
+    assert "open_bench.optimizers.registry" in own("open_bench.optimizers.resolve")
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if layer(name)])
@@ -132,7 +132,7 @@ def users_of(*packages: str) -> set[str]:
 
 
 def test_stored_rows_are_read_without_jax() -> None:
-    assert "open_bench.harness.lifetime" in users_of("jax")
+    assert "open_bench.training.lifetime" in users_of("jax")
     readers = {name for name in MODULES if layer(name) in {"scores", "report"}}
     assert not readers & users_of("jax", "jaxlib", "flax", "optax", "gymnax")
 
@@ -144,14 +144,14 @@ def test_only_adapters_know_the_environment_suites() -> None:
 
 
 def test_only_one_module_knows_meshes_and_sharding() -> None:
-    assert users_of("jax.sharding", "jax.experimental") == {"open_bench.harness.parallel"}
+    assert users_of("jax.sharding", "jax.experimental") == {"open_bench.training.mesh"}
     calls = {
         name
         for name in MODULES
         for node in ast.walk(tree(name))
         if isinstance(node, ast.Attribute) and node.attr in {"shard_map", "pmap", "make_mesh"}
     }
-    assert calls == {"open_bench.harness.parallel"}
+    assert calls == {"open_bench.training.mesh"}
 
 
 def test_nothing_is_pickled() -> None:
@@ -280,15 +280,16 @@ def test_the_wheel_holds_the_package_and_what_ships(wheel: Path) -> None:
 
 TRAIN = """
 import open_bench
-from open_bench import assets, config
+from open_bench import config
+from open_bench import files
 assert open_bench.__file__.startswith({folder!r}), open_bench.__file__
-assert str(assets.configs_dir()).startswith({folder!r})
-assert str(assets.baselines_dir()).startswith({folder!r})
+assert str(files.configs_dir()).startswith({folder!r})
+assert str(files.baselines_dir()).startswith({folder!r})
 assert "quick" in config.shipped("studies")
 settings = {{"num_steps": 8, "update_epochs": 1, "num_minibatches": 2, "hidden": [8]}}
 scores = open_bench.train("adam", "cartpole", steps=640, settings=settings)
 assert len(scores) == 1
-print(open_bench.load_runs().cells["hyperparameter_origin"].item())
+print(open_bench.load_runs().experiments["hyperparameter_origin"].item())
 """
 
 
@@ -301,6 +302,6 @@ def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> No
     output = python(TRAIN.format(folder=str(site)), folder=elsewhere, PYTHONPATH=str(site), JAX_PLATFORMS="cpu",
                     HOME=str(tmp_path))  # fmt: skip
     assert output.split()[-1] in {"published", "tuned"}  # so the baselines were read
-    assert list(elsewhere.glob("results/runs/cartpole*/shard-0000/scores.csv"))
+    assert list(elsewhere.glob("results/experiments/cartpole*/shard-0000/scores.csv"))
     (entry_points,) = site.glob("*.dist-info/entry_points.txt")
-    assert "openbench = open_bench.cli:main" in entry_points.read_text()
+    assert "openbench = open_bench.cli.main:main" in entry_points.read_text()

@@ -1,4 +1,4 @@
-"""Brax: the adapter against Brax's training wrappers, normalisation against numpy, silence, and what a CPU is told."""
+"""Brax: the adapter against Brax's training wrappers, normalization against numpy, silence, and what a CPU is told."""
 
 import os
 import subprocess
@@ -15,14 +15,14 @@ import pytest
 from open_bench.config import MetaConfig, StudyConfig
 from open_bench.environments import brax_names, make
 from open_bench.environments.brax import BACKENDS
-from open_bench.environments.catalogue import load_environment, make_environment
+from open_bench.environments.registry import load_environment, make_environment
 from open_bench.environments.wrappers import VectorEnvironment
 from open_bench.errors import UserError
-from open_bench.meta import run as meta_run
-from open_bench.meta.evolution import Progress
-from open_bench.runs.execute import warn_of_long_runs
-from open_bench.runs.plan import make_plan
-from open_bench.runs.store import Store
+from open_bench.experiments.execute import warn_of_long_runs
+from open_bench.experiments.plan import make_plan
+from open_bench.experiments.store import Store
+from open_bench.meta_training import run as meta_run
+from open_bench.meta_training.evolution import Progress
 
 SHIPPED = ("ant", "humanoid", "walker2d", "hopper", "halfcheetah")
 TASK = "inverted_pendulum"  # the one that compiles fastest
@@ -52,7 +52,7 @@ def python(code: str, folder: Path, *arguments: str) -> Answer:
 
 
 def test_importing_the_package_and_its_adapters_imports_no_brax(tmp_path: Path) -> None:
-    names = "open_bench, open_bench.api, open_bench.environments.catalogue, open_bench.environments.brax"
+    names = "open_bench, open_bench.api, open_bench.environments.registry, open_bench.environments.brax"
     loaded = python(f"import sys, {names}; print(*sys.modules)", tmp_path).out.split()
     assert "open_bench.environments.brax" in loaded
     assert not {"brax", "mujoco"} & set(loaded)
@@ -143,11 +143,11 @@ def test_options_reach_brax() -> None:
     assert make("brax:ant", exclude_current_positions_from_observation=False).observation_size == 29
 
 
-# --- the adapter and normalisation ------------------------------------------------------------------------------------
+# --- the adapter and normalization ------------------------------------------------------------------------------------
 
 
 class Walk(NamedTuple):
-    """What Brax's own wrappers, the plain copies and the normalising copies make of the same actions."""
+    """What Brax's own wrappers, the plain copies and the normalizing copies make of the same actions."""
 
     theirs: Any
     first: Any
@@ -175,9 +175,9 @@ def walk() -> Walk:
         action = 3.0 * jax.random.normal(key, (COPIES, 1))
         theirs = own.step(theirs, jnp.clip(action, -1.0, 1.0))
         transition, bare = plain.step(key, bare, action)
-        normalised, scaled = normal.step(key, scaled, action)
+        normalized, scaled = normal.step(key, scaled, action)
         row = (theirs.obs, theirs.reward, theirs.done, theirs.info["truncation"])
-        return (theirs, bare, scaled), (row, transition, normalised, bare.statistics, scaled.statistics)
+        return (theirs, bare, scaled), (row, transition, normalized, bare.statistics, scaled.statistics)
 
     @jax.jit
     def run() -> Walk:
@@ -247,7 +247,7 @@ def test_normalisation_equals_numpy(walk: Walk) -> None:
     assert np.abs(walk.normal.reward - walk.plain.reward).max() > 0.1
 
 
-def test_returns_are_reported_unnormalised(walk: Walk) -> None:
+def test_returns_are_reported_unnormalized(walk: Walk) -> None:
     jax.tree.map(np.testing.assert_array_equal, walk.normal_statistics, walk.plain_statistics)
     np.testing.assert_array_equal(walk.plain_statistics.last.max(), LIMIT)  # the reward is 1 a step
     assert walk.plain_statistics.finished[-1].all()
@@ -260,12 +260,14 @@ class Accelerator:
     platform = "gpu"
 
 
-def told(folder: Path, environment: str, steps: int | None, devices: Any, seeds: int = 2) -> list[str]:
-    study = StudyConfig(name="x", optimizers=("adam", "sgd"), environments=(environment,), budget="full", seeds=seeds)
-    cells = make_plan(study, jax.devices(), steps=steps).cells
+def told(folder: Path, environment: str, steps: int | None, devices: Any, num_seeds: int = 2) -> list[str]:
+    study = StudyConfig(
+        name="x", optimizers=("adam", "sgd"), environments=(environment,), budget="full", num_seeds=num_seeds
+    )
+    experiments = make_plan(study, jax.devices(), steps=steps).experiments
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_long_runs(cells, seeds, Store(folder), devices)
+        warn_of_long_runs(experiments, num_seeds, Store(folder), devices)
     return [str(warning.message) for warning in caught]
 
 

@@ -19,7 +19,7 @@ from commands import Answer, OpenBench
 from rich.console import Console
 
 import open_bench
-from open_bench import cli
+from open_bench.cli import main as cli
 from open_bench.config import shipped
 from open_bench.optimizers import available
 
@@ -53,7 +53,7 @@ def breaking() -> optax.GradientTransformation:
 def csvs(folder: Path) -> dict[str, bytes]:
     """The stored tables, joined over shards: how rounds were cut depends on the number of devices."""
     runs = open_bench.load_runs(folder)
-    keys = ["cell", "repetition", "env_steps"]
+    keys = ["experiment", "seed", "env_steps"]
     return {
         name: table.sort_values(keys).to_csv(index=False).encode()
         for name, table in (("scores", runs.scores), ("curves", runs.curves))
@@ -94,7 +94,7 @@ def test_compare_prints_a_table_and_writes_the_leaderboard(compared: tuple[Path,
 
 def test_plain_progress_is_lines(compared: tuple[Path, Answer]) -> None:
     err = compared[1].err
-    assert "2 cells, 2 seeds each" in err
+    assert "2 experiments, 2 seeds each" in err
     for name in ("adam", "sgd"):
         assert f"{name}: seeds 0–1, 40 updates" in err
         assert f"{name}: done, return " in err
@@ -105,7 +105,7 @@ def test_plain_progress_is_lines(compared: tuple[Path, Answer]) -> None:
 def test_leaderboard_and_figures_regenerate_byte_for_byte(
     compared: tuple[Path, Answer], tmp_path: Path, openbench: OpenBench
 ) -> None:
-    shutil.copytree(compared[0] / "runs", tmp_path / "runs")
+    shutil.copytree(compared[0] / "experiments", tmp_path / "experiments")
     answer = openbench("leaderboard", "--results", tmp_path)
     assert answer.code == 0, answer.err
     assert "adam" in answer.out
@@ -114,15 +114,15 @@ def test_leaderboard_and_figures_regenerate_byte_for_byte(
 
 
 def test_the_api_gives_the_same_bytes(compared: tuple[Path, Answer], tmp_path: Path) -> None:
-    request = {"steps": STEPS, "seeds": 2, "settings": TINY, "results": tmp_path}
+    request = {"steps": STEPS, "num_seeds": 2, "settings": TINY, "results": tmp_path}
     frame = open_bench.compare(optimizers=["adam", "sgd"], environments=["cartpole"], **request)
     assert csvs(tmp_path) == csvs(compared[0])
     assert isinstance(frame, pd.DataFrame)
     assert set(frame["optimizer"]) == {"adam", "sgd"}
     assert list(frame["rank"]) == sorted(frame["rank"])
-    # ``train`` finds the same cell and has nothing left to do; one seed of the two may be asked for.
-    scores = open_bench.train("sgd", "cartpole", **{**request, "seeds": 1})
-    assert list(scores["repetition"]) == [0]
+    # ``train`` finds the same experiment and has nothing left to do; one seed of the two may be asked for.
+    scores = open_bench.train("sgd", "cartpole", **{**request, "num_seeds": 1})
+    assert list(scores["seed"]) == [0]
     assert {"final_return", "mean_return", "diverged", "env_steps"} <= set(scores)
     stored = open_bench.load_runs(tmp_path).select(optimizer="sgd").scores
     assert scores["final_return"].iloc[0] == stored["final_return"].iloc[0]
@@ -133,13 +133,13 @@ def test_what_is_stored_is_not_trained_again(
     compared: tuple[Path, Answer], tmp_path: Path, openbench: OpenBench
 ) -> None:
     shutil.copytree(compared[0], tmp_path / "results")
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/runs/*/shard-*")}
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("results/experiments/*/shard-*")}
     answer = openbench("train", "adam", "-e", "cartpole", "--steps", STEPS, "--seeds", 2, *SET,
                        "--results", tmp_path / "results", "--plain")  # fmt: skip
     assert answer.code == 0
     assert "stored already" in answer.err
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert len(list(tmp_path.glob("results/runs/*/shard-*"))) == len(before)
+    assert len(list(tmp_path.glob("results/experiments/*/shard-*"))) == len(before)
     rows = [line.split() for line in answer.out.splitlines()]
     assert [row[0] for row in rows[1:3]] == ["0", "1"]
 
@@ -174,11 +174,11 @@ def test_an_optimizer_that_diverges_is_shown(tmp_path: Path, openbench: OpenBenc
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
-    steps, seeds = 4 * 8 * 1000, 4
-    request = ["--steps", steps, "--seeds", seeds, *SET, "--results", tmp_path]
+    steps, num_seeds = 4 * 8 * 1000, 4
+    request = ["--steps", steps, "--seeds", num_seeds, *SET, "--results", tmp_path]
     process = subprocess_of("train", "adam", "-e", "cartpole", *request, "--devices", 1, "--plain")
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/*/shard-0000")):
+    while not list(tmp_path.glob("experiments/*/shard-0000")):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -187,10 +187,10 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 130, err
     assert "Interrupted. What was finished is stored; the same command goes on from here." in err
     assert "Traceback" not in err
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/shard-*")}
-    assert 1 <= len(finished) < seeds
-    scores = open_bench.train("adam", "cartpole", steps=steps, seeds=seeds, settings=TINY, results=tmp_path)
-    assert list(scores["repetition"]) == list(range(seeds))
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("experiments/*/shard-*")}
+    assert 1 <= len(finished) < num_seeds
+    scores = open_bench.train("adam", "cartpole", steps=steps, num_seeds=num_seeds, settings=TINY, results=tmp_path)
+    assert list(scores["seed"]) == list(range(num_seeds))
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
@@ -230,7 +230,7 @@ BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
     "decay of one": ({"optimizer": "adam:b1=1.0"}, "b1 = 1.0 makes no sense: it must be at least 0 and below 1"),
     "negative step size": ({"optimizer": "lion:learning_rate=-1"}, "learning_rate = -1.0 makes no sense"),
     "malformed name": ({"optimizer": "adam:"}, "optimizer 'adam:'"),
-    "unknown objective": ({"optimizer": "adam+dpoo"}, "unknown policy objective 'dpoo'. Did you mean dpo"),
+    "unknown policy_loss": ({"optimizer": "adam+dpoo"}, "unknown policy loss 'dpoo'. Did you mean dpo"),
     "unknown in optax": ({"optimizer": "optax.adabeleif"}, "optax has no 'adabeleif'. Did you mean adabelief"),
     "needs closures": ({"optimizer": "optax.lbfgs"}, "optax.lbfgs cannot be benchmarked"),
     "missing module": ({"optimizer": "no_such_module:x"}, "cannot import no_such_module"),
@@ -240,10 +240,10 @@ BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
     "negative steps": ({"--steps": "-5"}, "-5 steps on cartpole are fewer than one PPO update"),
     "zero steps": ({"--steps": "0"}, "0 steps on cartpole"),
     "too few steps": ({"--steps": "511"}, "4 × 128 = 512 env steps. Ask for more steps, or"),
-    "no seeds": ({"--seeds": "0"}, "seeds = 0"),
-    "negative seeds": ({"--seeds": "-1"}, "seeds = -1"),
-    "negative seed": ({"--seed": "-1"}, "seed = -1"),
-    "seed out of range": ({"--seed": "1000000"}, "seed = 1000000"),
+    "no seeds": ({"--seeds": "0"}, "num_seeds = 0"),
+    "negative seeds": ({"--seeds": "-1"}, "num_seeds = -1"),
+    "negative seed": ({"--seed": "-1"}, "root_seed = -1"),
+    "seed out of range": ({"--seed": "1000000"}, "root_seed = 1000000"),
     "no equals sign": ({"--set": "num_envs"}, "--set num_envs: expected KEY=VALUE"),
     "no value": ({"--set": "num_envs="}, "expected KEY=VALUE"),
     "unknown setting": ({"--set": "num_env=4"}, "unknown key 'num_env'. Did you mean num_envs"),
@@ -251,7 +251,7 @@ BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
     "text for a number": ({"--set": "num_envs=many"}, "num_envs = 'many': "),
     "minibatches": ({"--set": "num_minibatches=3"}, "num_minibatches = 3 does not divide"),
     "no devices": ({"--devices": "0"}, "--devices must be at least 1, not 0"),
-    "no width": ({"--width": "0"}, "--width must be at least 1, not 0"),
+    "no vmap_size": ({"--vmap-size": "0"}, "--vmap-size must be at least 1, not 0"),
     "half a cluster": ({"--coordinator": "127.0.0.1:9"}, "go together"),
 }
 
@@ -291,7 +291,7 @@ def test_the_good_request_is_good(compared: tuple[Path, Answer], openbench: Open
         (["-o", "adam", "-o", "adam"], "optimizer 'adam' is listed twice"),
         (["-e", "cartpole", "-e", "cartpole"], "environment 'cartpole' is listed twice"),
         (["--budget", "quik"], "has no budget 'quik' (it has quick, short, full). Did you mean quick"),
-        (["--seeds", "0"], "seeds = 0"),
+        (["--seeds", "0"], "num_seeds = 0"),
         (["-o", "adam", "-o", "lin"], "unknown optimizer 'lin'. Did you mean lion"),
     ],
     ids=" ".join,
@@ -304,10 +304,10 @@ def test_a_bad_study_is_refused_in_one_line(
 
 def test_a_misspelt_key_in_a_toml_is_named(tmp_path: Path, openbench: OpenBench) -> None:
     study = tmp_path / "mine.toml"
-    study.write_text('name = "mine"\noptimisers = ["adam"]\nenvironments = ["cartpole"]\n')
+    study.write_text('name = "mine"\noptimizers = ["adam"]\nenvironments = ["cartpole"]\n')
     answer = openbench("compare", study, "--results", tmp_path / "results")
     check_refused(answer, f"{study}: ", tmp_path / "results")
-    assert "unknown key 'optimisers'. Did you mean optimizers?" in answer.err
+    assert "unknown key 'optimizers'. Did you mean optimizers?" in answer.err
     study.write_text('name = "mine"\noptimizers = ["adam"\nseeds = 4\n')
     answer = openbench("compare", study, "--results", tmp_path / "results")
     check_refused(answer, f"{study}: ", tmp_path / "results")
@@ -324,7 +324,7 @@ def test_results_that_cannot_be_written(tmp_path: Path, openbench: OpenBench) ->
 def test_a_leaderboard_of_nothing(tmp_path: Path, openbench: OpenBench) -> None:
     answer = openbench("leaderboard", "--results", tmp_path / "results")
     check_refused(answer, "no stored runs", tmp_path / "results")
-    (tmp_path / "results" / "runs").mkdir(parents=True)
+    (tmp_path / "results" / "experiments").mkdir(parents=True)
     answer = openbench("leaderboard", "--results", tmp_path / "results")
     assert answer.code == 2
     assert answer.err.count("\n") == 1

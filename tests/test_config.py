@@ -11,10 +11,10 @@ from hypothesis import given
 
 from open_bench import config
 from open_bench.config import Config, EnvironmentConfig, PPOConfig, StudyConfig, load, load_study, shipped
-from open_bench.environments.catalogue import load_environment, make_environment
+from open_bench.environments.registry import load_environment, make_environment
 from open_bench.errors import UserError, near_matches
+from open_bench.experiments.plan import adjust
 from open_bench.optimizers import resolve
-from open_bench.runs.plan import adjust
 
 ENVIRONMENTS, STUDIES = tuple(shipped("environments")), tuple(shipped("studies"))
 
@@ -117,13 +117,13 @@ def test_fewer_steps_than_one_update_is_an_error(steps: int) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": 0}, "seeds = 0: .*greater than 0"),
-        ({"seeds": -3}, "seeds = -3"),
-        ({"seed": -1}, "seed = -1"),
-        ({"seed": 1_000_000}, "seed = 1000000"),
+        ({"num_seeds": 0}, "num_seeds = 0: .*greater than 0"),
+        ({"num_seeds": -3}, "num_seeds = -3"),
+        ({"root_seed": -1}, "root_seed = -1"),
+        ({"root_seed": 1_000_000}, "root_seed = 1000000"),
         ({"optimizers": ()}, "optimizers"),
         ({"environments": ()}, "environments"),
-        ({"optimisers": ("adam",)}, "unknown key 'optimisers'. Did you mean optimizers"),
+        ({"optimizers": ("adam",)}, "unknown key 'optimizers'. Did you mean optimizers"),
     ],
 )
 def test_a_bad_study_is_an_error(changes: dict[str, Any], message: str) -> None:
@@ -142,7 +142,7 @@ def test_set_replaces_settings_and_checks_them() -> None:
 
 def test_configuration_is_frozen() -> None:
     study, environment = load_study("quick"), load_environment("cartpole")
-    for model, field in ((study, "seeds"), (environment, "name"), (environment.ppo, "num_envs")):
+    for model, field in ((study, "num_seeds"), (environment, "name"), (environment.ppo, "num_envs")):
         with pytest.raises(pydantic.ValidationError, match="frozen"):
             setattr(model, field, getattr(model, field))
 
@@ -180,7 +180,7 @@ def test_the_quick_study_is_what_it_promises() -> None:
     study = load_study("quick")
     families = [load_environment(name).family for name in study.environments]
     assert len(study.optimizers) >= 5
-    assert study.seeds >= 4
+    assert study.num_seeds >= 4
     assert families.count("minatar") >= 2
     assert "classic" in families
 

@@ -12,9 +12,9 @@ import pytest
 from open_bench.config import load_study
 from open_bench.environments import make
 from open_bench.environments.base import Discrete
-from open_bench.environments.catalogue import load_environment, make_environment
+from open_bench.environments.registry import load_environment, make_environment
 from open_bench.errors import UserError
-from open_bench.runs.plan import adjust, make_plan
+from open_bench.experiments.plan import adjust, make_plan
 
 SOURCE = "craftax:Craftax-Classic-Symbolic-v1"
 installed = pytest.mark.skipif(importlib.util.find_spec("craftax") is None, reason="open-bench[craftax] is absent")

@@ -32,7 +32,7 @@ def names_in(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["open_bench.optimizers.template:ENTRY", "wake_up:ENTRY", *sorted(names_in(GUIDE) | names_in(README))]
+    "name", ["open_bench.optimizers.template:SPEC", "wake_up:SPEC", *sorted(names_in(GUIDE) | names_in(README))]
 )
 def test_documented_optimizers_conform(name: str, files: Path) -> None:
     assert [result for result in check(resolve(name)) if not result.passed] == []
@@ -41,7 +41,7 @@ def test_documented_optimizers_conform(name: str, files: Path) -> None:
 def test_documented_optimizer_trains(files: Path) -> None:
     settings = {"num_envs": 4, "num_steps": 16, "update_epochs": 1, "num_minibatches": 2}
     rows = open_bench.train(
-        "wake_up:ENTRY", "cartpole", steps=256, settings=settings, results=files / "results", devices=1
+        "wake_up:SPEC", "cartpole", steps=256, settings=settings, results=files / "results", devices=1
     )
     assert not rows["diverged"].any()
 
@@ -52,7 +52,7 @@ def test_guide_names_every_extra() -> None:
 
 
 def test_readme_commands_exist() -> None:
-    from open_bench.cli import cli
+    from open_bench.cli.main import cli
 
     used = set(re.findall(r"openbench ([a-z-]+)", README + GUIDE))
     assert used

@@ -1,4 +1,4 @@
-"""Environments: the contract of every adapter, and episode statistics and normalisation against plain Python."""
+"""Environments: the contract of every adapter, and episode statistics and normalization against plain Python."""
 
 import urllib.request
 from functools import cache
@@ -16,7 +16,7 @@ from probes import Probe
 from open_bench import config
 from open_bench.environments import make
 from open_bench.environments.base import Continuous, Discrete, Environment, restart_finished
-from open_bench.environments.catalogue import load_environment, make_environment
+from open_bench.environments.registry import load_environment, make_environment
 from open_bench.environments.wrappers import (
     EpisodeStatistics,
     VectorEnvironment,
@@ -215,8 +215,8 @@ def test_a_task_whose_data_cannot_be_downloaded_is_an_error(monkeypatch: pytest.
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 4), st.floats(0, 1))
-def test_statistics_equal_plain_bookkeeping(seed: int, steps: int, envs: int, often: float) -> None:
-    generator = np.random.default_rng(seed)
+def test_statistics_equal_plain_bookkeeping(root_seed: int, steps: int, envs: int, often: float) -> None:
+    generator = np.random.default_rng(root_seed)
     rewards = generator.integers(-5, 6, (steps, envs)).astype(np.float32)  # integers: sums are exact
     dones = generator.random((steps, envs)) < often
     state = EpisodeStatistics(jnp.zeros(envs), jnp.zeros(envs), jnp.zeros(envs, bool))
@@ -241,14 +241,14 @@ def test_copies_that_never_finished_do_not_count() -> None:
     assert float(episode_return(state)) == 4.0
 
 
-# --- normalisation --------------------------------------------------------------------------------------------------
+# --- normalization --------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 20), min_size=1, max_size=6), st.floats(-3, 3), st.floats(0.1, 5))
-def test_moments_equal_those_of_all_data(seed: int, sizes: list[int], shift: float, scale: float) -> None:
+def test_moments_equal_those_of_all_data(root_seed: int, sizes: list[int], shift: float, scale: float) -> None:
     """Chan's merge of a prior (mean 0, variance 1, worth 1e-4 samples) with every batch is one big weighted mean."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(root_seed)
     batches = [(shift + scale * generator.normal(size=(n, 3))).astype(np.float32) for n in sizes]
     moments = initial_moments((3,))
     for batch in batches:

@@ -20,21 +20,20 @@ from rich.console import Console
 import open_bench
 from open_bench import weights
 from open_bench.config import build, shipped
-from open_bench.environments.catalogue import load_environment, make_environment
-from open_bench.environments.gridworld_levels import mazes
-from open_bench.environments.gridworld_optimal import optimal_return
+from open_bench.environments.gridworld.levels import mazes
+from open_bench.environments.gridworld.optimal import optimal_return
+from open_bench.environments.registry import load_environment, make_environment
 from open_bench.errors import UserError
-from open_bench.harness.seeds import repetition_keys, stream
+from open_bench.evaluation.schema import Runs
+from open_bench.experiments.plan import Task, changed, make_experiments
+from open_bench.generalization import report, scores
+from open_bench.generalization import run as study
+from open_bench.generalization import scales as normalizers
+from open_bench.generalization.distribution import place, trained_on
+from open_bench.generalization.scores import Evidence, Generalization
+from open_bench.generalization.study import AXES, GeneralizationConfig, Point, load_preset, make_points, make_task
 from open_bench.optimizers.registry import resolve
-from open_bench.report import generalization as report
-from open_bench.runs.plan import Task, changed, make_cells
-from open_bench.scores import generalization as scores
-from open_bench.scores.generalization import Evidence, Generalization
-from open_bench.scores.rows import Runs
-from open_bench.studies import generalization as study
-from open_bench.studies import normalisers
-from open_bench.studies.points import AXES, GeneralizationConfig, Point, load_preset, make_points, make_task
-from open_bench.studies.training import place, trained_on
+from open_bench.training.keys import lifetime_keys, stream
 
 SEVEN = ("sixteen_rooms", "labyrinth", "rand_sparse", "rand_dense", "rand_long", "standard_maze", "rand_all")
 
@@ -42,9 +41,9 @@ SEVEN = ("sixteen_rooms", "labyrinth", "rand_sparse", "rand_dense", "rand_long",
 # --- scores with known answers ----------------------------------------------------------------------------------------
 
 
-def generalization(known: Evidence, normaliser: str = "adam") -> Generalization:
+def generalization(known: Evidence, normalizer: str = "adam") -> Generalization:
     """Scored with few resamples: what is asserted of intervals does not need many."""
-    return scores.generalization(known, normaliser, resamples=100)
+    return scores.generalization(known, normalizer, resamples=100)
 
 
 def evidence(
@@ -54,19 +53,24 @@ def evidence(
     optimal: dict[str, list[float]] | None = None,
     points: list[tuple[str, str, str]] | None = None,
 ) -> Evidence:
-    """A study by hand: returns by optimizer and task, NaN for a diverged repetition; places by task.
+    """A study by hand: returns by optimizer and task, NaN for a diverged seed; places by task.
 
     ``points`` are (axis, label, task); by default every task is a point of one axis.
     """
-    cells, rows = [], []
+    experiments, rows = [], []
     for optimizer, tasks in returns.items():
         for task, values in tasks.items():
-            identity = {"cell": f"{task}--{optimizer}", "environment": task, "budget": "b", "optimizer": optimizer}
-            cells.append({**identity, "hyperparameter_origin": "default", "hyperparameters": "{}", "theta": ""})
-            for repetition, value in enumerate(values):
+            identity = {
+                "experiment": f"{task}--{optimizer}",
+                "environment": task,
+                "budget": "b",
+                "optimizer": optimizer,
+            }
+            experiments.append({**identity, "hyperparameter_origin": "default", "hyperparameters": "{}", "theta": ""})
+            for seed, value in enumerate(values):
                 numbers = {"final_return": value, "mean_return": value, "diverged": np.isnan(value), "env_steps": 10}
-                rows.append({**identity, "repetition": repetition, **numbers})
-    frames = pd.DataFrame(cells), pd.DataFrame(rows)
+                rows.append({**identity, "seed": seed, **numbers})
+    frames = pd.DataFrame(experiments), pd.DataFrame(rows)
     points = points or [("levels", task, task) for task in random]
     return Evidence(
         "hand",
@@ -177,7 +181,7 @@ def test_the_mean_score_is_the_score_of_the_mean_return() -> None:
     ("adam", "scored"), [([1.0, 1.0], False), ([2.0, 5.0], True), ([-9.0, 20.0], False), ([1.1, 0.1], False)]
 )
 def test_where_adam_does_not_beat_random_only_returns_are_reported(adam: list[float], scored: bool) -> None:
-    """One lucky seed, or a difference that is small against the noise, does not make a scale."""
+    """One lucky root_seed, or a difference that is small against the noise, does not make a scale."""
     random = {"a": [0.0, 0.0], "b": [1.0, 0.0]}
     known = evidence({"adam": {"a": [10.0, 10.0], "b": adam}, "x": {"a": [5.0, 5.0], "b": [2.0, 2.0]}}, random, PLACES)
     found = generalization(known)
@@ -218,19 +222,19 @@ def test_a_diverged_lifetime_counts_as_the_random_policy() -> None:
     assert np.isnan(row["score"])
 
 
-def test_one_repetition_has_no_intervals_and_an_unknown_training_no_gap() -> None:
+def test_one_seed_has_no_intervals_and_an_unknown_training_no_gap() -> None:
     one = {"adam": {"a": [10.0], "b": [20.0]}, "x": {"a": [5.0], "b": [15.0]}}
     found = generalization(evidence(one, {"a": [0.0], "b": [10.0]}, {"a": "unknown", "b": "unknown"}))
     row = of(found.summary, optimizer="x")
     assert row["all_score"] == 0.5
     assert np.isnan([row["all_score_low"], row["in_score"], row["out_score"], row["gap"]]).all()
-    assert any("one repetition" in note for note in found.notes)
+    assert any("one seed" in note for note in found.notes)
     assert any(note.startswith("x:") and "--train-on" in note for note in found.notes)
 
 
 def test_unknown_normalisers_and_missing_baselines_are_refused() -> None:
     known = evidence({"x": ADAM}, RANDOM, PLACES)
-    with pytest.raises(UserError, match=r"unknown normaliser 'optmal'.*optimal"):
+    with pytest.raises(UserError, match=r"unknown normalizer 'optmal'.*optimal"):
         generalization(known, "optmal")
     with pytest.raises(ValueError, match="adam has not run"):
         generalization(known)
@@ -257,7 +261,7 @@ def test_scores_do_not_depend_on_units_or_on_the_order_of_rows(
     np.testing.assert_allclose(plain.points[numbers], other.points[numbers], rtol=1e-6, atol=1e-6)
     known = study_in(1.0, 0.0)
     order = data.draw(st.permutations(range(len(known.runs.scores))))
-    mixed = Runs(known.runs.cells, known.runs.scores.iloc[list(order)], known.runs.curves)
+    mixed = Runs(known.runs.experiments, known.runs.scores.iloc[list(order)], known.runs.curves)
     again = generalization(dataclasses.replace(known, runs=mixed))
     pd.testing.assert_frame_equal(plain.rows, again.rows)
     pd.testing.assert_frame_equal(plain.summary, again.summary)
@@ -273,11 +277,11 @@ def by_hand() -> Generalization:
     return generalization(evidence(numbers, {"a": [0.0, 0.0], "b": [1.0, 0.0]}, PLACES, points=points))
 
 
-@pytest.mark.parametrize("normaliser", scores.NORMALISERS)
-def test_the_same_study_gives_the_same_files(tmp_path: Path, normaliser: str) -> None:
+@pytest.mark.parametrize("normalizer", scores.NORMALIZERS)
+def test_the_same_study_gives_the_same_files(tmp_path: Path, normalizer: str) -> None:
     known = evidence({"adam": ADAM, "x": {"a": [9.0, 11.0], "b": [15.0, 16.0]}}, RANDOM, PLACES,
                      optimal={"a": [20.0, 20.0]})  # fmt: skip
-    first, second = (report.write(generalization(known, normaliser), tmp_path / name) for name in ("1", "2"))
+    first, second = (report.write(generalization(known, normalizer), tmp_path / name) for name in ("1", "2"))
     assert [path.name for path in first] == [
         "generalization.csv", "points.csv", "axes.csv", "summary.csv", "generalization.md", "heatmap.png", "sweeps.png",
     ]  # fmt: skip
@@ -417,7 +421,7 @@ def test_the_documented_preset_can_be_made(tmp_path: Path) -> None:
         ({"vary": ["ppo.hidden"], "values": [[8], [8]]}, "the point 8 is there twice"),
         ({"vary": ["env_steps"], "values": ["many"], "env_steps": None}, "'many' is no number of env steps"),
         ({"env_steps": 100}, "fewer than one PPO update"),
-        ({"colour": "red"}, "unknown key 'sweeps.0.colour'"),
+        ({"color": "red"}, "unknown key 'sweeps.0.color'"),
     ],
 )
 def test_bad_presets_are_refused(sweep: dict[str, Any], message: str) -> None:
@@ -428,12 +432,12 @@ def test_bad_presets_are_refused(sweep: dict[str, Any], message: str) -> None:
 
 def test_variants_share_the_keys_of_their_base_and_the_base_its_runs_with_compare() -> None:
     points = make_points(preset_of(vary=["ppo.hidden"], values=[[16, 16], [64, 64]]))
-    entries = [resolve("adam")]
-    variant, base = make_cells(entries, [point.task for point in points], jax.devices(), 0, share_keys=True)
+    specs = [resolve("adam")]
+    variant, base = make_experiments(specs, [point.task for point in points], jax.devices(), 0, share_keys=True)
     assert variant.keys_name == base.keys_name == "cartpole"
-    (alone,) = make_cells(entries, [points[1].task], jax.devices(), 0)
+    (alone,) = make_experiments(specs, [points[1].task], jax.devices(), 0)
     assert alone.name == base.name
-    (unshared,) = make_cells(entries, [points[0].task], jax.devices(), 0)
+    (unshared,) = make_experiments(specs, [points[0].task], jax.devices(), 0)
     assert unshared.name != variant.name
 
 
@@ -468,8 +472,8 @@ def trained(tmp_path: Path) -> Callable[..., Any]:
 
 
 def placed(optimizer: str, point: Task, *train_on: str) -> tuple[str, tuple[str, ...]]:
-    (cell,) = make_cells([resolve(optimizer)], [point], jax.devices(), 0)
-    return place(point, trained_on(cell.candidate, point, train_on))
+    (experiment,) = make_experiments([resolve(optimizer)], [point], jax.devices(), 0)
+    return place(point, trained_on(experiment.resolved, point, train_on))
 
 
 def test_weights_say_what_theta_was_trained_on(trained: Callable[..., Any]) -> None:
@@ -494,7 +498,10 @@ def test_a_part_of_a_level_distribution_is_inside_of_it(trained: Callable[..., A
     assert of_options(min_respawn=0.5, max_respawn=0.5) == ("out", ("respawn",))
     assert of_options(max_steps=1000) == ("out", ("horizon",))
     assert of_options(walls=3) == ("out", ("walls",))
-    assert of_options(min_size=12, max_size=12) == ("out", ("size", "walls", "observation"))  # fewer walls a cell
+    assert of_options(min_size=12, max_size=12) == (
+        "out",
+        ("size", "walls", "observation"),
+    )  # fewer walls an experiment
     assert of_options(min_size=12, max_size=12, walls=22) == ("out", ("size", "observation"))
     assert of_options(max_objects=6) == ("out", ("density",))
     _, shifts = placed(mine, task("gridworld/labyrinth", 40_960))
@@ -553,7 +560,7 @@ def test_training_environments_are_points_too(trained: Callable[..., Any]) -> No
     assert [(point.axis, point.label) for point in plan.points] == [
         ("training", "acrobot[hidden=8] 20,480"), ("width", "cartpole"),
     ]  # fmt: skip
-    assert {cell.optimizer for cell in plan.cells} == {"adam", "open-feedforward@mine"}
+    assert {experiment.optimizer for experiment in plan.experiments} == {"adam", "open-feedforward@mine"}
     assert any("adam was not named" in note for note in plan.notes)
     short = preset.model_copy(update={"longest_training": 10_000})
     plan = study.make_plan(short, [mine, "adam"], jax.devices())
@@ -567,16 +574,16 @@ def test_training_environments_are_points_too(trained: Callable[..., Any]) -> No
 # --- what returns are measured against --------------------------------------------------------------------------------
 
 
-def test_optimal_returns_are_those_of_each_repetitions_level() -> None:
+def test_optimal_returns_are_those_of_each_seeds_level() -> None:
     points = [task("gridworld/small", 40_960), task("gridworld/rand_sparse", 40_960), task()]
-    cells = make_cells([resolve("adam")], points, jax.devices(), 3)
-    found = normalisers.optimal_returns(cells[0], 2)
+    experiments = make_experiments([resolve("adam")], points, jax.devices(), 3)
+    found = normalizers.optimal_returns(experiments[0], 2)
     assert found is not None
     environment: Any = make_environment(points[0].environment)
-    keys = [stream(key, "environment") for key in repetition_keys(3, "gridworld/small", [0, 1])]
+    keys = [stream(key, "environment") for key in lifetime_keys(3, "gridworld/small", [0, 1])]
     assert list(found) == [optimal_return(environment.level(key)) for key in keys]
-    assert normalisers.optimal_returns(cells[1], 2) is None
-    assert normalisers.optimal_returns(cells[2], 2) is None
+    assert normalizers.optimal_returns(experiments[1], 2) is None
+    assert normalizers.optimal_returns(experiments[2], 2) is None
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -584,7 +591,7 @@ def test_optimal_returns_are_those_of_each_repetitions_level() -> None:
 
 TINY = """
 name = "tiny"
-seeds = 2
+num_seeds = 2
 [[sweeps]]
 axis = "width"
 environments = ["cartpole"]
@@ -601,7 +608,7 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     answer = openbench("generalize", *request)
     assert answer.code == 0, answer.err
     assert "adam was not named" in answer.out
-    assert "4 cells, 2 seeds each" in answer.err
+    assert "4 experiments, 2 seeds each" in answer.err
     assert "random policy: 2 of 2" in answer.err
     folder = tmp_path / "results" / "generalization" / "tiny"
     rows = pd.read_csv(folder / "generalization.csv")
@@ -611,17 +618,17 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     assert rows["random"].nunique() == 1  # both widths meet one random policy: same task, same keys
     assert set(rows["hyperparameter_origin"]) == {"tuned"}  # so short a lifetime takes those of the quick budget
     runs = open_bench.load_runs(tmp_path / "results")
-    stored = runs.scores.set_index(["cell", "repetition"])["final_return"]
+    stored = runs.scores.set_index(["experiment", "seed"])["final_return"]
     for row in rows.itertuples():
-        assert stored[(row.cell, row.repetition)] == row.final_return
-    adam = rows[rows["optimizer"] == "adam"].set_index(["point", "repetition"])["value"]
-    others = rows[rows["optimizer"] == "sgd"].set_index(["point", "repetition"])
+        assert stored[(row.experiment, row.seed)] == row.final_return
+    adam = rows[rows["optimizer"] == "adam"].set_index(["point", "seed"])["value"]
+    others = rows[rows["optimizer"] == "sgd"].set_index(["point", "seed"])
     pd.testing.assert_series_equal(others["value"] - adam, others["difference"], check_names=False)
     before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     measured = sorted((folder.parent / "random").iterdir())
     assert len(measured) == 1
     stamp = measured[0].stat().st_mtime_ns
-    answer = openbench("generalize", *request, "--normalise", "adam")
+    answer = openbench("generalize", *request, "--normalize", "adam")
     assert answer.code == 0, answer.err
     assert answer.err.count("stored already") == 4
     assert {path: path.read_bytes() for path in before} == before
@@ -645,9 +652,9 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
         (["open@nowhere.npy"], "nowhere.npy"),
         (["adamm"], "unknown optimizer 'adamm'"),
         (["lion", "lion"], "optimizer 'lion' is listed twice"),
-        (["adam", "--normalise", "best"], "unknown normaliser 'best'"),
-        (["adam", "--seeds", "0"], "seeds = 0"),
-        (["adam", "--seed", "-1"], "seed = -1"),
+        (["adam", "--normalize", "best"], "unknown normalizer 'best'"),
+        (["adam", "--seeds", "0"], "num_seeds = 0"),
+        (["adam", "--seed", "-1"], "root_seed = -1"),
         (["adam", "--width", "0"], "--width must be at least 1"),
         (["adam", "--devices", "0"], "--devices must be at least 1"),
     ],

@@ -16,11 +16,10 @@ from commands import Answer, OpenBench
 from hypothesis import given, settings
 
 from open_bench import config
-from open_bench.cli import cli
+from open_bench.cli.main import cli
 from open_bench.environments import make
-from open_bench.environments.catalogue import load_environment, make_environment
-from open_bench.environments.gridworld import GridworldEnvironment, State, move, play
-from open_bench.environments.gridworld_levels import (
+from open_bench.environments.gridworld.environment import GridworldEnvironment, State, move, play
+from open_bench.environments.gridworld.levels import (
     DISTRIBUTIONS,
     Level,
     draw_cells,
@@ -29,14 +28,15 @@ from open_bench.environments.gridworld_levels import (
     read_maze,
     sample_level,
 )
-from open_bench.environments.gridworld_optimal import (
+from open_bench.environments.gridworld.optimal import (
     move_table,
     optimal_policy,
     optimal_return,
     random_return,
     solve,
 )
-from open_bench.environments.gridworld_pictures import level_figure, level_text, show_level
+from open_bench.environments.gridworld.pictures import level_figure, level_text, show_level
+from open_bench.environments.registry import load_environment, make_environment
 from open_bench.environments.wrappers import VectorEnvironment
 from open_bench.errors import UserError
 
@@ -623,7 +623,7 @@ def test_show_plays_a_trained_agent(openbench: OpenBench, tmp_path: Path) -> Non
     train(320)
     shown = show("adam")
     assert "An episode of the agent that adam trained: return" in shown.out and " E " in shown.out
-    assert "no saved agent of repetition 1" in show("adam", "--repetition", "1").err
+    assert "no saved agent of seed 1" in show("adam", "--seed", "1").err
     train(640)
     several = show("adam")
     assert (several.code, "holds several cells of adam" in several.err) == (2, True)
@@ -691,7 +691,7 @@ def test_a_maze_of_the_users(tmp_path: Path, how: str) -> None:
         ("all", {"max_respawn": 1.5}, r"max_respawn = 1\.5"),
         ("all", {"walls": 101}, r"walls = 101, but there are 100 cells"),
         ("all", {"max_objects": 15}, r"observations would have .* tabular = false|free cells"),
-        ("dense", {"min_objects": 20, "max_objects": 20}, r"observations would have 126,877,697 entries"),
+        ("dense", {"min_objects": 20, "max_objects": 20}, r"observations would have 126,877,697 specs"),
         ("longer", {"max_size": 12}, r"the walls of this gridworld fix its size at 9"),
         ("all", {"walls": True}, r"walls = True"),
         ("all", {"max_objects": "7"}, r"max_objects = '7'"),

@@ -6,12 +6,12 @@ import jax
 import numpy as np
 
 import open_bench
-from open_bench.environments.catalogue import load_environment, make_environment
-from open_bench.environments.gridworld import GridworldEnvironment, play
-from open_bench.environments.gridworld_optimal import optimal_return, random_return
-from open_bench.harness.seeds import repetition_keys, stream
-from open_bench.runs.plan import changed
-from open_bench.runs.trained import trained_policy
+from open_bench.environments.gridworld.environment import GridworldEnvironment, play
+from open_bench.environments.gridworld.optimal import optimal_return, random_return
+from open_bench.environments.registry import load_environment, make_environment
+from open_bench.experiments.plan import changed
+from open_bench.experiments.policies import trained_policy
+from open_bench.training.keys import lifetime_keys, stream
 
 SETTINGS = {"num_envs": 64, "num_steps": 32, "num_minibatches": 4, "update_epochs": 4}
 SEEDS = 4
@@ -23,11 +23,11 @@ def test_a_trained_agent_lies_between_random_and_optimal(tmp_path: Path) -> None
     config = changed(load_environment(NAME), SETTINGS)
     environment = make_environment(config)
     assert isinstance(environment, GridworldEnvironment)
-    keys = repetition_keys(0, config.name, list(range(SEEDS)))
+    keys = lifetime_keys(0, config.name, list(range(SEEDS)))
     levels = [environment.level(stream(key, "environment")) for key in keys]
     random, optimal = (np.array([value(level) for level in levels]) for value in (random_return, optimal_return))
     scores = open_bench.train(
-        OPTIMIZER, NAME, steps=300_000, seeds=SEEDS, settings=SETTINGS, results=tmp_path, save_agents=True
+        OPTIMIZER, NAME, steps=300_000, num_seeds=SEEDS, settings=SETTINGS, results=tmp_path, save_agents=True
     )
     trained = scores["final_return"].to_numpy()
     # A return is a mean over episodes, so it may pass the expected optimum by its noise.
@@ -35,8 +35,8 @@ def test_a_trained_agent_lies_between_random_and_optimal(tmp_path: Path) -> None
     assert trained.mean() > random.mean() + 0.5 * (optimal - random).mean(), (random, trained, optimal)
 
     # The stored agents, taken up again, do what they had learned.
-    for repetition, level in enumerate(levels):
-        policy = trained_policy(tmp_path, config, OPTIMIZER, 0, repetition)
+    for seed, level in enumerate(levels):
+        policy = trained_policy(tmp_path, config, OPTIMIZER, 0, seed)
         episodes = jax.vmap(lambda key, level=level, policy=policy: play(environment, level, policy, key))
-        played = jax.jit(episodes)(jax.random.split(jax.random.key(repetition), 500)).reward.sum(1).mean()
-        assert abs(played - trained[repetition]) < 0.15 * (optimal - random)[repetition]
+        played = jax.jit(episodes)(jax.random.split(jax.random.key(seed), 500)).reward.sum(1).mean()
+        assert abs(played - trained[seed]) < 0.15 * (optimal - random)[seed]

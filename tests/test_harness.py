@@ -20,16 +20,19 @@ from hypothesis import given
 from probes import Probe
 
 import open_bench
-from open_bench.agents import ppo as algorithm
-from open_bench.agents.agent import make_agent
-from open_bench.agents.objectives import PPO
+from open_bench.algorithms import ppo as algorithm
+from open_bench.algorithms.actor_critic import make_agent
+from open_bench.algorithms.policy_losses import PPO
 from open_bench.config import PPOConfig
 from open_bench.environments import make
 from open_bench.environments.base import Environment
 from open_bench.environments.wrappers import VectorEnvironment
 from open_bench.errors import UserError
-from open_bench.harness import devices, parallel
-from open_bench.harness.lifetime import (
+from open_bench.experiments.execute import rows
+from open_bench.training import devices
+from open_bench.training import mesh as parallel
+from open_bench.training.keys import PURPOSES, lifetime_keys, stream
+from open_bench.training.lifetime import (
     MAX_CURVE_POINTS,
     Lifetime,
     LifetimeState,
@@ -37,13 +40,11 @@ from open_bench.harness.lifetime import (
     final_window,
     make_lifetime,
 )
-from open_bench.harness.seeds import PURPOSES, repetition_keys, stream
-from open_bench.runs.execute import rows
 
 TINY = PPOConfig(num_envs=2, num_steps=4, update_epochs=2, num_minibatches=2, hidden=(4,))
 SMALL = PPOConfig(num_envs=4, num_steps=16, update_epochs=2, num_minibatches=2, hidden=(8, 8))
 UPDATES = 12
-REPETITIONS = 4
+SEEDS = 4
 
 
 def lifetime_of(
@@ -53,9 +54,9 @@ def lifetime_of(
     return make_lifetime(environment, ppo, updates, lambda _: chosen, lambda _, *a: PPO({}, *a))
 
 
-def run_jitted(lifetime: Lifetime, seed: int = 0) -> LifetimeState:
+def run_jitted(lifetime: Lifetime, root_seed: int = 0) -> LifetimeState:
     """One whole lifetime, without the parallel machinery."""
-    state = jax.jit(lifetime.init)(jax.random.key(seed), {})
+    state = jax.jit(lifetime.init)(jax.random.key(root_seed), {})
     return jax.device_get(jax.jit(lifetime.run)(state, {}, lifetime.num_updates)[0])
 
 
@@ -75,19 +76,19 @@ def cartpole() -> Lifetime:
     return lifetime_of(make("gymnax:CartPole-v1"), SMALL)
 
 
-def program(lifetime: Lifetime, count: int, width: int = 1, lifetimes: int = REPETITIONS) -> parallel.Program:
-    return parallel.compile_program(lifetime, {}, jax.devices()[:count], width, lifetimes)
+def program(lifetime: Lifetime, count: int, vmap_size: int = 1, lifetimes: int = SEEDS) -> parallel.Program:
+    return parallel.compile_program(lifetime, {}, jax.devices()[:count], vmap_size, lifetimes)
 
 
-def keys(repetitions: list[int]) -> jax.Array:
-    return repetition_keys(0, "cartpole", repetitions)
+def keys(seeds: list[int]) -> jax.Array:
+    return lifetime_keys(0, "cartpole", seeds)
 
 
-def in_rounds(compiled: parallel.Program, repetitions: list[int], cuts: tuple[int, ...] = (UPDATES,)) -> list[Any]:
-    """The arrays of every repetition's final state, trained round by round in segments of ``cuts`` updates."""
+def in_rounds(compiled: parallel.Program, seeds: list[int], cuts: tuple[int, ...] = (UPDATES,)) -> list[Any]:
+    """The arrays of every seed's final state, trained round by round in segments of ``cuts`` updates."""
     rounds = []
-    for start in range(0, len(repetitions), compiled.slots):
-        chosen = repetitions[start : start + compiled.slots]
+    for start in range(0, len(seeds), compiled.slots):
+        chosen = seeds[start : start + compiled.slots]
         padded = chosen + [chosen[-1]] * (compiled.slots - len(chosen))
         state = compiled.init(keys(padded), {})
         for updates in cuts:
@@ -103,21 +104,21 @@ def on_one(cartpole: Lifetime) -> parallel.Program:
 
 @pytest.fixture(scope="module")
 def reference(on_one: parallel.Program) -> list[Any]:
-    return in_rounds(on_one, list(range(REPETITIONS)))
+    return in_rounds(on_one, list(range(SEEDS)))
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_any_number_of_devices_gives_the_same_bits(count: int, cartpole: Lifetime, reference: list[Any]) -> None:
     compiled = program(cartpole, count)
     assert (compiled.mesh.size, compiled.slots) == (count, count)
-    equal(in_rounds(compiled, list(range(REPETITIONS))), reference)
+    equal(in_rounds(compiled, list(range(SEEDS))), reference)
     # Three lifetimes leave a slot over, and what is in the other slots does not matter.
     equal(in_rounds(compiled, [3, 0, 1]), [leaf[[3, 0, 1]] for leaf in reference])
 
 
 def test_alone_or_among_others_gives_the_same_bits(on_one: parallel.Program, reference: list[Any]) -> None:
     equal(in_rounds(on_one, [2]), [leaf[2:3] for leaf in reference])
-    for leaf in reference:  # the repetitions differ from one another, so the comparison means something
+    for leaf in reference:  # the seeds differ from one another, so the comparison means something
         if leaf.dtype == np.float32 and leaf.ndim > 2:
             assert not np.array_equal(leaf[0], leaf[1])
 
@@ -151,13 +152,13 @@ def test_run_whole_is_init_and_run(on_one: parallel.Program, reference: list[Any
 
 
 def test_widths_agree_on_the_first_update_and_each_repeats_itself(cartpole: Lifetime, on_one: parallel.Program) -> None:
-    wide = program(cartpole, 1, width=2)
+    wide = program(cartpole, 1, vmap_size=2)
     assert wide.slots == 2
     one = in_rounds(on_one, [0, 1], cuts=(1,))
     two = in_rounds(wide, [0, 1], cuts=(1,))
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a.astype(np.float64), b.astype(np.float64), rtol=1e-4, atol=1e-5)
-    spread = program(cartpole, 2, width=2)
+    spread = program(cartpole, 2, vmap_size=2)
     assert spread.slots == 4
     equal(in_rounds(spread, [0, 1, 2, 3]), in_rounds(wide, [0, 1, 2, 3]))
 
@@ -170,7 +171,7 @@ def test_key_streams_are_all_different() -> None:
         tuple(np.asarray(jax.random.key_data(stream(key, purpose))).tolist())
         for seed in (0, 1)
         for environment in ("breakout", "cartpole")
-        for key in repetition_keys(seed, environment, [0, 1, 2])
+        for key in lifetime_keys(seed, environment, [0, 1, 2])
         for purpose in PURPOSES
     }
     assert len(found) == 2 * 2 * 3 * len(PURPOSES)
@@ -178,9 +179,9 @@ def test_key_streams_are_all_different() -> None:
         stream(jax.random.key(0), "network")
 
 
-def test_a_repetition_has_the_same_key_whatever_else_is_asked_for() -> None:
-    together = np.asarray(jax.random.key_data(repetition_keys(3, "acrobot", [0, 1, 2, 3])))
-    np.testing.assert_array_equal(jax.random.key_data(repetition_keys(3, "acrobot", [3, 1])), together[[3, 1]])
+def test_a_seed_has_the_same_key_whatever_else_is_asked_for() -> None:
+    together = np.asarray(jax.random.key_data(lifetime_keys(3, "acrobot", [0, 1, 2, 3])))
+    np.testing.assert_array_equal(jax.random.key_data(lifetime_keys(3, "acrobot", [3, 1])), together[[3, 1]])
 
 
 def test_networks_and_episodes_begin_from_streams_of_their_own() -> None:
@@ -237,8 +238,8 @@ def scored(lifetime: Lifetime, states: list[Any]) -> tuple[pd.DataFrame, pd.Data
     stack = lambda *leaves: np.stack(leaves)
     record = jax.tree.map(stack, *(state.record for state in states))
     finite = np.stack([state.learner.finite for state in states])
-    cell: Any = SimpleNamespace(environment=SimpleNamespace(ppo=TINY))
-    return rows(cell, lifetime, list(range(len(states))), (record, finite))
+    experiment: Any = SimpleNamespace(environment=SimpleNamespace(ppo=TINY))
+    return rows(experiment, lifetime, list(range(len(states))), (record, finite))
 
 
 @pytest.mark.parametrize("updates", [1, 19, 21, 450])
@@ -252,7 +253,7 @@ def test_scores_equal_those_of_the_returns_update_by_update(updates: int) -> Non
         state, metrics = run(state, {}, 1)
         returns.append(float(metrics.episode_return))
     assert int(state.update) == updates
-    scores, curves = scored(lifetime, [jax.device_get(state), run_jitted(lifetime, seed=1)])
+    scores, curves = scored(lifetime, [jax.device_get(state), run_jitted(lifetime, root_seed=1)])
     values = np.asarray(returns, np.float64)
     assert np.isnan(values[:2]).all()
     mean = lambda part: np.nan if np.isnan(part).all() else np.nanmean(part)
@@ -263,7 +264,7 @@ def test_scores_equal_those_of_the_returns_update_by_update(updates: int) -> Non
     assert not scores["diverged"].any()
     ends = [0, *(-(-(i + 1) * updates // min(updates, 200)) for i in range(min(updates, 200)))]
     expected = [mean(values[a:b]) for a, b in itertools.pairwise(ends)]
-    for _, curve in curves.groupby("repetition"):
+    for _, curve in curves.groupby("seed"):
         assert list(curve["env_steps"]) == [end * TINY.batch_size for end in ends[1:]]
         np.testing.assert_allclose(curve["episode_return"], expected, rtol=1e-5)
 
@@ -299,7 +300,7 @@ def test_an_optimizer_that_breaks_down_is_recorded_as_diverged(bad: float, when:
     assert scores.loc[0, ["final_return", "mean_return"]].isna().all()
     assert list(scores.loc[1, ["final_return", "mean_return"]]) == [1.0, 1.0]
     assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.learner.params))
-    assert curves.loc[curves["repetition"] == 0, "episode_return"].iloc[0] == 1.0  # before the breakdown
+    assert curves.loc[curves["seed"] == 0, "episode_return"].iloc[0] == 1.0  # before the breakdown
 
 
 def state_bytes(updates: int) -> int:
@@ -344,7 +345,7 @@ def recorder(environment: Environment, ppo: PPOConfig, updates: int) -> optax.Gr
     def update(updates: Any, state: Recorded, params: Any = None, *, training_fraction: Any, epoch_fraction: Any,
                activations: Any, loss: Any, value: Any, key: Any) -> Any:  # fmt: skip
         del params
-        put = lambda array, entry: array.at[state.step].set(entry)
+        put = lambda array, spec: array.at[state.step].set(spec)
         told = (training_fraction, epoch_fraction, loss, value, jax.random.key_data(key), activations)
         new = jax.tree.map(put, tuple(state[1:]), told)
         return jax.tree.map(jnp.zeros_like, updates), Recorded(state.step + 1, *new)
@@ -421,11 +422,11 @@ def test_optimizers_that_ignore_activations_do_not_pay_for_them(monkeypatch: pyt
 
 
 def test_the_default_width_is_one_on_cpu_and_follows_memory_elsewhere() -> None:
-    assert parallel.default_width(jax.devices(), 1) == 1
+    assert parallel.default_vmap_size(jax.devices(), 1) == 1
     gpu: Any = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 32 << 30})
-    assert parallel.default_width([gpu], 1 << 20) == 16
-    assert parallel.default_width([gpu], 3 << 30) == 4
-    assert parallel.default_width([gpu], 64 << 30) == 1
+    assert parallel.default_vmap_size([gpu], 1 << 20) == 16
+    assert parallel.default_vmap_size([gpu], 3 << 30) == 4
+    assert parallel.default_vmap_size([gpu], 64 << 30) == 1
 
 
 def test_devices_are_chosen_and_bad_requests_refused() -> None:
@@ -445,7 +446,7 @@ def test_two_processes_give_the_same_bits_as_one(tmp_path: Path) -> None:
     request = ["train", "adam", "-e", "cartpole", "--steps", "2048", "--seeds", "2", "--set", "num_steps=16"]
     workers = [
         subprocess.Popen(
-            [sys.executable, "-m", "open_bench.cli", *request, "--quiet", "--results", str(tmp_path / "two"),
+            [sys.executable, "-m", "open_bench.cli.main", *request, "--quiet", "--results", str(tmp_path / "two"),
              "--coordinator", address, "--num-processes", "2", "--process-id", str(number)],
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
@@ -459,7 +460,7 @@ def test_two_processes_give_the_same_bits_as_one(tmp_path: Path) -> None:
             worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], output
     alone = open_bench.train(
-        "adam", "cartpole", steps=2048, seeds=2, settings={"num_steps": 16}, results=tmp_path / "one"
+        "adam", "cartpole", steps=2048, num_seeds=2, settings={"num_steps": 16}, results=tmp_path / "one"
     )
     together = open_bench.load_runs(tmp_path / "two")
     pd.testing.assert_frame_equal(together.scores, alone, check_exact=True)

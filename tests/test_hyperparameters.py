@@ -3,8 +3,9 @@
 import pytest
 
 from open_bench import config
-from open_bench.optimizers import candidate, resolve
-from open_bench.optimizers.candidate import prepare
+from open_bench.optimizers import resolve
+from open_bench.optimizers import resolve as resolved
+from open_bench.optimizers.resolve import prepare
 
 GRIDWORLDS = tuple(name for name in config.shipped("environments") if name.startswith("gridworld/"))
 
@@ -37,7 +38,7 @@ def ships(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     for number, name in enumerate(names, start=1):
         environment, budget = name.split(" ")
         tables.setdefault(environment, {})[budget] = {"origin": "tuned", "values": {"learning_rate": float(number)}}
-    monkeypatch.setattr(candidate, "shipped_hyperparameters", lambda optimizer: tables)
+    monkeypatch.setattr(resolved, "shipped_hyperparameters", lambda optimizer: tables)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from open_bench.optimizers.spec import TrainingLength
 
 from open_bench.errors import UserError
 from open_bench.optimizers import learned_optimization as bridge
-from open_bench.optimizers.entry import Budget
 
 State = collections.namedtuple("State", ["params", "momentum", "iteration", "num_steps"])
 PARAMS = {"layer": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}
@@ -97,25 +97,27 @@ def one_update(optimizer, **extras):
     ],
 )
 def test_optimizers(attribute, settings, rate):
-    entry = bridge.resolve_bridge(f"learned_optimization.stand_in:{attribute}")
-    assert not entry.needs_theta
-    updates, _ = one_update(entry.make(budget=Budget(2, 5, 1), **settings), loss=jnp.float32(3), key=jax.random.key(1))
+    spec = bridge.resolve_bridge(f"learned_optimization.stand_in:{attribute}")
+    assert not spec.needs_theta
+    updates, _ = one_update(
+        spec.make(length=TrainingLength(2, 5, 1), **settings), loss=jnp.float32(3), key=jax.random.key(1)
+    )
     for leaf in jax.tree.leaves(updates):
         np.testing.assert_allclose(leaf, -rate * 3 / 10, rtol=1e-5)
 
 
 def test_arguments_become_hyperparameters():
-    entry = bridge.resolve_bridge("learned_optimization.stand_in:Momentum")
-    assert {k: v.default for k, v in entry.hyperparameters.items()} == {"learning_rate": 0.1, "decay": 0.9}
+    spec = bridge.resolve_bridge("learned_optimization.stand_in:Momentum")
+    assert {k: v.default for k, v in spec.hyperparameters.items()} == {"learning_rate": 0.1, "decay": 0.9}
     required = bridge.resolve_bridge("learned_optimization.stand_in:make")
     assert "required" in required.hyperparameters["learning_rate"].description
     with pytest.raises(bridge.BridgeError, match="learning_rate"):
-        required.make(budget=Budget(1, 1, 1))
+        required.make(length=TrainingLength(1, 1, 1))
 
 
 def test_scan_with_state_and_parameters_of_the_caller():
     """Parameters moved from outside win over the copy in the state; shapes and dtypes of the state stay."""
-    optimizer = bridge.resolve_bridge("learned_optimization.stand_in:Momentum").make(budget=Budget(10, 1, 1))
+    optimizer = bridge.resolve_bridge("learned_optimization.stand_in:Momentum").make(length=TrainingLength(10, 1, 1))
 
     def body(carry, _):
         params, state = carry
@@ -139,27 +141,27 @@ def test_params_are_required():
 
 @pytest.mark.parametrize("attribute", ["LearnedRate", "learned_instance", "make_learned"])
 def test_learned_optimizers(attribute):
-    entry = bridge.resolve_bridge(f"learned_optimization.stand_in:{attribute}")
-    assert entry.needs_theta
-    theta = entry.init_theta(jax.random.key(0))
+    spec = bridge.resolve_bridge(f"learned_optimization.stand_in:{attribute}")
+    assert spec.needs_theta
+    theta = spec.init_theta(jax.random.key(0))
     assert set(theta["optimizer"]) == {"extra.0", "mlp.~.linear.b", "mlp.~.linear.w"}
-    entry.learned.validate(theta["optimizer"])
+    spec.learned.validate(theta["optimizer"])
     rate = float(theta["optimizer"]["mlp.~.linear.w"].sum())
-    updates, _ = one_update(entry.make(theta, Budget(5, 2, 1)), loss=jnp.float32(2))
+    updates, _ = one_update(spec.make(theta, TrainingLength(5, 2, 1)), loss=jnp.float32(2))
     np.testing.assert_allclose(updates["layer"]["bias"], -rate * 2 / 10, rtol=1e-5)
     with pytest.raises(ValueError, match="needs weights"):
-        entry.make(budget=Budget(1, 1, 1))
+        spec.make(length=TrainingLength(1, 1, 1))
     with pytest.raises(ValueError, match=r"extra\.0: expected \(3,\), found none"):
-        entry.learned.validate({k: v for k, v in theta["optimizer"].items() if k != "extra.0"})
+        spec.learned.validate({k: v for k, v in theta["optimizer"].items() if k != "extra.0"})
 
 
 def test_theta_may_carry_a_vmap_axis():
-    entry = bridge.resolve_bridge("learned_optimization.stand_in:LearnedRate")
-    thetas = jax.vmap(entry.init_theta)(jax.random.split(jax.random.key(0), 2))
+    spec = bridge.resolve_bridge("learned_optimization.stand_in:LearnedRate")
+    thetas = jax.vmap(spec.init_theta)(jax.random.split(jax.random.key(0), 2))
     thetas["optimizer"]["mlp.~.linear.w"] *= jnp.array([[1.0], [2.0]])
 
     def one(theta):
-        optimizer = entry.make(theta, Budget(10, 1, 1))
+        optimizer = spec.make(theta, TrainingLength(10, 1, 1))
         return optimizer.update(GRADIENTS, optimizer.init(PARAMS), PARAMS, loss=jnp.float32(1))[0]
 
     updates = jax.vmap(one)(thetas)
@@ -196,6 +198,6 @@ def test_the_library_itself(monkeypatch):
     for name in ("learned_optimization", "learned_optimization.stand_in"):
         monkeypatch.delitem(sys.modules, name)
     pytest.importorskip("learned_optimization.optimizers.base", exc_type=Exception)
-    entry = bridge.resolve_bridge("learned_optimization.optimizers.base:SGD")
-    updates, _ = one_update(entry.make(budget=Budget(2, 5, 1)), loss=jnp.float32(3))
+    spec = bridge.resolve_bridge("learned_optimization.optimizers.base:SGD")
+    updates, _ = one_update(spec.make(length=TrainingLength(2, 5, 1)), loss=jnp.float32(3))
     np.testing.assert_allclose(updates["layer"]["bias"], -0.01, rtol=1e-5)

@@ -19,21 +19,22 @@ import optax
 import pandas as pd
 import pytest
 from commands import OpenBench
+from open_bench.optimizers.spec import EMPTY_THETA
 
 import open_bench
 import open_bench.api
-from open_bench import assets, weights
+from open_bench import files, weights
 from open_bench.config import ANTITHETIC, MetaConfig, load_meta, shipped
-from open_bench.environments.catalogue import load_environment
+from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError
-from open_bench.harness import parallel
-from open_bench.meta import evolution, tasks
-from open_bench.meta.checkpoint import Checkpoints, Saved
-from open_bench.meta.evolution import Progress, Strategy, evolve
-from open_bench.meta.tasks import Evaluator, Fitness, Task
+from open_bench.evaluation.metrics import Scale, load_references
+from open_bench.meta_training import evolution
+from open_bench.meta_training import fitness as tasks
+from open_bench.meta_training.checkpoint import Checkpoints, Saved
+from open_bench.meta_training.evolution import Progress, Strategy, evolve
+from open_bench.meta_training.fitness import Evaluator, Fitness, Task
 from open_bench.optimizers import resolve
-from open_bench.optimizers.entry import EMPTY_THETA
-from open_bench.scores.normalize import Scale, load_references
+from open_bench.training import mesh as parallel
 
 TINY = {"num_envs": 4, "num_steps": 16, "update_epochs": 2, "num_minibatches": 2, "hidden": (8,)}
 UPDATES = 20
@@ -46,13 +47,13 @@ SETTINGS: dict[str, Any] = {
     "generations": 10,
     "sigma": 1.0,
     "fitness": "mean_return",
-    "width": 1,
+    "vmap_size": 1,
 }
 GENERATION = 6 * 2  # lifetimes
 
 
 def theta_of(*numbers: float) -> dict[str, Any]:
-    return {"optimizer": {"a": np.asarray(numbers, np.float32)}, "objective": {}}
+    return {"optimizer": {"a": np.asarray(numbers, np.float32)}, "policy_loss": {}}
 
 
 def vector(theta: Any) -> np.ndarray:
@@ -126,18 +127,18 @@ def test_antithetic_pairs_are_mirror_images_of_the_right_spread() -> None:
 
 
 def test_every_generation_draws_anew_and_the_seed_decides() -> None:
-    strategy, other = (Strategy(MetaConfig(population=4, seed=seed), theta_of(0.0)) for seed in (0, 1))
+    strategy, other = (Strategy(MetaConfig(population=4, root_seed=seed), theta_of(0.0)) for seed in (0, 1))
     state = strategy.start()
     draws = [np.asarray(s.ask(g, state)[0]["optimizer"]["a"]) for s, g in ((strategy, 0), (strategy, 1), (other, 0))]
     assert all(not np.array_equal(draws[i], draws[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_centred_ranks_put_the_failed_last() -> None:
-    cost = evolution.to_minimise(np.asarray([5.0, np.nan, -1e6, 7.0, np.nan]))
+def test_centered_ranks_put_the_failed_last() -> None:
+    cost = evolution.to_minimize(np.asarray([5.0, np.nan, -1e6, 7.0, np.nan]))
     assert np.isfinite(cost).all()
-    ranks = np.asarray(evolution.centred_ranks(None, cost, None, None))
+    ranks = np.asarray(evolution.centered_ranks(None, cost, None, None))
     np.testing.assert_allclose(ranks, [-0.25, 0.375, 0.0, -0.5, 0.375])
-    direct = np.asarray(evolution.centred_ranks(None, np.asarray([-5.0, np.nan, 1e6]), None, None))
+    direct = np.asarray(evolution.centered_ranks(None, np.asarray([-5.0, np.nan, 1e6]), None, None))
     np.testing.assert_allclose(direct, [-0.5, 0.5, 0.0])
 
 
@@ -293,14 +294,14 @@ def test_members_fitness_is_averaged_over_rollouts_then_normalised_environments(
 
 
 def test_several_environments_need_references() -> None:
-    entry = resolve("lpo@zero")
+    spec = resolve("lpo@zero")
     environments = [load_environment("cartpole"), load_environment("breakout")]
-    made = tasks.make_tasks(entry, entry.theta, environments, MetaConfig(), load_references())
+    made = tasks.make_tasks(spec, spec.theta, environments, MetaConfig(), load_references())
     assert all(task.scale is not None and task.scale.reference > task.scale.random for task in made)
     with pytest.raises(UserError, match=r"breakout cannot be meta-trained on together .*\(no reference\)"):
         references = {"cartpole": load_references()["cartpole"]}
-        tasks.make_tasks(entry, entry.theta, environments, MetaConfig(), references)
-    assert tasks.make_tasks(entry, entry.theta, environments[1:], MetaConfig(), {})[0].scale is None
+        tasks.make_tasks(spec, spec.theta, environments, MetaConfig(), references)
+    assert tasks.make_tasks(spec, spec.theta, environments[1:], MetaConfig(), {})[0].scale is None
 
 
 def test_keys_differ_by_everything_but_the_member() -> None:
@@ -315,9 +316,9 @@ def test_keys_differ_by_everything_but_the_member() -> None:
 @pytest.fixture(scope="module")
 def evaluator() -> Evaluator:
     environment = load_environment("cartpole").with_settings(TINY)
-    entry = resolve("open@zero")
+    spec = resolve("open@zero")
     config = MetaConfig(env_steps=64 * UPDATES)
-    (task,) = tasks.make_tasks(entry, entry.theta, [environment], config, {})
+    (task,) = tasks.make_tasks(spec, spec.theta, [environment], config, {})
     return Evaluator(task, jax.devices()[:2], 1, GENERATION)
 
 
@@ -368,9 +369,9 @@ def test_segments_of_any_length_give_the_same_numbers(evaluator: Evaluator, monk
 
 def test_an_interrupt_is_heard_in_the_middle_of_a_long_round() -> None:
     environment = load_environment("cartpole").with_settings(TINY)
-    entry = resolve("adam")
+    spec = resolve("adam")
     updates = 2_000_000  # many minutes
-    (task,) = tasks.make_tasks(entry, EMPTY_THETA, [environment], MetaConfig(env_steps=64 * updates), {})
+    (task,) = tasks.make_tasks(spec, EMPTY_THETA, [environment], MetaConfig(env_steps=64 * updates), {})
     made = Evaluator(task, jax.devices()[:1], 1, 1)
     keys = tasks.rollout_keys(0, tasks.TRAINING, "cartpole", 0, 1)
     timer = threading.Timer(2.5, os.kill, (os.getpid(), signal.SIGINT))
@@ -408,8 +409,8 @@ def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     baselines = tmp_path / "baselines"
     (baselines / "weights").mkdir(parents=True)
     for folder in ("hyperparameters", "returns"):
-        (baselines / folder).symlink_to(assets.baselines_dir() / folder)
-    monkeypatch.setattr(assets, "baselines_dir", lambda: baselines)
+        (baselines / folder).symlink_to(files.baselines_dir() / folder)
+    monkeypatch.setattr(files, "baselines_dir", lambda: baselines)
     monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
     return tmp_path / "library"
 
@@ -450,7 +451,7 @@ def test_theta_is_bitwise_the_same_on_any_number_of_devices(
 def lpo_start(folder: Path) -> str:
     """LPO at a drift of zero, away from θ = 0: there its network is even in θ, so antithetic pairs always tie."""
     kernel = np.random.default_rng(0).normal(size=(8, 128)).astype(np.float32)
-    theta = {"optimizer": {}, "objective": {"kernel_0": kernel, "kernel_1": np.zeros((128, 1), np.float32)}}
+    theta = {"optimizer": {}, "policy_loss": {"kernel_0": kernel, "kernel_1": np.zeros((128, 1), np.float32)}}
     weights.save_weights(folder / "start.safetensors", theta)
     return f"lpo@{folder / 'start.safetensors'}"
 
@@ -499,8 +500,8 @@ def test_pairs_of_gridworlds_resume_bitwise_on_another_number_of_devices(tmp_pat
 def test_groups_that_do_not_divide_a_generation_change_nothing(tmp_path: Path) -> None:
     """Width 5 of 12 lifetimes: the last group is padded, on one device as on two."""
     start = lpo_start(tmp_path)
-    one, two = (meta_train(tmp_path / str(n), start, width=5, generations=3, devices=n) for n in (1, 2))
-    assert np.abs(one.theta["objective"]["kernel_1"]).max() > 0.01
+    one, two = (meta_train(tmp_path / str(n), start, vmap_size=5, generations=3, devices=n) for n in (1, 2))
+    assert np.abs(one.theta["policy_loss"]["kernel_1"]).max() > 0.01
     np.testing.assert_array_equal(vector(one.theta), vector(two.theta))
 
 
@@ -545,7 +546,7 @@ KILLED = """
 import sys, time
 import open_bench
 import open_bench.api
-from open_bench.meta.evolution import Progress
+from open_bench.meta_training.evolution import Progress
 
 class Slow(Progress):
     def generation(self, row, seconds_left):
@@ -634,19 +635,21 @@ def test_a_checkpoint_holds_what_was_saved(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.arrays["x"], saved.arrays["x"])
     assert np.isnan(found.history[0]["fitness"])
     assert [path.name for path in checkpoints.paths()] == [f"checkpoint-{i:06d}.safetensors" for i in (3, 4, 5)]
-    with pytest.raises(UserError, match=r"settings\.sigma \(0\.1 there, 0\.2 here\); width \(absent there, 4 here\)"):
-        Checkpoints(tmp_path, {"settings": {"sigma": 0.2}, "width": 4}).load()
+    with pytest.raises(
+        UserError, match=r"settings\.sigma \(0\.1 there, 0\.2 here\); vmap_size \(absent there, 4 here\)"
+    ):
+        Checkpoints(tmp_path, {"settings": {"sigma": 0.2}, "vmap_size": 4}).load()
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"sigma": 0.5}, r"sigma \(1\.0 there, 0\.5 here\)\. Use"),
-        ({"width": 2, "seed": 3}, r"seed \(0 there, 3 here\); width \(1 there, 2 here\)\. Use"),
+        ({"vmap_size": 2, "root_seed": 3}, r"root_seed \(0 there, 3 here\); vmap_size \(1 there, 2 here\)\. Use"),
         ({"population": 4, "rollouts": 3}, r"population \(6 there, 4 here\); rollouts \(2 there, 3 here\)"),
         ({"steps": 64 * 10}, r"environments\.cartpole\.num_updates \(20 there, 10 here\)"),
         ({"settings": {**TINY, "gamma": 0.9}}, r"environments\.cartpole\.ppo\.gamma \(0\.99 there, 0\.9 here\)"),
-        ({"optimizer": "lpo"}, r'objective \("ppo" there, "lpo" here\); optimizer \("open" there, "lpo" here\)'),
+        ({"optimizer": "lpo"}, r'policy_loss \("ppo" there, "lpo" here\); optimizer \("open" there, "lpo" here\)'),
         ({"generations": 4}, r"has 10 generations already, and 4 were asked for"),
     ],
 )
@@ -676,7 +679,7 @@ def test_weights_are_stored_with_how_they_were_made(undisturbed: Undisturbed) ->
     np.testing.assert_array_equal(vector(stored.theta), vector(trained.theta))
     facts = stored.metadata
     assert facts["optimizer"] == "open"
-    assert facts["objective"] == "ppo"
+    assert facts["policy_loss"] == "ppo"
     assert facts["parameters"] == 1211
     assert facts["parent"] is None
     assert facts["seed"] == 0
@@ -701,9 +704,9 @@ def test_weights_are_stored_with_how_they_were_made(undisturbed: Undisturbed) ->
 
 def test_meta_trained_weights_are_used_by_name(undisturbed: Undisturbed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(undisturbed.folder / "library"))
-    entry = resolve(undisturbed.trained.optimizer)
-    assert entry.name == "open@mine"
-    np.testing.assert_array_equal(vector(entry.theta), vector(undisturbed.trained.theta))
+    spec = resolve(undisturbed.trained.optimizer)
+    assert spec.name == "open@mine"
+    np.testing.assert_array_equal(vector(spec.theta), vector(undisturbed.trained.theta))
 
 
 def test_evolution_starts_at_the_named_weights_and_says_so(undisturbed: Undisturbed, tmp_path: Path) -> None:
@@ -732,7 +735,7 @@ def test_weights_under_the_optimizers_own_name_are_no_start(undisturbed: Undistu
 def test_a_policy_objective_is_evolved_too(tmp_path: Path) -> None:
     trained = meta_train(tmp_path, lpo_start(tmp_path), generations=2)
     assert trained.theta["optimizer"] == {}
-    moved = trained.theta["objective"]
+    moved = trained.theta["policy_loss"]
     assert {name: leaf.shape for name, leaf in moved.items()} == {"kernel_0": (8, 128), "kernel_1": (128, 1)}
     assert 0.01 < np.abs(moved["kernel_1"]).max() < 0.1  # two steps of Adam from 0
     assert trained.optimizer == "lpo@mine"
@@ -773,7 +776,10 @@ def test_a_name_that_is_taken_is_refused_at_once(tmp_path: Path, library: Path) 
     [
         (["open", "-e", "cartpole", "--population", 5], "population = 5 is odd, and Open_ES samples antithetic pairs"),
         (["open", "-e", "cartpole", "--population", 0], "population = 0: Input should be greater than or equal to 2"),
-        (["open", "-e", "cartpole", "--population", 4, "--width", 8], "width 8 is larger than the population: a gener"),
+        (
+            ["open", "-e", "cartpole", "--population", 4, "--vmap-size", 8],
+            "vmap_size 8 is larger than the population: a gener",
+        ),
         (["adam", "-e", "cartpole"], "adam cannot be meta-trained: it has no meta-parameters"),
         (["open", "-e", "cartpole", "--strategy", "OpenES"], "strategy 'OpenES' is unknown. Did you mean Open_ES"),
         (["open", "-e", "cartpole", "--strategy", "PSO"], "strategy 'PSO' is population-based"),
@@ -822,7 +828,7 @@ def test_a_checkpoint_of_others_is_one_line_and_exit_code_2(
 ) -> None:
     answer = openbench(
         "meta-train", optimizer, "-e", "cartpole", "--results", undisturbed.folder, "--name", "mine", "--steps", 1280,
-        "--population", 6, "--rollouts", 2, "--sigma", sigma, "--fitness", "mean_return", "--width", 1, "--quiet",
+        "--population", 6, "--rollouts", 2, "--sigma", sigma, "--fitness", "mean_return", "--vmap-size", 1, "--quiet",
         *[f"--set={key}={list(value) if isinstance(value, tuple) else value}" for key, value in TINY.items()],
     )  # fmt: skip
     assert answer.code == 2
@@ -840,7 +846,7 @@ def test_the_command_line_meta_trains_and_says_where_the_weights_are(
     openbench: OpenBench, undisturbed: Undisturbed, tmp_path: Path, library: Path
 ) -> None:
     settings = [f"--set={key}={list(value) if isinstance(value, tuple) else value}" for key, value in TINY.items()]
-    flags = {"population": 6, "rollouts": 2, "sigma": 1.0, "fitness": "mean_return", "width": 1, "devices": 2,
+    flags = {"population": 6, "rollouts": 2, "sigma": 1.0, "fitness": "mean_return", "vmap_size": 1, "devices": 2,
              "steps": SETTINGS["steps"], "results": tmp_path, "name": "mine"}  # fmt: skip
     options = [f"--{key}={value}" for key, value in flags.items()]
     answer = openbench("meta-train", "open", "-e", "cartpole", *settings, *options, "--generations=3", "--plain")

@@ -14,19 +14,19 @@ import pytest
 from commands import OpenBench
 
 import open_bench
-from open_bench import api, assets, weights
+from open_bench import api, files, weights
 from open_bench.config import MetaConfig, StudyConfig, load_study
 from open_bench.errors import UserError
-from open_bench.meta import needed
-from open_bench.meta.evolution import Progress
+from open_bench.experiments.provenance import provenance
+from open_bench.meta_training import as_needed as needed
+from open_bench.meta_training.evolution import Progress
 from open_bench.optimizers import resolve
-from open_bench.optimizers.candidate import prepare
-from open_bench.runs.provenance import provenance
+from open_bench.optimizers.resolve import prepare
 
 TINY = {"num_envs": 4, "num_steps": 16, "update_epochs": 2, "num_minibatches": 2, "hidden": (8,)}
 STEPS = 4 * 16 * 8
 META = {"population": 4, "generations": 3, "sigma": 1.0, "fitness": "mean_return"}
-STUDY = StudyConfig(name="learned", optimizers=("adam", "open"), environments=("cartpole",), seeds=1, meta=META)  # type: ignore[arg-type]
+STUDY = StudyConfig(name="learned", optimizers=("adam", "open"), environments=("cartpole",), num_seeds=1, meta=META)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,8 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     baselines = tmp_path / "baselines"
     (baselines / "weights").mkdir(parents=True)
     for folder in ("hyperparameters", "returns"):
-        (baselines / folder).symlink_to(assets.baselines_dir() / folder)
-    monkeypatch.setattr(assets, "baselines_dir", lambda: baselines)
+        (baselines / folder).symlink_to(files.baselines_dir() / folder)
+    monkeypatch.setattr(files, "baselines_dir", lambda: baselines)
     monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
     return baselines / "weights"
 
@@ -73,7 +73,7 @@ def test_weights_are_evolved_once_then_used_again_and_continued(tmp_path: Path) 
     interrupted, finished, used, longer = Watch(2), Watch(), Watch(), Watch()
     with pytest.raises(KeyboardInterrupt):
         compare(results, watch=interrupted)
-    assert not list(results.glob("runs/cartpole*"))
+    assert not list(results.glob("experiments/cartpole*"))
     adam, learned = rows(compare(results, watch=finished))
     assert (interrupted.generations, finished.generations) == ([1, 2], [3])
     assert adam == "adam"
@@ -167,7 +167,7 @@ PAIRS = MetaConfig(**META, task_sampling="antithetic")  # type: ignore[arg-type]
         (changed(meta=PAIRS), {}, "cartpole is no gridworld: train on gridworlds alone"),
         (changed(meta="opn"), {}, "unknown meta-training recipe 'opn'. Did you mean open"),
         (STUDY, {"meta_train": "opn"}, "unknown meta-training recipe 'opn'. Did you mean open"),
-        (STUDY, {"width": 0}, "--width must be at least 1, not 0"),
+        (STUDY, {"vmap_size": 0}, "--vmap-size must be at least 1, not 0"),
         (STUDY, {"steps": 10}, "10 steps on cartpole are fewer than one PPO update"),
         (STUDY, {"settings": {"num_env": 4}}, "unknown key 'num_env'. Did you mean num_envs"),
         (STUDY, {"meta_train": False}, "open is a learned optimizer, and no weights named 'open' ship or lie in "),
@@ -245,7 +245,7 @@ def test_without_leave_to_meta_train_the_command_is_said(
     assert not results.exists()
     # The command is one that can be run: it fails at nothing but the seed that is added here.
     answer = openbench(*command.split()[1:], "--seed", -1, "--results", results)
-    assert "seed = -1" in answer.err
+    assert "root_seed = -1" in answer.err
 
 
 def test_the_command_line_meta_trains_by_a_recipe(openbench: OpenBench, tmp_path: Path) -> None:
@@ -296,11 +296,11 @@ def thetas(shipped: Path) -> dict[str, Any]:
      ("lion+lpo", "lpo"), ("adam+lpo@lpo", "lpo")],
 )  # fmt: skip
 def test_weights_that_ship_are_found(name: str, file: str, thetas: dict[str, Any]) -> None:
-    entry = resolve(name)
-    assert entry.name == name
-    np.testing.assert_array_equal(numbers(entry.theta), numbers(thetas[file]))
-    candidate = prepare(entry, "cartpole", "quick")
-    assert candidate.theta_hash == weights.content_hash(thetas[file])[:12]
+    spec = resolve(name)
+    assert spec.name == name
+    np.testing.assert_array_equal(numbers(spec.theta), numbers(thetas[file]))
+    resolved = prepare(spec, "cartpole", "quick")
+    assert resolved.theta_hash == weights.content_hash(thetas[file])[:12]
 
 
 def test_what_is_learned_twice_has_no_weights_by_one_name(thetas: dict[str, Any]) -> None:

@@ -17,13 +17,13 @@ import pytest
 from rich.console import Console
 
 import open_bench
-from open_bench import cli
+from open_bench.cli import main as cli
+from open_bench.cli.console import MetaBars, MetaLines
 from open_bench.errors import UserError
-from open_bench.meta.evolution import Progress
-from open_bench.meta.writers import Figure, TensorBoard, Watched, WeightsAndBiases, scalars
-from open_bench.progress import MetaBars, MetaLines
-from open_bench.report.figures import png
-from open_bench.report.meta_figure import history_figure, save_history
+from open_bench.evaluation.figures import png
+from open_bench.meta_training.evolution import Progress
+from open_bench.meta_training.figure import history_figure, save_history
+from open_bench.meta_training.logging import Figure, TensorBoard, Watched, WeightsAndBiases, scalars
 
 TINY = {"num_envs": 4, "num_steps": 16, "update_epochs": 1, "num_minibatches": 2, "hidden": (4,)}
 
@@ -428,7 +428,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Fak
         for generations in (3, 5):
             done = open_bench.meta_train(
                 "open", ["cartpole"], steps=64 * 4, settings=TINY, population=2, generations=generations, sigma=1.0,
-                fitness="mean_return", evaluate_every=2, evaluation_rollouts=1, width=1, devices=1, results=folder,
+                fitness="mean_return", evaluate_every=2, evaluation_rollouts=1, vmap_size=1, devices=1, results=folder,
                 name="mine", tensorboard=True, wandb="project",
             )  # fmt: skip
         yield done, service
@@ -460,7 +460,7 @@ def test_the_cost_counts_over_all_sittings(trained: tuple[Any, FakeService]) -> 
 
 
 def test_the_command_line_says_where_the_figure_is(trained: tuple[Any, FakeService]) -> None:
-    from open_bench.progress import meta_report
+    from open_bench.cli.console import meta_report
 
     assert str(trained[0].folder / "history.png") in meta_report(trained[0])
     options = {option.name for option in cli.meta_train.params}

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from open_bench.optimizers import open as open_module
-from open_bench.optimizers import rows as per_parameter
-from open_bench.optimizers.open import CONTEXT, ENTRIES, VARIANTS, Variant
-from open_bench.optimizers.rows import Layout
+from open_bench.optimizers.learned import open as open_module
+from open_bench.optimizers.learned import per_parameter
+from open_bench.optimizers.learned.open import CONTEXT, SPECS, VARIANTS, Variant
+from open_bench.optimizers.learned.per_parameter import Layout
 
 GOLDEN = Path(__file__).parent / "golden"
-ENTRY = {entry.name: entry for entry in ENTRIES}
+SPEC = {spec.name: spec for spec in SPECS}
 FILES = {"open_discrete": "open", "open_feedforward": "open-feedforward", "no_features": "no-features"}
 SIZES = {"open": 1211, "open-large": 3571, "open-feedforward": 707, "no-features": 514, "open-no-stochasticity": 1194}
 
@@ -52,7 +52,7 @@ def random_theta(name, seed=0, scale=0.3):
 
 
 def make(name, theta=None, **hyperparameters):
-    return ENTRY[name].make({"optimizer": random_theta(name) if theta is None else theta}, **hyperparameters)
+    return SPEC[name].make({"optimizer": random_theta(name) if theta is None else theta}, **hyperparameters)
 
 
 def agent(actor=(3, 4, 2), critic=(3, 4, 1), log_std=True, seed=0):
@@ -108,10 +108,10 @@ def run(name, data, theta=None, steps=2, **hyperparameters):
 def replay(name):
     """The golden run, a list of (step, our updates, original updates, our parameters, original parameters, state)."""
     arrays = np.load(GOLDEN / f"{name}.npz")
-    entry = ENTRY[FILES[name]]
-    theta = entry.learned.from_flat(arrays["theta_flat"])
-    entry.learned.validate(theta)
-    optimizer = entry.make({"optimizer": theta})
+    spec = SPEC[FILES[name]]
+    theta = spec.learned.from_flat(arrays["theta_flat"])
+    spec.learned.validate(theta)
+    optimizer = spec.make({"optimizer": theta})
     params = before = nested(arrays, "params0/")
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     steps = []
@@ -267,10 +267,10 @@ def test_noise_has_the_learned_spread_on_the_actor_and_none_on_the_critic():
     context = open_module._context(variant, layout, 0.25, 0.75, activations)
     outputs, _ = open_module._apply(open_module._rule(theta), features, context, jnp.zeros((8, layout.columns)))
     spread = 1e-3 * np.abs(np.asarray(outputs[2])[mask][:actor])
-    standardised = noise / spread
-    np.testing.assert_allclose(standardised.mean(0), 0.0, atol=5 / np.sqrt(4000))
-    np.testing.assert_allclose(standardised.std(0), 1.0, atol=0.06)
-    correlation = np.corrcoef(standardised.T) - np.eye(actor)
+    standardized = noise / spread
+    np.testing.assert_allclose(standardized.mean(0), 0.0, atol=5 / np.sqrt(4000))
+    np.testing.assert_allclose(standardized.std(0), 1.0, atol=0.06)
+    correlation = np.corrcoef(standardized.T) - np.eye(actor)
     assert np.abs(correlation).max() < 5 / np.sqrt(4000)
 
 
@@ -299,7 +299,7 @@ def test_a_missing_key_or_missing_parameters_are_named():
     with pytest.raises(ValueError, match="parameters"):
         optimizer.update(gradients, optimizer.init(params), key=jax.random.key(0))
     with pytest.raises(ValueError, match="meta-parameters"):
-        ENTRY["open"].make()
+        SPEC["open"].make()
 
 
 # --- Features ------------------------------------------------------------------------------------------------------
@@ -348,7 +348,7 @@ def test_an_ablation_is_open_without_that_input(feature):
         return full | {"gru_params": cell}
 
     removed, zeroed = edit(lambda k: jnp.delete(k, row, axis=0)), edit(lambda k: k.at[row].set(0.0))
-    ENTRY[name].learned.validate(removed)
+    SPEC[name].learned.validate(removed)
     assert per_parameter.size_of(VARIANTS[name][0].shapes()) == 1211 - 24
     data = agent()
     ablated, _ = run(name, data, removed)
@@ -360,7 +360,7 @@ def test_without_stochasticity_is_open_without_the_noise_output():
     full = random_theta("open")
     head = {part: array[..., :2] for part, array in full["params"]["layers_6"].items()}
     fewer = full | {"params": full["params"] | {"layers_6": head}}
-    ENTRY["open-no-stochasticity"].learned.validate(fewer)
+    SPEC["open-no-stochasticity"].learned.validate(fewer)
     data = agent()
     updates, _ = run("open-no-stochasticity", data, fewer)
     assert biggest(difference(updates, run("open", data, full, deterministic=True)[0])) < 1e-8
@@ -378,19 +378,19 @@ def test_layer_names_do_not_matter():
 # --- θ -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ENTRY)
+@pytest.mark.parametrize("name", SPEC)
 def test_theta_begins_at_zero_has_the_published_size_and_moves_nothing(name):
-    entry = ENTRY[name]
-    theta = entry.learned.init(jax.random.key(0))
-    entry.learned.validate(theta)
+    spec = SPEC[name]
+    theta = spec.learned.init(jax.random.key(0))
+    spec.learned.validate(theta)
     assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == SIZES.get(name, 1187)
     assert all(leaf.dtype == jnp.float32 and not leaf.any() for leaf in jax.tree.leaves(theta))
     assert biggest(run(name, agent(), theta)[0]) == 0.0
 
 
-@pytest.mark.parametrize("name", ENTRY)
+@pytest.mark.parametrize("name", SPEC)
 def test_flat_vectors_round_trip_and_wrong_sizes_are_named(name):
-    learned = ENTRY[name].learned
+    learned = SPEC[name].learned
     size = SIZES.get(name, 1187)
     vector = np.arange(size, dtype=np.float32)
     theta = learned.from_flat(vector)
@@ -403,19 +403,19 @@ def test_flat_vectors_round_trip_and_wrong_sizes_are_named(name):
 
 def test_a_vector_of_another_variant_says_which():
     with pytest.raises(ValueError, match="open-large"):
-        ENTRY["open"].learned.from_flat(np.zeros(3571))
+        SPEC["open"].learned.from_flat(np.zeros(3571))
 
 
 def test_golden_theta_is_read_in_the_published_order():
     arrays = np.load(GOLDEN / "open_discrete.npz")
-    theta = ENTRY["open"].learned.from_flat(arrays["theta_flat"])
+    theta = SPEC["open"].learned.from_flat(arrays["theta_flat"])
     assert biggest(difference(theta["gru_params"], nested(arrays, "theta/gru_params/"))) == 0.0
     named = {name: layer for name, layer in nested(arrays, "theta/").items() if name.startswith("layers")}
     assert biggest(difference(theta["params"], named)) == 0.0
 
 
 def test_validate_names_the_array_that_does_not_fit():
-    validate, theta = ENTRY["open"].learned.validate, random_theta("open")
+    validate, theta = SPEC["open"].learned.validate, random_theta("open")
     validate(random_theta("open-large"))  # sizes are free as long as they agree
     without = {name: layer for name, layer in theta["params"].items() if name != "layers_4"}
     with pytest.raises(ValueError, match="layers_4"):
@@ -439,7 +439,7 @@ def test_published_weights_load_and_step():
     for file in files:
         vector = np.load(file, allow_pickle=False)
         name = next(name for name in ("open", "open-large") if SIZES[name] == vector.size)
-        updates, _ = run(name, agent(), ENTRY[name].learned.from_flat(vector))
+        updates, _ = run(name, agent(), SPEC[name].learned.from_flat(vector))
         assert 0.0 < biggest(updates) < 1.0
 
 
@@ -469,7 +469,7 @@ def test_odd_trees(name, tree):
     assert np.isfinite(biggest(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (updates, state))))
 
 
-@pytest.mark.parametrize("name", ENTRY)
+@pytest.mark.parametrize("name", SPEC)
 def test_zero_gradients_and_dormant_units_are_finite(name):
     params, gradients, activations = agent()
     nothing = jax.tree.map(jnp.zeros_like, gradients)

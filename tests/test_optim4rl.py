@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from open_bench.optimizers.optim4rl import ENTRIES
+from open_bench.optimizers.learned.optim4rl import SPECS
 
 GOLDEN = Path(__file__).parent / "golden"
-ENTRY = {entry.name: entry for entry in ENTRIES}
+SPEC = {spec.name: spec for spec in SPECS}
 SETTINGS = {"optim4rl": {"gradient_clip": np.inf}, "l2lgd2": {}}  # the golden runs clip nothing
 
 
@@ -32,8 +32,8 @@ def biggest(tree):
 
 
 def make(name, theta=None, **settings):
-    theta = ENTRY[name].learned.init(jax.random.key(0)) if theta is None else theta
-    return ENTRY[name].make({"optimizer": theta}, **settings)
+    theta = SPEC[name].learned.init(jax.random.key(0)) if theta is None else theta
+    return SPEC[name].make({"optimizer": theta}, **settings)
 
 
 def tensors(seed=0, scale=1.0):
@@ -43,11 +43,11 @@ def tensors(seed=0, scale=1.0):
     return jax.tree.map(draw, shapes, is_leaf=lambda node: isinstance(node, tuple))
 
 
-@pytest.mark.parametrize("name", ENTRY)
+@pytest.mark.parametrize("name", SPEC)
 def test_reproduces_the_original(name):
     arrays = np.load(GOLDEN / f"{name}.npz")
     theta = nested(arrays, "theta/")
-    ENTRY[name].learned.validate(theta)
+    SPEC[name].learned.validate(theta)
     optimizer = make(name, theta, learning_rate=0.01, **SETTINGS[name])
     state, update = optimizer.init(nested(arrays, "step0/grads/")), jax.jit(optimizer.update)
     for step in range(6):
@@ -68,9 +68,9 @@ def test_optim4rl_clips_gradients_elementwise():
     assert biggest(jax.tree.map(jnp.subtract, free, given)) > 1e-6
 
 
-@pytest.mark.parametrize("name", ENTRY)
+@pytest.mark.parametrize("name", SPEC)
 def test_initial_theta_descends_and_depends_on_its_key(name):
-    learned = ENTRY[name].learned
+    learned = SPEC[name].learned
     theta, again, other = (learned.init(jax.random.key(seed)) for seed in (0, 0, 1))
     learned.validate(theta)
     assert biggest(jax.tree.map(jnp.subtract, theta, again)) == 0.0
@@ -83,7 +83,7 @@ def test_initial_theta_descends_and_depends_on_its_key(name):
 
 @pytest.mark.parametrize(("name", "size"), [("optim4rl", 1362), ("l2lgd2", 705)])
 def test_flat_vectors_round_trip_and_wrong_sizes_are_named(name, size):
-    learned = ENTRY[name].learned
+    learned = SPEC[name].learned
     arrays = np.load(GOLDEN / f"{name}.npz")
     assert size == sum(arrays[path].size for path in arrays.files if path.startswith("theta/"))
     vector = np.arange(size, dtype=np.float32)
@@ -95,7 +95,7 @@ def test_flat_vectors_round_trip_and_wrong_sizes_are_named(name, size):
 
 @pytest.mark.parametrize(("name", "cell"), [("optim4rl", "rnn1"), ("l2lgd2", "rnn")])
 def test_validate_names_the_array_that_does_not_fit(name, cell):
-    learned = ENTRY[name].learned
+    learned = SPEC[name].learned
     theta = learned.init(jax.random.key(0))
     broken = theta | {cell: theta[cell] | {"hr": {"kernel": np.zeros((3, 8))}}}
     with pytest.raises(ValueError, match=rf"{cell}/hr/kernel.*\(3, 8\).*\(8, 8\)"):
@@ -103,10 +103,10 @@ def test_validate_names_the_array_that_does_not_fit(name, cell):
     with pytest.raises(ValueError, match="lacks"):
         learned.validate({})
     with pytest.raises(ValueError, match="meta-parameters"):
-        ENTRY[name].make()
+        SPEC[name].make()
 
 
-@pytest.mark.parametrize("name", ENTRY)
+@pytest.mark.parametrize("name", SPEC)
 def test_edges(name):
     optimizer = make(name)
     odd = {"scalar": jnp.float32(0.0), "empty": jnp.zeros((0, 3)), "half": jnp.zeros(3, jnp.bfloat16)}
@@ -121,7 +121,7 @@ def test_edges(name):
     assert np.isfinite(biggest(updates["actor"]["dense_00"]))
 
 
-@pytest.mark.parametrize("name", ENTRY)
+@pytest.mark.parametrize("name", SPEC)
 def test_jit_scan_strict_promotion_and_batches_of_theta(name):
     gradients, traces = tensors(), []
 
@@ -135,7 +135,7 @@ def test_jit_scan_strict_promotion_and_batches_of_theta(name):
 
         return jax.lax.scan(step, optimizer.init(gradients), length=3)[1]
 
-    thetas = [ENTRY[name].learned.init(jax.random.key(seed)) for seed in range(2)]
+    thetas = [SPEC[name].learned.init(jax.random.key(seed)) for seed in range(2)]
     rates = jnp.asarray([1e-3, 1e-2])
     with jax.numpy_dtype_promotion("strict"):
         together = jax.jit(jax.vmap(lifetime))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *thetas), rates)

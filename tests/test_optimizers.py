@@ -13,33 +13,42 @@ import pytest
 from hypothesis import given, settings
 
 from open_bench.errors import UserError
-from open_bench.optimizers import Budget, Hyperparameter, OptimizerEntry, available, names, register, registry, resolve
-from open_bench.optimizers.candidate import prepare
+from open_bench.optimizers import (
+    Hyperparameter,
+    OptimizerSpec,
+    TrainingLength,
+    available,
+    names,
+    register,
+    registry,
+    resolve,
+)
 from open_bench.optimizers.conformance import Subject, check, small_params
+from open_bench.optimizers.resolve import prepare
 
 FROM_OPTAX = ["optax.adabelief", "optax.contrib.muon", "optax.contrib.schedule_free_adamw", "optax.noisy_sgd"]
 
 
 def with_theta(name: str) -> str:
-    """Learned entries are checked at θ = 0 where nothing else is at hand."""
+    """Learned specs are checked at θ = 0 where nothing else is at hand."""
     return f"{name}@zero" if registry.known()[name].needs_theta else name
 
 
 @pytest.mark.parametrize("name", [*available(), *FROM_OPTAX, "lion+dpo", "adam:learning_rate=1e-3"])
 def test_every_optimizer_conforms(name: str) -> None:
-    entry = resolve(with_theta(name) if name in available() else name)
-    failures = [result for result in check(entry) if not result.passed]
+    spec = resolve(with_theta(name) if name in available() else name)
+    failures = [result for result in check(spec) if not result.passed]
     assert not failures
 
 
-def broken(change: Any) -> OptimizerEntry:
+def broken(change: Any) -> OptimizerSpec:
     """SGD with a defect."""
 
-    def factory(theta: Any, budget: Budget) -> Any:
+    def factory(theta: Any, budget: TrainingLength) -> Any:
         inner = optax.sgd(0.1, momentum=0.9)
         return optax.GradientTransformationExtraArgs(inner.init, change(inner.update))
 
-    return OptimizerEntry("broken", "a defect", factory)
+    return OptimizerSpec("broken", "a defect", factory)
 
 
 def grows(update: Any) -> Any:
@@ -136,15 +145,15 @@ def test_conformance_finds_defects(change: Any, found: str) -> None:
     st.sampled_from([None, "ppo", "dpo"]),
     st.one_of(st.none(), st.text(min_size=1).map(str.strip).filter(bool)),
 )  # fmt: skip
-def test_names_survive_spelling_and_parsing(head: str, values: dict[str, Any], objective: Any, source: Any) -> None:
-    parsed = names.ParsedName(head, None, tuple(sorted(values.items())), objective, source)
+def test_names_survive_spelling_and_parsing(head: str, values: dict[str, Any], policy_loss: Any, source: Any) -> None:
+    parsed = names.ParsedName(head, None, tuple(sorted(values.items())), policy_loss, source)
     assert names.parse(str(parsed)) == parsed
 
 
 def test_name_grammar() -> None:
     parsed = names.parse("open:learning_rate=1e+3,b1=.9+dpo@dir/a:b=c+lpo@x.npy")
     assert parsed.settings == (("b1", 0.9), ("learning_rate", 1000.0))
-    assert (parsed.head, parsed.objective, parsed.source) == ("open", "dpo", "dir/a:b=c+lpo@x.npy")
+    assert (parsed.head, parsed.policy_loss, parsed.source) == ("open", "dpo", "dir/a:b=c+lpo@x.npy")
     assert names.parse("package.module:make").attribute == "make"
     assert names.parse("package.module:make:k=1").settings == (("k", 1),)
 
@@ -158,7 +167,7 @@ def test_name_grammar() -> None:
         ("adam:learning_rate=nan", ["learning_rate", "float"]),
         ("adam:b1", ["no attribute", "cannot import", "adam"]),
         ("adam:b1=0.9,b1=0.8", ["'b1' is set twice"]),
-        ("adam+pop", ["objective 'pop'", "ppo"]),
+        ("adam+pop", ["policy_loss 'pop'", "ppo"]),
         ("adam@weights", ["not a learned optimizer"]),
         ("optax.adma", ["optax has no 'adma'", "adam"]),
         ("optax.lbfgs", ["line", "gradients only"]),
@@ -181,7 +190,7 @@ def test_bad_names_are_explained(name: str, words: list[str]) -> None:
 
 def test_register_refuses_a_taken_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
-    mine = OptimizerEntry("mine", "mine", lambda theta, budget: optax.sgd(0.1))
+    mine = OptimizerSpec("mine", "mine", lambda theta, budget: optax.sgd(0.1))
     register(mine)
     assert "mine" in available()
     assert resolve("mine").description == "mine"
@@ -198,10 +207,10 @@ def test_module_attribute_and_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module.fast = fast  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_optimizers", module)
-    entry = resolve("my_optimizers:fast:scale=3.0")
-    assert entry.description == "Fast"
+    spec = resolve("my_optimizers:fast:scale=3.0")
+    assert spec.description == "Fast"
     params = {"w": jnp.ones(2)}
-    optimizer = entry.make(budget=Budget(1, 1, 1))
+    optimizer = spec.make(budget=TrainingLength(1, 1, 1))
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     np.testing.assert_allclose(updates["w"], -1.5)
 
@@ -221,7 +230,7 @@ def test_learning_rate_anneals_linearly_to_zero() -> None:
     params = {"w": jnp.ones(())}
     for name, expected in (("sgd:momentum=0.0,learning_rate=1.0", [1.0, 0.75, 0.5, 0.25]),
                            ("sgd:momentum=0.0,learning_rate=1.0,anneal_learning_rate=false", [1.0] * 4)):  # fmt: skip
-        optimizer = resolve(name).make(budget=Budget(4, 2, 2))
+        optimizer = resolve(name).make(budget=TrainingLength(4, 2, 2))
         state = optimizer.init(params)
         sizes = [
             -float(optimizer.update(params, state, params, training_fraction=jnp.float32(u / 3))[0]["w"])
@@ -237,13 +246,13 @@ def test_traced_hyperparameters_do_not_recompile() -> None:
     @jax.jit
     def first_update(inputs: Any) -> Any:
         traces.append(1)
-        optimizer = candidate.make(Budget(2, 1, 1), inputs)
+        optimizer = resolved.make(TrainingLength(2, 1, 1), inputs)
         return optimizer.update(params, optimizer.init(params), params, training_fraction=jnp.float32(0))[0]
 
     found = []
     for rate in ("1e-3", "2e-3"):
-        candidate = prepare(resolve(f"adam:learning_rate={rate}"), "nowhere", "quick")
-        found.append(first_update(candidate.inputs))
+        resolved = prepare(resolve(f"adam:learning_rate={rate}"), "nowhere", "quick")
+        found.append(first_update(resolved.inputs))
     assert len(traces) == 1
     np.testing.assert_allclose(
         found[1]["critic"]["dense_00"]["bias"], 2 * found[0]["critic"]["dense_00"]["bias"], rtol=1e-5
@@ -261,16 +270,16 @@ def test_hyperparameters_come_from_name_then_baselines_then_defaults() -> None:
 
 
 def test_shipped_hyperparameters_fit_their_optimizers() -> None:
-    from open_bench import assets, config
+    from open_bench import config, files
 
-    files = sorted((assets.baselines_dir() / "hyperparameters").glob("*.toml"))
+    files = sorted((files.baselines_dir() / "hyperparameters").glob("*.toml"))
     assert files
     for path in files:
         for environment, budgets in config.read_toml(path)["environments"].items():
             for budget, chosen in budgets.items():
-                candidate = prepare(resolve(path.stem), environment, "full" if budget == "any" else budget)
-                assert candidate.origin == chosen["origin"] in {"tuned", "published"}
-                assert candidate.hyperparameters.items() >= chosen["values"].items()
+                resolved = prepare(resolve(path.stem), environment, "full" if budget == "any" else budget)
+                assert resolved.origin == chosen["origin"] in {"tuned", "published"}
+                assert resolved.hyperparameters.items() >= chosen["values"].items()
 
 
 def test_adam_is_the_textbook_rule() -> None:
@@ -301,8 +310,8 @@ def test_subject_is_lifelike() -> None:
 
 
 def test_a_length_of_its_own_takes_the_settings_of_the_nearest_budget() -> None:
-    from open_bench.environments.catalogue import load_environment
-    from open_bench.runs.plan import Task, nearest_budget
+    from open_bench.environments.registry import load_environment
+    from open_bench.experiments.plan import Task, nearest_budget
 
     cartpole = load_environment("cartpole")  # quick 100,000, short 250,000, full 500,000
     lengths = {20_480: "quick", 150_000: "quick", 160_000: "short", 10_000_000: "full"}

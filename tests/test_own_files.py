@@ -7,11 +7,11 @@ import jax
 import pytest
 
 from open_bench.config import StudyConfig
-from open_bench.environments.catalogue import load_environment
+from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError
+from open_bench.experiments.plan import make_plan
 from open_bench.optimizers import resolve
-from open_bench.optimizers.candidate import identity, prepare
-from open_bench.runs.plan import make_plan
+from open_bench.optimizers.resolve import identity, prepare
 
 RULE = "import optax\n\n\ndef rule(learning_rate=1e-2):\n    return optax.sgd({sign}learning_rate)\n"
 
@@ -31,7 +31,7 @@ def load(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, name: str = "
 
 def test_edited_file_is_another_optimizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [load(folder, monkeypatch, RULE.format(sign=sign)) for sign in ("", "2 * ", "")]
-    identities = [identity(prepare(entry, "nowhere", "quick")) for entry in found]
+    identities = [identity(prepare(spec, "nowhere", "quick")) for spec in found]
     assert identities[0] == identities[2] != identities[1]
     assert found[0].name.startswith("mine:rule#")
     assert found[0].name != found[1].name
@@ -78,8 +78,8 @@ rule = optax.GradientTransformationExtraArgs(lambda p: jnp.zeros(1), lambda g, s
 
 def test_entry_named_like_a_shipped_one_keeps_its_own_settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """import optax
-from open_bench.optimizers import Hyperparameter, OptimizerEntry
-rule = OptimizerEntry("adam", "mine", lambda theta, budget, *, boost: optax.sgd(boost),
+from open_bench.optimizers import Hyperparameter, OptimizerSpec
+rule = OptimizerSpec("adam", "mine", lambda theta, budget, *, boost: optax.sgd(boost),
                       hyperparameters={"boost": Hyperparameter(0.5, "step")})
 """
     chosen = prepare(load(folder, monkeypatch, code), "breakout", "quick")

@@ -1,4 +1,4 @@
-"""PPO: advantages against plain Python, objectives against golden values, and probe environments with known answers."""
+"""PPO: advantages against plain Python, policy_losses against golden values, and probe environments with known answers."""
 
 from functools import partial
 from typing import Any
@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from probes import Probe
 
-from open_bench.agents import ppo as algorithm
-from open_bench.agents.agent import make_agent
-from open_bench.agents.networks import Categorical, DiagonalGaussian
-from open_bench.agents.objectives import DPO, LPO, PPO
+from open_bench.algorithms import ppo as algorithm
+from open_bench.algorithms.actor_critic import make_agent
+from open_bench.algorithms.networks import Categorical, DiagonalGaussian
+from open_bench.algorithms.policy_losses import DPO, LPO, PPO
 from open_bench.config import PPOConfig
-from open_bench.harness.lifetime import make_lifetime
+from open_bench.training.lifetime import make_lifetime
 
 SMALL = PPOConfig(
     num_envs=8, num_steps=8, update_epochs=4, num_minibatches=4, hidden=(16, 16), entropy_coefficient=0.0, gamma=0.9
@@ -25,7 +25,7 @@ SMALL = PPOConfig(
 
 
 def plain_gae(reward: Any, value: Any, last_value: Any, done: Any, gamma: float, lam: float) -> np.ndarray:
-    """Generalised advantage estimation, one environment and step at a time."""
+    """Generalized advantage estimation, one environment and step at a time."""
     steps, envs = reward.shape
     result = np.zeros((steps, envs))
     for env in range(envs):
@@ -41,22 +41,22 @@ def plain_gae(reward: Any, value: Any, last_value: Any, done: Any, gamma: float,
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([(5, 3), (1, 2), (8, 1)]), st.floats(0, 1), st.floats(0, 1))
-def test_gae_equals_plain_python(seed: int, shape: tuple[int, int], gamma: float, lam: float) -> None:
-    generator = np.random.default_rng(seed)
+def test_gae_equals_plain_python(root_seed: int, shape: tuple[int, int], gamma: float, lam: float) -> None:
+    generator = np.random.default_rng(root_seed)
     reward, value = generator.normal(size=shape), generator.normal(size=shape)
     last_value, done = generator.normal(size=shape[1]), generator.random(shape) < 0.3
     found = algorithm.advantages(*map(jnp.float32, (reward, value, last_value)), jnp.asarray(done), gamma, lam)
     np.testing.assert_allclose(found, plain_gae(reward, value, last_value, done, gamma, lam), rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(("objective", "name"), [(PPO, "ppo"), (DPO, "dpo"), (LPO, "lpo")], ids=["ppo", "dpo", "lpo"])
-def test_objectives_reproduce_golden(objective: Any, name: str, golden: Any) -> None:
-    data = np.load(golden / "policy_objectives.npz")
+@pytest.mark.parametrize(("policy_loss", "name"), [(PPO, "ppo"), (DPO, "dpo"), (LPO, "lpo")], ids=["ppo", "dpo", "lpo"])
+def test_objectives_reproduce_golden(policy_loss: Any, name: str, golden: Any) -> None:
+    data = np.load(golden / "policy_losses.npz")
     raw = data["advantage"]
     advantage = (raw - raw.mean()) / (raw.std() + 1e-8)
     theta = {"kernel_0": data["lpo_kernel_0"], "kernel_1": data["lpo_kernel_1"]} if name == "lpo" else {}
     loss, gradient = jax.value_and_grad(
-        lambda log_prob: objective(theta, log_prob, data["log_prob_old"], advantage, float(data["clip"]))
+        lambda log_prob: policy_loss(theta, log_prob, data["log_prob_old"], advantage, float(data["clip"]))
     )(jnp.asarray(data["log_prob"]))
     np.testing.assert_allclose(loss, data[f"{name}_loss"], rtol=1e-5)
     np.testing.assert_allclose(gradient, data[f"{name}_grad"], rtol=1e-5, atol=1e-7)

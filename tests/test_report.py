@@ -12,8 +12,8 @@ from rich.console import Console
 from test_scores import NAN, join, make_references, make_runs, shuffled
 
 from open_bench.errors import UserError
-from open_bench.report import figures, tables
-from open_bench.report.leaderboard import ESTIMATES, leaderboard
+from open_bench.evaluation import figures, tables
+from open_bench.evaluation.leaderboard import ESTIMATES, leaderboard
 
 FEW = 60  # bootstrap resamples
 SCALES = make_references(a=(0, 10), b=(0, 100))
@@ -51,7 +51,7 @@ def test_order_values_and_counts():
     assert table["final_return:a"].to_dict() == {"lion": 12.5, "adam": 10, "sgd": 3.5}
     assert table["final_return:b"].to_dict() == {"lion": 125, "adam": 100, "sgd": 50}
     assert table["diverged"].to_dict() == {"lion": 0, "adam": 0, "sgd": 1}
-    assert set(table["repetitions"]) == {4}
+    assert set(table["seeds"]) == {4}
     assert set(table["lifetimes"]) == {8}
     assert table.loc["sgd", "mean_rank"] == 3
     for name in ("iqm", "median", "mean", "optimality_gap"):
@@ -103,16 +103,16 @@ def test_a_missing_environment_leaves_the_aggregate_blank_and_the_returns_there(
     assert table.loc["sgd", "iqm"] == complete.loc["sgd", "iqm"]
 
 
-def test_unequal_repetitions_aggregate_those_in_common():
+def test_unequal_seeds_aggregate_those_in_common():
     runs = make_runs(RESULTS | {("lion", "b"): [120, 130], ("sgd", "a"): [5], ("sgd", "b"): [50]})
     made = leaderboard(runs, SCALES, resamples=FEW)
     table = made.table.set_index("optimizer")
-    assert table["repetitions"].to_dict() == {"lion": 2, "adam": 4, "sgd": 1}
+    assert table["seeds"].to_dict() == {"lion": 2, "adam": 4, "sgd": 1}
     assert table.loc["lion", "mean"] == pytest.approx(1.25)  # 1.2, 1.3 in both
     assert table.loc["lion", "final_return:a"] == 12.5  # over all four
     assert table.loc["lion", "paired_difference"] == pytest.approx(1.25 - 0.95)  # with adam's first two
-    assert "lion: 2 to 4 repetitions an environment; aggregates are over the 2 in common" in made.notes
-    assert "sgd: one repetition, so no intervals" in made.notes
+    assert "lion: 2 to 4 seeds an environment; aggregates are over the 2 in common" in made.notes
+    assert "sgd: one seed, so no intervals" in made.notes
     assert np.isnan(table.loc["sgd", "iqm_low"])
     assert table.loc["sgd", "iqm"] == pytest.approx(0.5)
 
@@ -124,7 +124,7 @@ def test_an_environment_without_a_reference_is_raw_and_out_of_the_aggregates():
     assert table.loc["sgd", "mean"] == pytest.approx(0.35)  # a alone
     assert table.loc["lion", "final_return:b"] == 125
     assert "b at quick: no reference; raw returns only" in made.notes
-    assert any("normalised aggregates are over a;" in note for note in made.notes)
+    assert any("normalized aggregates are over a;" in note for note in made.notes)
 
 
 def test_only_raw_returns_rank_by_mean_rank():
@@ -160,7 +160,7 @@ def test_budgets_are_never_mixed():
     table = both.table
     assert list(table.groupby("budget")["rank"].max()) == [1, 3] or table["rank"].isna().any()
     assert table.loc[table["budget"] == "quick", "final_return:c"].isna().all()
-    assert list(table.columns[:5]) == ["budget", "protocol", "study_seed", "rank", "optimizer"]
+    assert list(table.columns[:5]) == ["budget", "protocol", "root_seed", "rank", "optimizer"]
     returns = [name for name in table if name.startswith("final_return:")]
     assert returns == ["final_return:a", "final_return:b", "final_return:c"]
     at = list(table).index(returns[0])
@@ -200,11 +200,12 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["final_return", "mean_return"]))
-def test_the_order_of_rows_changes_nothing(seed, metric):
+def test_the_order_of_rows_changes_nothing(root_seed, metric):
     runs = make_runs(RESULTS)
     options = {"resamples": 10, "metric": metric}
     assert (
-        leaderboard(shuffled(runs, seed), SCALES, **options).to_csv() == leaderboard(runs, SCALES, **options).to_csv()
+        leaderboard(shuffled(runs, root_seed), SCALES, **options).to_csv()
+        == leaderboard(runs, SCALES, **options).to_csv()
     )
 
 
@@ -242,7 +243,7 @@ def test_markdown_has_intervals_returns_and_notes():
     made = leaderboard(make_runs(RESULTS), SCALES, resamples=FEW)
     text = made.to_markdown()
     lines = text.splitlines()
-    assert lines[0] == "### quick · protocol 1 · study seed 0"
+    assert lines[0] == "### quick · protocol 1 · root seed 0"
     low, high = made.table.loc[0, ["iqm_low", "iqm_high"]]
     assert f"| 1 | lion | 1.25 [{low:.2f}, {high:.2f}] |" in text
     assert "| P(better than adam) |" in lines[2]
@@ -250,8 +251,8 @@ def test_markdown_has_intervals_returns_and_notes():
     assert "| optimizer | a | b |" in lines
     assert "- a at quick: 1 of sgd diverged, counted with the random policy's return, 0" in lines
     for block in text.split("\n\n"):
-        widths = {line.count(" | ") for line in block.splitlines() if line.startswith("|")}
-        assert len(widths) <= 1
+        vmap_sizes = {line.count(" | ") for line in block.splitlines() if line.startswith("|")}
+        assert len(vmap_sizes) <= 1
 
 
 def test_markdown_without_scales_shows_no_empty_columns():
@@ -317,12 +318,12 @@ def test_raw_only_boards_without_curves_have_only_returns(tmp_path):
 
 
 def test_boards_of_one_budget_do_not_overwrite_each_other(tmp_path):
-    runs = join(make_runs({("adam", "a"): [1, 2]}), make_runs({("adam", "a"): [3, 4]}, study_seed=7))
+    runs = join(make_runs({("adam", "a"): [1, 2]}), make_runs({("adam", "a"): [3, 4]}, root_seed=7))
     files = figures.save_figures(runs, {}, "quick", tmp_path, resamples=FEW)
     assert [f.name for f in files] == ["quick_protocol1_seed0_returns.png", "quick_protocol1_seed7_returns.png"]
-    runs = join(make_runs({("adam", "a"): [1, 2]}), make_runs({("adam", "a"): [3, 4]}, width=8))
+    runs = join(make_runs({("adam", "a"): [1, 2]}), make_runs({("adam", "a"): [3, 4]}, vmap_size=8))
     files = figures.save_figures(runs, {}, "quick", tmp_path, resamples=FEW)
-    assert [f.name for f in files] == [f"quick_protocol1_seed0_width{w}_returns.png" for w in (1, 8)]
+    assert [f.name for f in files] == [f"quick_protocol1_seed0_vmap_size{w}_returns.png" for w in (1, 8)]
     with pytest.raises(UserError, match="no runs at budget 'full'"):
         figures.save_figures(runs, {}, "full", tmp_path)
 
@@ -350,9 +351,9 @@ def test_a_diverged_curve_goes_on_with_the_random_policys_return():
     assert mean == pytest.approx([NAN, 2.25, 4.0, 5.0], nan_ok=True)
 
 
-def test_a_repetition_that_left_no_curve_still_counts():
+def test_a_seed_that_left_no_curve_still_counts():
     runs = make_runs({("adam", "a"): [None, 8]}, curves=True)
-    runs = dataclasses.replace(runs, curves=runs.curves[runs.curves["repetition"] == 1])
+    runs = dataclasses.replace(runs, curves=runs.curves[runs.curves["seed"] == 1])
     figure = figures.learning_curves(made_board(runs, make_references(a=(2, 12))), runs, {}, FEW)
     assert figure.axes[0].lines[0].get_ydata().tolist() == pytest.approx([2, 3, 4, 5])
 
@@ -383,7 +384,7 @@ def test_interval_figures_show_every_optimizer_in_rank_order():
     iqm = figures.aggregate_intervals(board).axes[0]
     assert iqm.lines[0].get_xdata()[0] == pytest.approx(1.25)
     bar = iqm.patches[0]
-    assert (bar.get_x(), bar.get_x() + bar.get_width()) == pytest.approx(
+    assert (bar.get_x(), bar.get_x() + bar.get_vmap_size()) == pytest.approx(
         tuple(board.table.loc[0, ["iqm_low", "iqm_high"]])
     )
 
@@ -396,7 +397,7 @@ def test_incomplete_optimizers_are_in_returns_but_not_in_aggregates():
     assert shown == ["adam", "sgd"]
 
 
-def test_colours_belong_to_optimizers():
+def test_colors_belong_to_optimizers():
     few, more = figures.styles(["adam", "mine"]), figures.styles(["adam", "lion", "mine", "open"])
     assert few["adam"] == more["adam"]
     assert few["mine"] == more["mine"]

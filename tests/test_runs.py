@@ -1,4 +1,4 @@
-"""Cells on disk: stored is what was trained, whole or killed, alone or shared; damage is named and mended."""
+"""Experiments on disk: stored is what was trained, whole or killed, alone or shared; damage is named and mended."""
 
 import json
 import os
@@ -25,14 +25,14 @@ from hypothesis import given, settings
 import open_bench
 from open_bench.config import PPOConfig, StudyConfig, load_study
 from open_bench.errors import UserError
-from open_bench.harness import parallel
-from open_bench.harness.seeds import repetition_keys
-from open_bench.runs import execute as execution
-from open_bench.runs.agents import load_agent
-from open_bench.runs.cell import Cell
-from open_bench.runs.execute import Options, Progress, execute
-from open_bench.runs.plan import adjust, make_plan
-from open_bench.runs.store import Store
+from open_bench.experiments import execute as execution
+from open_bench.experiments.agents import load_agent
+from open_bench.experiments.execute import Options, Progress, execute
+from open_bench.experiments.experiment import Experiment
+from open_bench.experiments.plan import adjust, make_plan
+from open_bench.experiments.store import Store
+from open_bench.training import mesh as parallel
+from open_bench.training.keys import lifetime_keys
 
 TINY = {"num_steps": 8, "update_epochs": 1, "num_minibatches": 2, "hidden": [8]}
 STEPS = 4 * 8 * 40  # 40 updates
@@ -45,12 +45,12 @@ def breaking() -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * np.nan, updates))
 
 
-def cells(
-    *optimizers: str, steps: int = STEPS, width: int | None = None, changes: Any = None, **study: Any
-) -> list[Cell]:
+def experiments(
+    *optimizers: str, steps: int = STEPS, vmap_size: int | None = None, changes: Any = None, **study: Any
+) -> list[Experiment]:
     values = {"optimizers": optimizers or ("adam",), "environments": ("cartpole",), **study}
     chosen = adjust(load_study("quick"), **values)
-    return list(make_plan(chosen, jax.devices(), steps, {**TINY, **(changes or {})}, width).cells)
+    return list(make_plan(chosen, jax.devices(), steps, {**TINY, **(changes or {})}, vmap_size).experiments)
 
 
 class Log(Progress):
@@ -61,10 +61,10 @@ class Log(Progress):
         self.updates = 0
         self.returns: list[float] = []
 
-    def cell_started(self, cell: Cell, repetitions: list[int]) -> None:
-        self.started.append((cell.optimizer, repetitions))
+    def experiment_started(self, experiment: Experiment, seeds: list[int]) -> None:
+        self.started.append((experiment.optimizer, seeds))
 
-    def advanced(self, cell: Cell, updates: int, episode_return: float, diverged: int) -> None:
+    def advanced(self, experiment: Experiment, updates: int, episode_return: float, diverged: int) -> None:
         self.updates += updates
 
 
@@ -75,15 +75,15 @@ def compiled_once() -> Iterator[None]:
     programs: dict[Any, Any] = {}
     build, compile_program = execution.build_lifetime, parallel.compile_program
 
-    def built(cell: Cell) -> Any:
-        if cell.name not in lifetimes:
-            lifetimes[cell.name] = build(cell)
-        return lifetimes[cell.name]
+    def built(experiment: Experiment) -> Any:
+        if experiment.name not in lifetimes:
+            lifetimes[experiment.name] = build(experiment)
+        return lifetimes[experiment.name]
 
-    def compiled(lifetime: Any, theta: Any, devices: Any, width: int, lifetimes: int) -> Any:
-        key = (id(lifetime), min(len(devices), -(-lifetimes // width)), width)
+    def compiled(lifetime: Any, theta: Any, devices: Any, vmap_size: int, lifetimes: int) -> Any:
+        key = (id(lifetime), min(len(devices), -(-lifetimes // vmap_size)), vmap_size)
         if key not in programs:
-            programs[key] = compile_program(lifetime, theta, devices, width, lifetimes)
+            programs[key] = compile_program(lifetime, theta, devices, vmap_size, lifetimes)
         return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -94,25 +94,25 @@ def compiled_once() -> Iterator[None]:
 
 def train(
     folder: Path,
-    chosen: list[Cell],
-    seeds: int = SEEDS,
+    chosen: list[Experiment],
+    num_seeds: int = SEEDS,
     devices: int = 4,
     progress: Progress | None = None,
     **options: Any,
 ) -> Store:
     store = Store(folder)
     store.prepare()
-    execute(chosen, seeds, store, Options(jax.devices()[:devices], **options), progress or Progress())
+    execute(chosen, num_seeds, store, Options(jax.devices()[:devices], **options), progress or Progress())
     return store
 
 
-def tables(store: Store, chosen: list[Cell] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+def tables(store: Store, chosen: list[Experiment] | None = None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Scores and curves in a fixed order; a warning is an error."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         runs = store.load(chosen)
-    scores = runs.scores.sort_values(["cell", "repetition"], ignore_index=True)
-    return scores, runs.curves.sort_values(["cell", "repetition", "env_steps"], ignore_index=True)
+    scores = runs.scores.sort_values(["experiment", "seed"], ignore_index=True)
+    return scores, runs.curves.sort_values(["experiment", "seed", "env_steps"], ignore_index=True)
 
 
 def same(one: Any, two: Any) -> None:
@@ -121,13 +121,13 @@ def same(one: Any, two: Any) -> None:
 
 
 def shards(folder: Path) -> list[Path]:
-    return sorted(folder.glob("runs/*/shard-*"))
+    return sorted(folder.glob("experiments/*/shard-*"))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """One cell with four repetitions."""
-    return train(tmp_path_factory.mktemp("finished"), cells())
+    """One experiment with four seeds."""
+    return train(tmp_path_factory.mktemp("finished"), experiments())
 
 
 @pytest.fixture
@@ -143,53 +143,53 @@ def copy(finished: Store, tmp_path: Path) -> Store:
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.one_of(st.floats(-1e30, 1e30), st.just(float("nan"))), min_size=1, max_size=5), st.data())
 def test_what_is_stored_comes_back_bit_for_bit(returns: list[float], data: Any) -> None:
-    repetitions = data.draw(st.lists(st.integers(0, 50), min_size=len(returns), max_size=len(returns), unique=True))
+    seeds = data.draw(st.lists(st.integers(0, 50), min_size=len(returns), max_size=len(returns), unique=True))
     scores = pd.DataFrame(
         {
-            "repetition": repetitions,
+            "seed": seeds,
             "final_return": returns,
             "mean_return": returns[::-1],
             "diverged": [bool(np.isnan(value)) for value in returns],
             "env_steps": STEPS,
         }
     )
-    curves = pd.DataFrame({"repetition": repetitions, "env_steps": STEPS, "episode_return": returns})
+    curves = pd.DataFrame({"seed": seeds, "env_steps": STEPS, "episode_return": returns})
     facts = {"run_seconds": 2.0, "compile_seconds": 1.0, "env_steps": 10, "hardware": "abacus", "revision": "r"}
-    cell = CELL
+    experiment = CELL
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         store.prepare()
-        store.create(cell, {"family": "classic", "hyperparameter_origin": "default"})
-        store.add(cell, scores, curves, facts)
-        assert store.repetitions(cell) == set(repetitions)
+        store.create(experiment, {"family": "classic", "hyperparameter_origin": "default"})
+        store.add(experiment, scores, curves, facts)
+        assert store.seeds(experiment) == set(seeds)
         runs = store.load()
         assert not list(store.runs.glob("**/.tmp-*"))
     pd.testing.assert_frame_equal(runs.scores[list(scores)], scores, check_exact=True)
     pd.testing.assert_frame_equal(runs.curves[list(curves)], curves, check_exact=True)
-    assert set(runs.scores["cell"]) == {cell.name} == set(runs.cells["cell"])
-    assert (runs.cells["steps_per_second"] == 5.0).all()
+    assert set(runs.scores["experiment"]) == {experiment.name} == set(runs.experiments["experiment"])
+    assert (runs.experiments["steps_per_second"] == 5.0).all()
 
 
-CELL = cells()[0]
+CELL = experiments()[0]
 
 
-def test_a_cell_says_where_it_comes_from(finished: Store) -> None:
-    row = finished.load().cells.iloc[0]
+def test_a_experiment_says_where_it_comes_from(finished: Store) -> None:
+    row = finished.load().experiments.iloc[0]
     assert (row["environment"].split("[")[0], row["optimizer"], row["env_steps"]) == ("cartpole", "adam", STEPS)
     assert row["hyperparameter_origin"] in {"tuned", "published"}
     assert json.loads(row["hyperparameters"])["learning_rate"] > 0
     content = json.loads(next(finished.runs.glob("cartpole*/shard-*/provenance.json")).read_text())
     assert content["packages"]["jax"] == jax.__version__
-    assert content["repetitions"] == [0, 1, 2, 3]
+    assert content["seeds"] == [0, 1, 2, 3]
     assert content["env_steps"] == SEEDS * STEPS
     assert content["run_seconds"] > 0
     assert {"hardware", "revision", "compile_seconds", "platform", "python"} <= set(content)
 
 
 def test_the_trained_thing_learns_nothing_from_the_store(finished: Store) -> None:
-    """Four repetitions, four different returns."""
+    """Four seeds, four different returns."""
     scores, curves = tables(finished)
-    assert list(scores["repetition"]) == [0, 1, 2, 3]
+    assert list(scores["seed"]) == [0, 1, 2, 3]
     assert scores["mean_return"].nunique() == SEEDS
     assert len(curves) == SEEDS * 40
     assert list(curves["env_steps"][:2]) == [32, 64]
@@ -197,25 +197,25 @@ def test_the_trained_thing_learns_nothing_from_the_store(finished: Store) -> Non
 
 def test_more_seeds_add_a_shard_and_train_only_what_is_missing(finished: Store, tmp_path: Path) -> None:
     log = Log()
-    train(tmp_path, cells(), seeds=2, progress=log)
+    train(tmp_path, experiments(), num_seeds=2, progress=log)
     first = shards(tmp_path)
     written = first[0].stat().st_mtime_ns
     assert [path.name for path in first] == ["shard-0000-0001"]
-    store = train(tmp_path, cells(), seeds=4, progress=log)
+    store = train(tmp_path, experiments(), num_seeds=4, progress=log)
     assert [path.name for path in shards(tmp_path)] == ["shard-0000-0001", "shard-0002-0003"]
     assert first[0].stat().st_mtime_ns == written
     assert log.started == [("adam", [0, 1]), ("adam", [2, 3])]
     same(tables(store), tables(finished))
-    train(tmp_path, cells(), seeds=3, progress=log)  # fewer than there are: nothing to do
+    train(tmp_path, experiments(), num_seeds=3, progress=log)  # fewer than there are: nothing to do
     assert log.updates == 4 * 40
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_devices_and_company_do_not_change_a_cell(devices: int, finished: Store, tmp_path: Path) -> None:
-    study = cells("sgd", "adam")
+def test_devices_and_company_do_not_change_a_experiment(devices: int, finished: Store, tmp_path: Path) -> None:
+    study = experiments("sgd", "adam")
     store = train(tmp_path, study, devices=devices)
     assert len(shards(tmp_path)) == 2 * SEEDS // devices
-    adam = [cell for cell in study if cell.optimizer == "adam"]
+    adam = [experiment for experiment in study if experiment.optimizer == "adam"]
     same(tables(store, adam), tables(finished))
     scores = tables(store)[0]
     assert scores.groupby("optimizer")["mean_return"].mean().nunique() == 2
@@ -223,41 +223,41 @@ def test_devices_and_company_do_not_change_a_cell(devices: int, finished: Store,
 
 def test_divergence_is_stored_as_nan_and_true(tmp_path: Path) -> None:
     log = Log()
-    store = train(tmp_path, cells(f"{__name__}:breaking"), seeds=2, progress=log)
+    store = train(tmp_path, experiments(f"{__name__}:breaking"), num_seeds=2, progress=log)
     scores, curves = tables(store)
     assert scores["diverged"].dtype == bool
     assert scores["diverged"].all()
     assert scores[["final_return", "mean_return"]].isna().all(axis=None)
     assert len(curves) == 2 * 40
-    assert "0,,,True,1280" in next(tmp_path.glob("runs/*/shard-*/scores.csv")).read_text()
+    assert "0,,,True,1280" in next(tmp_path.glob("experiments/*/shard-*/scores.csv")).read_text()
 
 
 def test_agents_are_kept_when_asked_for(tmp_path: Path) -> None:
-    chosen = cells()
-    store = train(tmp_path, chosen, seeds=3, devices=2, save_agents=True)
+    chosen = experiments()
+    store = train(tmp_path, chosen, num_seeds=3, devices=2, save_agents=True)
     program = parallel.compile_program(
-        execution.build_lifetime(chosen[0]), chosen[0].candidate.inputs, jax.devices(), 1, 1
+        execution.build_lifetime(chosen[0]), chosen[0].resolved.inputs, jax.devices(), 1, 1
     )
-    keys = repetition_keys(0, chosen[0].environment.name, [2])
-    expected = jax.device_get(parallel.run_whole(program, keys, chosen[0].candidate.inputs).learner.params)
-    found = load_agent(store.path(chosen[0]), repetition=2)
+    keys = lifetime_keys(0, chosen[0].environment.name, [2])
+    expected = jax.device_get(parallel.run_whole(program, keys, chosen[0].resolved.inputs).learner.params)
+    found = load_agent(store.path(chosen[0]), seed=2)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), found, expected)
     first = load_agent(store.path(chosen[0]))["actor"]["dense_00"]["kernel"]
     assert not np.array_equal(first, found["actor"]["dense_00"]["kernel"])
-    with pytest.raises(UserError, match="no saved agent of repetition 7; train it with --save-agents"):
+    with pytest.raises(UserError, match="no saved agent of seed 7; train it with --save-agents"):
         load_agent(store.path(chosen[0]), 7)
     tables(store)  # the file of agents disturbs no table
 
 
 def test_it_is_said_when_agents_are_wanted_of_what_is_stored_without(tmp_path: Path) -> None:
-    train(tmp_path, cells(), seeds=1)
+    train(tmp_path, experiments(), num_seeds=1)
     with pytest.warns(UserWarning, match="was trained without --save-agents and is stored already"):
-        train(tmp_path, cells(), seeds=1, save_agents=True)
+        train(tmp_path, experiments(), num_seeds=1, save_agents=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(tmp_path / "another", cells(), seeds=1, save_agents=True)
-        train(tmp_path / "another", cells(), seeds=1, save_agents=True)
+        train(tmp_path / "another", experiments(), num_seeds=1, save_agents=True)
+        train(tmp_path / "another", experiments(), num_seeds=1, save_agents=True)
 
 
 def test_agents_are_not_kept_otherwise(finished: Store) -> None:
@@ -292,32 +292,34 @@ def test_every_ppo_setting_is_known_here() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(OTHER_SETTINGS)).flatmap(lambda key: st.tuples(st.just(key), OTHER_SETTINGS[key])))
-def test_any_changed_setting_makes_another_cell(change: tuple[str, Any]) -> None:
+def test_any_changed_setting_makes_another_experiment(change: tuple[str, Any]) -> None:
     key, value = change
-    assert cells(changes={key: value})[0].name != CELL.name
-    assert cells(changes={key: value})[0].name == cells(changes={key: value})[0].name
+    assert experiments(changes={key: value})[0].name != CELL.name
+    assert experiments(changes={key: value})[0].name == experiments(changes={key: value})[0].name
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        lambda: cells(seed=1),
-        lambda: cells(steps=STEPS + 32),
-        lambda: cells(width=2),
-        lambda: cells("adam:learning_rate=0.002"),
-        lambda: cells("adam+dpo"),
-        lambda: cells("sgd"),
-        lambda: cells(environments=("acrobot",), changes={"num_envs": 4}),
+        lambda: experiments(root_seed=1),
+        lambda: experiments(steps=STEPS + 32),
+        lambda: experiments(vmap_size=2),
+        lambda: experiments("adam:learning_rate=0.002"),
+        lambda: experiments("adam+dpo"),
+        lambda: experiments("sgd"),
+        lambda: experiments(environments=("acrobot",), changes={"num_envs": 4}),
     ],
-    ids=["seed", "steps", "width", "hyperparameter", "objective", "optimizer", "environment"],
+    ids=["seed", "steps", "vmap_size", "hyperparameter", "policy_loss", "optimizer", "environment"],
 )
-def test_any_changed_request_makes_another_cell(other: Callable[[], list[Cell]]) -> None:
+def test_any_changed_request_makes_another_experiment(other: Callable[[], list[Experiment]]) -> None:
     assert other()[0].name != CELL.name
 
 
 def test_versions_and_options_are_part_of_the_identity() -> None:
     def changed(**update: Any) -> str:
-        return Cell(CELL.environment.model_copy(update=update), CELL.budget, CELL.env_steps, CELL.candidate, 0, 1).name
+        return Experiment(
+            CELL.environment.model_copy(update=update), CELL.budget, CELL.env_steps, CELL.resolved, 0, 1
+        ).name
 
     assert changed() == CELL.name
     names = {changed(version=2), changed(options={"max_steps_in_episode": 7}), changed(source="gymnax:Acrobot-v1")}
@@ -325,13 +327,15 @@ def test_versions_and_options_are_part_of_the_identity() -> None:
 
 
 def test_the_number_of_seeds_and_the_spelling_are_not_part_of_the_identity() -> None:
-    assert cells(seeds=1)[0].name == cells(seeds=99)[0].name == CELL.name
-    assert cells("adam:b1=0.8,learning_rate=1e-3")[0].name == cells("adam:learning_rate=0.001,b1=0.8")[0].name
+    assert experiments(num_seeds=1)[0].name == experiments(num_seeds=99)[0].name == CELL.name
+    assert (
+        experiments("adam:b1=0.8,learning_rate=1e-3")[0].name == experiments("adam:learning_rate=0.001,b1=0.8")[0].name
+    )
 
 
-def test_a_cell_has_a_readable_name_that_any_file_system_takes() -> None:
+def test_a_experiment_has_a_readable_name_that_any_file_system_takes() -> None:
     assert CELL.name.startswith("cartpole")
-    name = cells("adam:learning_rate=1e-3+dpo")[0].name
+    name = experiments("adam:learning_rate=1e-3+dpo")[0].name
     assert "--adam_learning_rate=0.001+dpo--" in name
     assert len(name) < 120
 
@@ -345,7 +349,7 @@ class Stop(Progress):
     def __init__(self, after: int):
         self.left = after
 
-    def advanced(self, cell: Cell, updates: int, episode_return: float, diverged: int) -> None:
+    def advanced(self, experiment: Experiment, updates: int, episode_return: float, diverged: int) -> None:
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
@@ -354,24 +358,24 @@ class Stop(Progress):
 @pytest.mark.parametrize("after", [2, 4])
 def test_a_checkpoint_in_the_middle_of_a_round_is_exact(after: int, finished: Store, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, cells(), devices=2, progress=Stop(after), checkpoint_seconds=0.0)
-    assert [path.name for path in tmp_path.glob("runs/*/partial-*")] == ["partial-0000-0001-of-2.safetensors"]
+        train(tmp_path, experiments(), devices=2, progress=Stop(after), checkpoint_seconds=0.0)
+    assert [path.name for path in tmp_path.glob("experiments/*/partial-*")] == ["partial-0000-0001-of-2.safetensors"]
     assert not shards(tmp_path)
     log = Log()
-    store = train(tmp_path, cells(), devices=2, progress=log, checkpoint_seconds=0.0)
+    store = train(tmp_path, experiments(), devices=2, progress=log, checkpoint_seconds=0.0)
     assert log.updates == SEEDS * 40 - 2 * (2 ** (after - 1) - 1)  # segments of 1, 2, 4, … updates were kept
     same(tables(store), tables(finished))
-    assert not list(tmp_path.glob("runs/*/partial-*"))
+    assert not list(tmp_path.glob("experiments/*/partial-*"))
 
 
 def test_a_round_begun_on_other_devices_is_begun_anew(finished: Store, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, cells(), devices=2, progress=Stop(3), checkpoint_seconds=0.0)
+        train(tmp_path, experiments(), devices=2, progress=Stop(3), checkpoint_seconds=0.0)
     log = Log()
-    store = train(tmp_path, cells(), devices=4, progress=log)
+    store = train(tmp_path, experiments(), devices=4, progress=log)
     assert log.updates == SEEDS * 40
     same(tables(store), tables(finished))
-    assert not list(tmp_path.glob("runs/*/partial-*"))
+    assert not list(tmp_path.glob("experiments/*/partial-*"))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
@@ -381,18 +385,18 @@ def test_a_damaged_checkpoint_counts_as_none(content: bytes, finished: Store, tm
     folder = store.create(CELL, execution._description(CELL))
     (folder / "partial-0000-0003-of-4.safetensors").write_bytes(content)
     log = Log()
-    train(tmp_path, cells(), progress=log)
+    train(tmp_path, experiments(), progress=log)
     assert log.updates == SEEDS * 40
     same(tables(store), tables(finished))
-    assert not list(tmp_path.glob("runs/*/partial-*"))
+    assert not list(tmp_path.glob("experiments/*/partial-*"))
 
 
 # ``compare`` as the command line runs it, but for saving a checkpoint after every segment instead of twice a minute.
 COMPARE = """
 import sys
-from open_bench.runs import execute
+from open_bench.experiments import execute
 execute.Options.__init__.__defaults__ = (0.0, False)
-from open_bench import cli
+from open_bench.cli import main as cli
 sys.argv[0] = "openbench"
 cli.main()
 """
@@ -412,7 +416,7 @@ def compare_process(folder: Path, study: Path) -> "subprocess.Popen[str]":
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """What the study of the processes below gives when nobody disturbs it."""
-    return train(tmp_path_factory.mktemp("undisturbed"), cells("adam", "sgd", steps=KILLED_STEPS), seeds=2)
+    return train(tmp_path_factory.mktemp("undisturbed"), experiments("adam", "sgd", steps=KILLED_STEPS), num_seeds=2)
 
 
 @pytest.fixture
@@ -425,9 +429,9 @@ def study(tmp_path: Path) -> Path:
 def test_killed_at_any_moment_the_study_goes_on(undisturbed: Store, study: Path, tmp_path: Path) -> None:
     folder, generator = tmp_path / "results", random.Random(int(time.time()))
     moments: list[Callable[[], bool]] = [
-        lambda: bool(list(folder.glob("runs/*/partial-*.safetensors"))),  # in the middle of the first round
+        lambda: bool(list(folder.glob("experiments/*/partial-*.safetensors"))),  # in the middle of the first round
         lambda: len(shards(folder)) >= 1,  # between two rounds, or a little later
-        lambda: len(shards(folder)) >= 3,  # in the second cell
+        lambda: len(shards(folder)) >= 3,  # in the second experiment
     ]
     kept: dict[Path, tuple[int, int]] = {}
     for moment in moments:
@@ -448,7 +452,7 @@ def test_killed_at_any_moment_the_study_goes_on(undisturbed: Store, study: Path,
     assert kept
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in kept} == kept
     assert len(shards(folder)) == 4
-    assert not [path for pattern in ("partial-*", ".tmp-*") for path in folder.glob(f"runs/*/{pattern}")]
+    assert not [path for pattern in ("partial-*", ".tmp-*") for path in folder.glob(f"experiments/*/{pattern}")]
     assert (folder / "leaderboard.csv").is_file()
 
 
@@ -459,7 +463,7 @@ def test_two_processes_share_the_work(undisturbed: Store, study: Path, tmp_path:
     assert [process.returncode for process in processes] == [0, 0], output
     same(tables(Store(folder)), tables(undisturbed))
     started = sorted(line.partition("]")[2] for text in output for line in text.splitlines() if "seeds 0" in line)
-    assert len(started) == len(set(started)) == 2, output  # each cell was trained by one of them
+    assert len(started) == len(set(started)) == 2, output  # each experiment was trained by one of them
 
 
 HOLD = """
@@ -472,8 +476,8 @@ sys.stdin.read()
 
 
 def test_a_lock_falls_free_when_its_owner_is_killed(tmp_path: Path) -> None:
-    """The cell is left to its owner, and gone on with when that is dead."""
-    store, chosen = Store(tmp_path), cells("sgd", "adam")
+    """The experiment is left to its owner, and gone on with when that is dead."""
+    store, chosen = Store(tmp_path), experiments("sgd", "adam")
     store.prepare()
     path = store.runs / ".locks" / f"{chosen[0].name}.lock"
     owner = subprocess.Popen(
@@ -486,13 +490,13 @@ def test_a_lock_falls_free_when_its_owner_is_killed(tmp_path: Path) -> None:
     waited: list[list[str]] = []
 
     class Watch(Log):
-        def waiting(self, cells: list[Cell]) -> None:
-            waited.append([cell.optimizer for cell in cells])
+        def waiting(self, experiments: list[Experiment]) -> None:
+            waited.append([experiment.optimizer for experiment in experiments])
             owner.kill()
             owner.wait()
 
     log = Watch()
-    train(tmp_path, chosen, seeds=1, progress=log)
+    train(tmp_path, chosen, num_seeds=1, progress=log)
     assert waited[0] == ["sgd"]
     assert log.started == [("adam", [0]), ("sgd", [0])]
     assert len(shards(tmp_path)) == 2
@@ -579,91 +583,93 @@ SHARD_DAMAGE: dict[str, Callable[[Path], Any]] = {
     "file for a shard": _file_instead,
 }
 CELL_DAMAGE: dict[str, Callable[[Path], Any]] = {
-    "broken description": lambda cell: (cell / "cell.json").write_text('{"identity": '),
-    "description of another kind": lambda cell: (cell / "cell.json").write_text("[]"),
-    "no description": lambda cell: (cell / "cell.json").unlink(),
-    "binary description": lambda cell: (cell / "cell.json").write_bytes(b"\xff\xfe"),
-    "another cell's description": lambda cell: edit_json(
-        cell / "cell.json", lambda content: content["identity"].update(study_seed=5)
+    "broken description": lambda experiment: (experiment / "experiment.json").write_text('{"identity": '),
+    "description of another kind": lambda experiment: (experiment / "experiment.json").write_text("[]"),
+    "no description": lambda experiment: (experiment / "experiment.json").unlink(),
+    "binary description": lambda experiment: (experiment / "experiment.json").write_bytes(b"\xff\xfe"),
+    "another experiment's description": lambda experiment: edit_json(
+        experiment / "experiment.json", lambda content: content["identity"].update(root_seed=5)
     ),
-    "description without family": lambda cell: edit_json(cell / "cell.json", lambda content: content.pop("family")),
-    "empty cell": _empty,
-    "file for a cell": _file_instead,
+    "description without family": lambda experiment: edit_json(
+        experiment / "experiment.json", lambda content: content.pop("family")
+    ),
+    "empty experiment": _empty,
+    "file for an experiment": _file_instead,
 }
 
 
 @pytest.mark.parametrize("kind", [*SHARD_DAMAGE, *CELL_DAMAGE])
 def test_damage_is_named_skipped_and_mended(kind: str, copy: Store, finished: Store) -> None:
-    cell = copy.path(CELL)
-    spoiled = next(cell.glob("shard-*")) if kind in SHARD_DAMAGE else cell
+    experiment = copy.path(CELL)
+    spoiled = next(experiment.glob("shard-*")) if kind in SHARD_DAMAGE else experiment
     {**SHARD_DAMAGE, **CELL_DAMAGE}[kind](spoiled)
     with pytest.warns(UserWarning, match=r"^skipped ") as found:
         runs = copy.load()
     assert any(str(spoiled) in str(warning.message) for warning in found)
-    assert len(runs.scores) == len(runs.curves) == len(runs.cells) == 0
+    assert len(runs.scores) == len(runs.curves) == len(runs.experiments) == 0
     log = Log()
     with pytest.warns(UserWarning, match="is damaged; moved to .*damaged-"):
-        train(copy.results, cells(), progress=log)
+        train(copy.results, experiments(), progress=log)
     assert log.started == [("adam", [0, 1, 2, 3])]
     assert list(copy.runs.glob("**/*.damaged-*"))  # nothing was deleted
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what was set aside is named from now on
-        repaired = copy.load(cells())
+        repaired = copy.load(experiments())
     expected = finished.load()
     pd.testing.assert_frame_equal(repaired.scores, expected.scores, check_exact=True)
     pd.testing.assert_frame_equal(repaired.curves, expected.curves, check_exact=True)
 
 
 def test_one_damaged_shard_leaves_the_others(tmp_path: Path, finished: Store) -> None:
-    store = train(tmp_path, cells(), devices=2)
+    store = train(tmp_path, experiments(), devices=2)
     bad, good = shards(tmp_path)
     _wrong_return(bad)
     with pytest.warns(UserWarning, match=f"{bad}: scores.csv is not what was written"):
-        assert list(store.load().scores["repetition"]) == [2, 3]
+        assert list(store.load().scores["seed"]) == [2, 3]
     log = Log()
     with pytest.warns(UserWarning, match="is damaged; moved to"):
-        train(tmp_path, cells(), progress=log)
+        train(tmp_path, experiments(), progress=log)
     assert log.started == [("adam", [0, 1])]
     assert good.is_dir()
     same(tables(store), tables(finished))
 
 
-@pytest.mark.parametrize("kind", ["file", "empty folder", "copy of a cell", "folder of something else"])
+@pytest.mark.parametrize("kind", ["file", "empty folder", "copy of an experiment", "folder of something else"])
 def test_what_is_foreign_is_named_and_left_alone(kind: str, copy: Store, finished: Store) -> None:
     foreign = copy.runs / "a-stranger"
     if kind == "file":
         foreign.write_text("notes")
-    elif kind == "copy of a cell":
+    elif kind == "copy of an experiment":
         shutil.copytree(copy.path(CELL), foreign)
     else:
         foreign.mkdir()
         if kind == "folder of something else":
-            (foreign / "scores.csv").write_text("repetition,final_return\n0,1e9\n")
+            (foreign / "scores.csv").write_text("seed,final_return\n0,1e9\n")
     with pytest.warns(UserWarning, match=f"skipped {foreign}"):
         runs = copy.load()
     pd.testing.assert_frame_equal(runs.scores, finished.load().scores)
     log = Log()
-    train(copy.results, cells(), progress=log)
+    train(copy.results, experiments(), progress=log)
     assert not log.started
     assert foreign.exists()
 
 
-def test_a_copied_shard_neither_counts_twice_nor_hides_the_cell(copy: Store, finished: Store) -> None:
+def test_a_copied_shard_neither_counts_twice_nor_hides_the_experiment(copy: Store, finished: Store) -> None:
     original = next(copy.path(CELL).glob("shard-*"))
     foreign = original.with_name("shard-0004-0007")
     shutil.copytree(original, foreign)
     with pytest.warns(UserWarning, match=f"skipped {foreign}"):
         runs = copy.load()
     pd.testing.assert_frame_equal(runs.scores, finished.load().scores)
-    assert copy.repetitions(CELL) == {0, 1, 2, 3}
+    assert copy.seeds(CELL) == {0, 1, 2, 3}
 
 
 def test_what_a_killed_writer_left_is_invisible_and_cleared(copy: Store, finished: Store) -> None:
     for leftover in (copy.runs / ".tmp-1", copy.path(CELL) / ".tmp-2"):
         leftover.mkdir()
-        (leftover / "scores.csv").write_text("repetition")
+        (leftover / "scores.csv").write_text("seed")
     same(tables(copy), tables(finished))
-    train(copy.results, cells(), seeds=5)
+    train(copy.results, experiments(), num_seeds=5)
     assert not (copy.path(CELL) / ".tmp-2").exists()
 
 
@@ -676,10 +682,10 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
         raise OSError("disk full")
 
     monkeypatch.setattr(pd.DataFrame, "to_csv", fail)
-    frame = pd.DataFrame({"repetition": [0]})
+    frame = pd.DataFrame({"seed": [0]})
     with pytest.raises(OSError, match="disk full"):
         store.add(CELL, frame, frame, {})
-    assert [path.name for path in store.path(CELL).iterdir()] == ["cell.json"]
+    assert [path.name for path in store.path(CELL).iterdir()] == ["experiment.json"]
 
 
 def test_a_plan_checks_everything_before_training() -> None:
@@ -691,6 +697,6 @@ def test_a_plan_checks_everything_before_training() -> None:
     ):
         with pytest.raises(UserError, match=message):
             make_plan(base.model_copy(update=changes), jax.devices())
-    with pytest.raises(UserError, match="--width must be at least 1, not 0"):
-        make_plan(base, jax.devices(), width=0)
-    assert [cell.width for cell in make_plan(base, jax.devices()).cells] == [1]
+    with pytest.raises(UserError, match="--vmap-size must be at least 1, not 0"):
+        make_plan(base, jax.devices(), vmap_size=0)
+    assert [experiment.vmap_size for experiment in make_plan(base, jax.devices()).experiments] == [1]

@@ -1,4 +1,4 @@
-"""Rows, reference returns, normalisation and aggregates, against answers worked out by hand."""
+"""Rows, reference returns, normalization and aggregates, against answers worked out by hand."""
 
 import dataclasses
 import subprocess
@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from open_bench.errors import UserError
-from open_bench.scores import aggregate
-from open_bench.scores.aggregate import ScoreMatrix
-from open_bench.scores.boards import boards
-from open_bench.scores.normalize import Scale, normalise, scale_of
-from open_bench.scores.references import (
+from open_bench.evaluation import bootstrap as aggregate
+from open_bench.evaluation.baseline_returns import (
     BaselineReturn,
     EnvironmentReturns,
     ReturnInterval,
@@ -24,17 +21,20 @@ from open_bench.scores.references import (
     read_returns,
     write_returns,
 )
-from open_bench.scores.rows import Runs, validate
+from open_bench.evaluation.boards import boards
+from open_bench.evaluation.bootstrap import ScoreMatrix
+from open_bench.evaluation.metrics import Scale, normalize, scale_of
+from open_bench.evaluation.schema import Runs, validate
 
 NAN = float("nan")
 
 
-def make_runs(results: dict, curves: bool = False, **cell: object) -> Runs:
-    """Runs from {(optimizer, environment): [final returns]}; a None has diverged. ``cell`` overrides cell columns."""
-    cells, scores, points = [], [], []
+def make_runs(results: dict, curves: bool = False, **experiment: object) -> Runs:
+    """Runs from {(optimizer, environment): [final returns]}; a None has diverged. ``experiment`` overrides experiment columns."""
+    experiments, scores, points = [], [], []
     for (optimizer, environment), returns in results.items():
         row = {
-            "cell": f"{environment}-{optimizer}",
+            "experiment": f"{environment}-{optimizer}",
             "environment": environment,
             "family": "gymnax",
             "budget": "quick",
@@ -43,33 +43,33 @@ def make_runs(results: dict, curves: bool = False, **cell: object) -> Runs:
             "hyperparameters": "{}",
             "hyperparameter_origin": "default",
             "theta": "",
-            "study_seed": 0,
-            "width": 1,
+            "root_seed": 0,
+            "vmap_size": 1,
             "protocol": 1,
             "steps_per_second": 100.0,
             "run_seconds": 10.0 * len(returns),
             "compile_seconds": 5.0,
             "hardware": "2 cores",
             "revision": "abc",
-        } | cell
-        row["cell"] += "".join(f"-{key}{value}" for key, value in cell.items())
-        cells.append(row)
-        same = {key: row[key] for key in ("cell", "environment", "budget", "optimizer")}
-        for repetition, value in enumerate(returns):
+        } | experiment
+        row["experiment"] += "".join(f"-{key}{value}" for key, value in experiment.items())
+        experiments.append(row)
+        same = {key: row[key] for key in ("experiment", "environment", "budget", "optimizer")}
+        for seed, value in enumerate(returns):
             final = NAN if value is None else float(value)
             mean, diverged = final / 2, value is None
             scores.append(
                 same
-                | {"repetition": repetition, "final_return": final, "mean_return": mean}
+                | {"seed": seed, "final_return": final, "mean_return": mean}
                 | {"diverged": diverged, "env_steps": 1000}
             )
             for step in (250, 500, 750, 1000) if curves else ():
                 known = step > 250 and not (diverged and step > 500)
                 episode = (final if not diverged else 1.0) * step / 1000 if known else NAN
-                points.append(same | {"repetition": repetition, "env_steps": step, "episode_return": episode})
+                points.append(same | {"seed": seed, "env_steps": step, "episode_return": episode})
     frame = Runs.empty()
     return Runs(
-        pd.DataFrame(cells, columns=list(frame.cells)),
+        pd.DataFrame(experiments, columns=list(frame.experiments)),
         pd.DataFrame(scores, columns=list(frame.scores)),
         pd.DataFrame(points, columns=list(frame.curves)) if points else frame.curves,
     )
@@ -78,16 +78,16 @@ def make_runs(results: dict, curves: bool = False, **cell: object) -> Runs:
 def join(*several: Runs) -> Runs:
     """All rows together."""
     return Runs(
-        *(pd.concat([getattr(r, n) for r in several], ignore_index=True) for n in ("cells", "scores", "curves"))
+        *(pd.concat([getattr(r, n) for r in several], ignore_index=True) for n in ("experiments", "scores", "curves"))
     )
 
 
-def shuffled(runs: Runs, seed: int) -> Runs:
+def shuffled(runs: Runs, root_seed: int) -> Runs:
     """The same rows in another order, with other index labels."""
     return Runs(
         *(
-            getattr(runs, n).sample(frac=1, random_state=seed + i).reset_index(drop=True)
-            for i, n in enumerate(("cells", "scores", "curves"))
+            getattr(runs, n).sample(frac=1, random_state=root_seed + i).reset_index(drop=True)
+            for i, n in enumerate(("experiments", "scores", "curves"))
         )
     )
 
@@ -96,7 +96,7 @@ def measured(mean: float, optimizer: str = "", spread: float = 1.0, **fields: ob
     """A measured baseline whose mean_return is half its final_return."""
     final = ReturnInterval(mean, mean - spread, mean + spread)
     half = ReturnInterval(mean / 2, (mean - spread) / 2, (mean + spread) / 2)
-    values = {"repetitions": 8, "env_steps": 1000, "revision": "abc", "optimizer": optimizer} | fields
+    values = {"seeds": 8, "env_steps": 1000, "revision": "abc", "optimizer": optimizer} | fields
     return BaselineReturn(final, half, **values)
 
 
@@ -121,9 +121,9 @@ def test_scores_and_report_never_import_jax_or_pyplot(tmp_path):
     """Also not while they work: rliable and matplotlib are imported late."""
     code = """
 import sys
-import open_bench.scores.aggregate, open_bench.scores.boards, open_bench.scores.files, open_bench.scores.normalize
-import open_bench.scores.references, open_bench.scores.rows
-import open_bench.report.figures, open_bench.report.leaderboard, open_bench.report.tables
+import open_bench.evaluation.bootstrap, open_bench.evaluation.boards, open_bench.files, open_bench.evaluation.metrics
+import open_bench.evaluation.baseline_returns, open_bench.evaluation.schema
+import open_bench.evaluation.figures, open_bench.evaluation.leaderboard, open_bench.evaluation.tables
 heavy = {"matplotlib", "rliable", "scipy", "rich"} & set(sys.modules)
 assert not heavy, heavy
 sys.path.insert(0, "tests")
@@ -132,7 +132,7 @@ import matplotlib
 settings = [name for name in matplotlib.rcParams if name != "backend"]  # looking that one up imports pyplot
 before = [matplotlib.rcParams[name] for name in settings]
 runs = make_runs({("adam", "a"): [3, 4, 5], ("lion", "a"): [4, 5, 6]}, curves=True)
-from open_bench.report.figures import save_figures
+from open_bench.evaluation.figures import save_figures
 files = save_figures(runs, make_references(a=(0, 5)), "quick", sys.argv[1], resamples=50)
 assert len(files) == 4, files
 assert [matplotlib.rcParams[name] for name in settings] == before
@@ -150,12 +150,12 @@ def test_empty_runs_have_the_columns_and_are_valid():
     assert validate(Runs.empty()).budgets == ()
 
 
-def test_select_keeps_scores_and_curves_of_the_chosen_cells():
+def test_select_keeps_scores_and_curves_of_the_chosen_experiments():
     runs = make_runs({("adam", "a"): [1, 2], ("adam", "b"): [3], ("lion", "a"): [4]}, curves=True)
     chosen = runs.select(environment="a", optimizer=["lion", "sgd"])
-    assert list(chosen.cells["cell"]) == ["a-lion"]
+    assert list(chosen.experiments["experiment"]) == ["a-lion"]
     assert list(chosen.scores["final_return"]) == [4.0]
-    assert set(chosen.curves["cell"]) == {"a-lion"}
+    assert set(chosen.curves["experiment"]) == {"a-lion"}
     with pytest.raises(KeyError, match="no column 'enviroment'"):
         runs.select(enviroment="a")
 
@@ -163,16 +163,16 @@ def test_select_keeps_scores_and_curves_of_the_chosen_cells():
 @pytest.mark.parametrize(
     ("table", "change", "message"),
     [
-        ("cells", lambda f: f.drop(columns="width"), "cells: columns are missing: width"),
-        ("cells", lambda f: pd.concat([f, f]), "cell names must be unique"),
-        ("cells", lambda f: f.assign(hyperparameter_origin="guess"), "hyperparameter_origin must be one of"),
-        ("cells", lambda f: f.assign(protocol="1"), "column 'protocol' must hold integer"),
-        ("scores", lambda f: pd.concat([f, f]), "a repetition appears twice"),
+        ("experiments", lambda f: f.drop(columns="vmap_size"), "experiments: columns are missing: vmap_size"),
+        ("experiments", lambda f: pd.concat([f, f]), "experiment names must be unique"),
+        ("experiments", lambda f: f.assign(hyperparameter_origin="guess"), "hyperparameter_origin must be one of"),
+        ("experiments", lambda f: f.assign(protocol="1"), "column 'protocol' must hold integer"),
+        ("scores", lambda f: pd.concat([f, f]), "a seed appears twice"),
         ("scores", lambda f: f.assign(diverged="False"), "column 'diverged' must hold flag"),
         ("scores", lambda f: f.assign(final_return=np.inf), "final_return must be finite"),
-        ("scores", lambda f: f.assign(cell="other"), "belong to no cell"),
-        ("scores", lambda f: f.assign(budget="full"), "budget is not that of the cell"),
-        ("curves", lambda f: f.assign(optimizer="lion"), "optimizer is not that of the cell"),
+        ("scores", lambda f: f.assign(experiment="other"), "belong to no experiment"),
+        ("scores", lambda f: f.assign(budget="full"), "budget is not that of the experiment"),
+        ("curves", lambda f: f.assign(optimizer="lion"), "optimizer is not that of the experiment"),
         ("curves", lambda f: pd.concat([f, f]), "a point appears twice"),
     ],
 )
@@ -197,20 +197,20 @@ def published(mean: float = 50.0822) -> BaselineReturn:
 
 
 def test_returns_survive_being_written_and_the_bytes_are_stable(tmp_path):
-    entries = {"steps-500000": measured(21.25, "adam"), "full": published(), "odd name": measured(1e-7, "adam")}
-    returns = EnvironmentReturns("breakout", measured(0.5), entries)
+    specs = {"steps-500000": measured(21.25, "adam"), "full": published(), "odd name": measured(1e-7, "adam")}
+    returns = EnvironmentReturns("breakout", measured(0.5), specs)
     path = write_returns(tmp_path, returns)
     first = path.read_bytes()
     assert path == tmp_path / "breakout.toml"
     assert read_returns(tmp_path, "breakout") == returns
-    write_returns(tmp_path, dataclasses.replace(returns, reference=dict(reversed(entries.items()))))
+    write_returns(tmp_path, dataclasses.replace(returns, reference=dict(reversed(specs.items()))))
     assert path.read_bytes() == first
     assert [file.name for file in tmp_path.iterdir()] == ["breakout.toml"]
 
 
 def test_the_documented_format_is_the_one_that_is_read(tmp_path):
     """The example in the module's docstring is a valid file."""
-    from open_bench.scores import references
+    from open_bench.evaluation import baseline_returns as references
 
     example = [line[4:] for line in references.__doc__.splitlines() if line.startswith("    ") or not line]
     (tmp_path / "breakout.toml").write_text("\n".join(example))
@@ -232,7 +232,7 @@ def test_load_references_finds_nested_names_and_leaves_out_the_unknown(tmp_path)
 
 RANDOM = (
     "final_return = {mean = 1, low = 0, high = 2}\nmean_return = {mean = 1, low = 0, high = 2}\n"
-    'repetitions = 4\nenv_steps = 10\norigin = "measured"\nrevision = "abc"\n'
+    'seeds = 4\nenv_steps = 10\norigin = "measured"\nrevision = "abc"\n'
 )
 
 
@@ -248,8 +248,8 @@ RANDOM = (
         ('environment = "a"\n[random]\n' + RANDOM.replace("mean = 1,", "mean = nan,"), "must be finite"),
         ('environment = "a"\n[random]\n' + RANDOM.replace("mean = 1,", 'mean = "1",'), "must be a number"),
         ('environment = "a"\n[random]\n' + RANDOM.replace(", high = 2", ""), "both low and high"),
-        ('environment = "a"\n[random]\n' + RANDOM.replace("repetitions = 4\n", ""), "needs repetitions, env_steps"),
-        ('environment = "a"\n[random]\n' + RANDOM.replace("= 4", "= 0"), "repetitions must be a positive integer"),
+        ('environment = "a"\n[random]\n' + RANDOM.replace("seeds = 4\n", ""), "needs seeds, env_steps"),
+        ('environment = "a"\n[random]\n' + RANDOM.replace("= 4", "= 0"), "seeds must be a positive integer"),
         ('environment = "a"\n[random]\noptimizer = "sgd"\n' + RANDOM, "the random policy has no optimizer"),
         ('environment = "a"\n[reference.quick]\n' + RANDOM, "reference.quick: the optimizer is not named"),
         (
@@ -277,13 +277,13 @@ def test_a_hyperparameter_that_toml_can_not_hold_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# --- normalisation -----------------------------------------------------------------------------------------------
+# --- normalization -----------------------------------------------------------------------------------------------
 
 
 def test_normalise_maps_random_to_0_and_the_reference_to_1():
-    assert normalise(np.array([2.0, 12.0, 7.0, 0.0, 22.0]), Scale(2, 12)).tolist() == [0, 1, 0.5, -0.2, 2]
+    assert normalize(np.array([2.0, 12.0, 7.0, 0.0, 22.0]), Scale(2, 12)).tolist() == [0, 1, 0.5, -0.2, 2]
     with pytest.raises(ValueError, match="not above"):
-        normalise(np.array([1.0]), Scale(2, 2))
+        normalize(np.array([1.0]), Scale(2, 2))
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_aggregates_tell_their_axes_apart():
     assert found["median"].value == pytest.approx(3.0)
 
 
-def test_intervals_contain_the_estimate_and_have_width():
+def test_intervals_contain_the_estimate_and_have_vmap_size():
     rng = np.random.default_rng(3)
     for estimate in aggregate.aggregates(matrix(rng.normal(0.8, 0.3, (8, 4))), resamples=500).values():
         assert estimate.low < estimate.value < estimate.high
@@ -354,30 +354,30 @@ def test_intervals_cover_the_true_mean_about_as_often_as_they_say():
 
 
 def test_environments_are_strata():
-    """Resampling repetitions within tasks leaves the difference between tasks out of the interval."""
+    """Resampling seeds within tasks leaves the difference between tasks out of the interval."""
     estimate = aggregate.mean_estimate(matrix([[0, 100], [0.1, 100.1], [0.2, 100.2]]), resamples=300)
     assert 0 < estimate.high - estimate.low <= 0.2 + 1e-9
 
 
-def test_a_single_repetition_has_no_interval():
+def test_a_single_seed_has_no_interval():
     for estimate in aggregate.aggregates(matrix([[0.2, 0.8]])).values():
         assert np.isfinite(estimate.value)
         assert np.isnan([estimate.low, estimate.high]).all()
 
 
 @pytest.mark.parametrize(
-    ("values", "repetitions", "environments", "message"),
+    ("values", "seeds", "environments", "message"),
     [
-        (np.zeros((2, 5)), tuple(range(5)), ("a", "b"), "must be runs × tasks, here 5 repetitions × 2"),  # transposed
+        (np.zeros((2, 5)), tuple(range(5)), ("a", "b"), "must be runs × tasks, here 5 seeds × 2"),  # transposed
         (np.zeros(5), tuple(range(5)), ("a",), "must be runs × tasks"),
         (np.zeros((5, 0)), tuple(range(5)), (), "at least one of each"),
         (np.zeros((2, 1)), (0, 0), ("a",), "must be unique"),
         (np.array([[NAN], [1.0]]), (0, 1), ("a",), "must be finite"),
     ],
 )
-def test_a_wrong_matrix_is_refused(values, repetitions, environments, message):
+def test_a_wrong_matrix_is_refused(values, seeds, environments, message):
     with pytest.raises(ValueError, match=message):
-        ScoreMatrix(values, repetitions, environments)
+        ScoreMatrix(values, seeds, environments)
 
 
 def test_numpys_global_generator_neither_matters_nor_changes():
@@ -411,7 +411,7 @@ def test_probability_of_improvement_known_answers():
 
 
 def test_paired_differences_cancel_what_the_seed_does():
-    """X = Y + 1 in every pair: exactly 1, however much seeds differ; and only shared repetitions count."""
+    """X = Y + 1 in every pair: exactly 1, however much seeds differ; and only shared seeds count."""
     y = np.random.default_rng(0).normal(0, 50, (6, 2)).round()
     x = ScoreMatrix(np.vstack([y[1:] + 1, [[1e6, 1e6]]]), (1, 2, 3, 4, 5, 9), ("e0", "e1"))
     assert aggregate.paired_difference(x, matrix(y), 100) == (1, 1, 1)
@@ -448,7 +448,7 @@ def test_location_estimates_follow_an_affine_change_of_scale(values, scale, shif
 
 @settings(max_examples=15, deadline=None)
 @given(matrices, st.randoms(use_true_random=False))
-def test_the_order_of_repetitions_and_environments_does_not_change_values(values, random):
+def test_the_order_of_seeds_and_environments_does_not_change_values(values, random):
     rows, columns = list(range(values.shape[0])), list(range(values.shape[1]))
     random.shuffle(rows)
     random.shuffle(columns)
@@ -461,16 +461,16 @@ def test_the_order_of_repetitions_and_environments_does_not_change_values(values
 @settings(max_examples=25, deadline=None)
 @given(matrices, st.floats(-100, 100), st.floats(0.01, 1000))
 def test_scores_do_not_depend_on_the_unit_of_the_return(values, shift, unit):
-    """Returns, random and reference in another unit: the same normalised scores."""
+    """Returns, random and reference in another unit: the same normalized scores."""
     scale = Scale(-3.0, 7.0)
     other = Scale(*(unit * end + shift for end in scale))
-    assert normalise(values * unit + shift, other) == pytest.approx(normalise(values, scale), abs=1e-6)
+    assert normalize(values * unit + shift, other) == pytest.approx(normalize(values, scale), abs=1e-6)
 
 
 # --- boards ------------------------------------------------------------------------------------------------------
 
 
-def test_a_diverged_repetition_scores_0_and_is_counted():
+def test_a_diverged_seed_scores_0_and_is_counted():
     runs = make_runs({("adam", "a"): [12, None, 7]})
     (board,) = boards(runs, make_references(a=(2, 12)))
     assert board.rows["value"].tolist() == [12, 2, 7]
@@ -479,7 +479,7 @@ def test_a_diverged_repetition_scores_0_and_is_counted():
     assert board.notes == ("a at quick: 1 of adam diverged, counted with the random policy's return, 2",)
 
 
-def test_what_a_diverged_repetition_reached_before_does_not_count():
+def test_what_a_diverged_seed_reached_before_does_not_count():
     runs = make_runs({("adam", "a"): [12, None]})
     scores = runs.scores.assign(mean_return=[6.0, 100.0])
     (board,) = boards(dataclasses.replace(runs, scores=scores), make_references(a=(2, 12)), metric="mean_return")
@@ -488,7 +488,7 @@ def test_what_a_diverged_repetition_reached_before_does_not_count():
 
 def test_all_diverged_is_a_score_of_0_not_a_missing_one():
     (board,) = boards(make_runs({("adam", "a"): [None, None]}), make_references(a=(2, 12)))
-    assert board.normalised == ("a",)
+    assert board.normalized == ("a",)
     assert board.matrix("adam", ("a",)).values.tolist() == [[0], [0]]
 
 
@@ -497,11 +497,11 @@ def test_without_a_random_return_the_lowest_return_stands_in():
     (board,) = boards(runs, {})
     assert board.rows["value"].tolist() == [12, 3, 3, 5]
     assert "a at quick: no reference; raw returns only" in board.notes
-    assert any("the lowest return of any repetition, 3" in note for note in board.notes)
-    assert board.normalised == ()
+    assert any("the lowest return of any seed, 3" in note for note in board.notes)
+    assert board.normalized == ()
 
 
-def test_a_repetition_without_an_episode_counts_as_random():
+def test_a_seed_without_an_episode_counts_as_random():
     runs = make_runs({("adam", "a"): [12, NAN], ("lion", "a"): [7, 7]})
     (board,) = boards(runs, make_references(a=(2, 12)))
     assert board.rows["score"].tolist() == [1, 0, 0.5, 0.5]
@@ -512,13 +512,13 @@ def test_a_repetition_without_an_episode_counts_as_random():
 def test_an_environment_in_which_nothing_finished_is_left_out_and_noted():
     runs = make_runs({("adam", "a"): [NAN, NAN], ("lion", "a"): [NAN, NAN], ("adam", "b"): [12, 7]})
     (board,) = boards(runs, make_references(a=(2, 12), b=(2, 12)))
-    assert (board.environments, board.observed, board.normalised) == (("a", "b"), ("b",), ("b",))
+    assert (board.environments, board.observed, board.normalized) == (("a", "b"), ("b",), ("b",))
     assert "a at quick: no episode finished within the budget; left out of every aggregate" in board.notes
 
 
-@pytest.mark.parametrize("column", ["budget", "protocol", "study_seed"])
+@pytest.mark.parametrize("column", ["budget", "protocol", "root_seed"])
 def test_what_does_not_compare_is_never_on_one_board(column):
-    other = {"budget": "full", "protocol": 2, "study_seed": 1}[column]
+    other = {"budget": "full", "protocol": 2, "root_seed": 1}[column]
     runs = join(make_runs({("adam", "a"): [1, 2]}), make_runs({("adam", "a"): [100, 200]}, **{column: other}))
     found = boards(runs, {})
     assert sorted(sorted(board.rows["value"]) for board in found) == [[1, 2], [100, 200]]
@@ -538,7 +538,9 @@ def test_a_budget_can_be_chosen():
 
 def test_two_cells_for_one_place_are_refused():
     runs = join(make_runs({("adam", "a"): [1, 2]}), make_runs({("adam", "a"): [3]}, hyperparameters='{"b1": 0.5}'))
-    with pytest.raises(UserError, match=r"adam has 2 cells in a at quick .* differ in hyperparameters: move one away"):
+    with pytest.raises(
+        UserError, match=r"adam has 2 experiments in a at quick .* differ in hyperparameters: move one away"
+    ):
         boards(runs, {})
     (board,) = boards(runs.select(hyperparameters="{}"), {})
     assert board.rows["value"].tolist() == [1, 2]
@@ -555,27 +557,27 @@ def test_two_origins_of_hyperparameters_are_two_rows():
 
 def test_one_optimizer_at_two_widths_makes_two_boards():
     narrow = make_runs({("adam", "a"): [1, 2], ("lion", "a"): [3, 4]})
-    found = boards(join(make_runs({("adam", "a"): [5, 6]}, width=4), narrow), {})
-    assert [board.width for board in found] == [1, 4]
+    found = boards(join(make_runs({("adam", "a"): [5, 6]}, vmap_size=4), narrow), {})
+    assert [board.vmap_size for board in found] == [1, 4]
     assert [board.rows["value"].tolist() for board in found] == [[1, 2, 3, 4], [5, 6]]
 
 
 def test_an_environment_with_two_lengths_or_settings_is_refused():
     runs = make_runs({("adam", "a"): [1], ("lion", "a"): [2]})
-    longer = dataclasses.replace(runs, cells=runs.cells.assign(env_steps=[1000, 2000]))
+    longer = dataclasses.replace(runs, experiments=runs.experiments.assign(env_steps=[1000, 2000]))
     with pytest.raises(UserError, match="different env_steps \\(1000 and 2000\\)"):
         boards(longer, {})
-    different = dataclasses.replace(runs, cells=runs.cells.assign(settings=["{}", '{"num_envs": 8}']))
+    different = dataclasses.replace(runs, experiments=runs.experiments.assign(settings=["{}", '{"num_envs": 8}']))
     with pytest.raises(UserError, match="different settings"):
         boards(different, {})
     assert len(boards(runs, {})) == 1
 
 
 def test_widths_and_hardware_may_mix_with_a_note():
-    runs = join(make_runs({("adam", "a"): [1]}), make_runs({("lion", "a"): [2]}, width=8, hardware="H200"))
+    runs = join(make_runs({("adam", "a"): [1]}), make_runs({("lion", "a"): [2]}, vmap_size=8, hardware="H200"))
     (board,) = boards(runs, {})
-    assert board.width is None
-    assert any("different widths (1, 8)" in note for note in board.notes)
+    assert board.vmap_size is None
+    assert any("different vmap_sizes (1, 8)" in note for note in board.notes)
     assert any("different hardware (2 cores, H200)" in note for note in board.notes)
 
 
@@ -586,12 +588,12 @@ def test_two_thetas_of_one_optimizer_are_two_rows_but_one_theta_per_environment_
     assert boards(apart, {})[0].optimizers == ("open",)
 
 
-def test_a_matrix_has_the_repetitions_that_all_environments_share():
+def test_a_matrix_has_the_seeds_that_all_environments_share():
     runs = make_runs({("adam", "a"): [1, 2, 3], ("adam", "b"): [10, 20]})
-    runs = dataclasses.replace(runs, scores=runs.scores.assign(repetition=[0, 1, 2, 2, 1]))
+    runs = dataclasses.replace(runs, scores=runs.scores.assign(seed=[0, 1, 2, 2, 1]))
     (board,) = boards(runs, {})
     found = board.matrix("adam", ("a", "b"), "value")
-    assert (found.repetitions, found.environments) == ((1, 2), ("a", "b"))
+    assert (found.seeds, found.environments) == ((1, 2), ("a", "b"))
     assert found.values.tolist() == [[2, 20], [3, 10]]
     assert board.matrix("adam", ("a", "c"), "value") is None
 

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 from flax import serialization
+from open_bench.optimizers.spec import TrainingLength
 
-from open_bench.optimizers import velo
-from open_bench.optimizers.entry import Budget
+from open_bench.optimizers.learned import velo
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "velo_small_checkpoint"
@@ -64,7 +64,7 @@ def test_reproduces_the_original(theta, golden):
 
 def test_reproduces_the_original_in_one_scan(theta, golden):
     params = subtree(golden, "params0/")
-    optimizer = velo.velo(theta, Budget(10, 1, 1))
+    optimizer = velo.velo(theta, TrainingLength(10, 1, 1))
     steps = [(subtree(golden, f"step{t}/grads/"), golden[f"step{t}/loss"]) for t in range(8)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *steps)
 
@@ -88,7 +88,7 @@ PARAMS = {
 def test_any_rank_and_dtype_under_strict_promotion(theta):
     params = jax.tree.map(jnp.asarray, PARAMS) | {"half": jnp.ones((2, 2), jnp.bfloat16)}
     with jax.numpy_dtype_promotion("strict"):
-        optimizer = velo.velo(theta, Budget(2, 2, 1))
+        optimizer = velo.velo(theta, TrainingLength(2, 2, 1))
         updates, _, state = run(optimizer, params, [params] * 3, [np.float32(1), 1, jnp.float32(-1)])
     for update in updates:
         assert jax.tree.map(lambda x: (x.shape, x.dtype), update) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
@@ -99,13 +99,13 @@ def test_any_rank_and_dtype_under_strict_promotion(theta):
 
 def test_only_empty_tensors(theta):
     params = {"empty": jnp.zeros((0, 3))}
-    optimizer = velo.velo(theta, Budget(1, 1, 2))
+    optimizer = velo.velo(theta, TrainingLength(1, 1, 2))
     updates, _, _ = run(optimizer, params, [params], [1.0])
     assert updates[0]["empty"].shape == (0, 3)
 
 
 def test_one_trace_serves_all_steps(theta):
-    optimizer, traces = velo.velo(theta, Budget(5, 1, 1)), []
+    optimizer, traces = velo.velo(theta, TrainingLength(5, 1, 1)), []
 
     @jax.jit
     def step(params, state, loss):
@@ -124,7 +124,7 @@ def test_theta_and_seeds_may_carry_a_vmap_axis(theta):
     params = {"kernel": jnp.linspace(-1, 1, 6).reshape(3, 2), "bias": jnp.ones(2)}
 
     def one(theta, params):
-        optimizer = velo.velo(theta, Budget(4, 1, 1), longest=2)
+        optimizer = velo.velo(theta, TrainingLength(4, 1, 1), longest=2)
         state = optimizer.init(params)
         for _ in range(2):
             update, state = optimizer.update(params, state, params, loss=jnp.float32(1))
@@ -142,14 +142,14 @@ def test_theta_and_seeds_may_carry_a_vmap_axis(theta):
 def test_missing_loss_params_or_theta_are_said(theta):
     params = {"w": jnp.ones(2)}
     for longest in (100, 1):
-        optimizer = velo.velo(theta, Budget(2, 1, 1), longest=longest)
+        optimizer = velo.velo(theta, TrainingLength(2, 1, 1), longest=longest)
         with pytest.raises(TypeError, match="loss"):
             jax.eval_shape(lambda p, o=optimizer: o.update(p, o.init(p), p), params)
-    optimizer = velo.velo(theta, Budget(2, 1, 1))
+    optimizer = velo.velo(theta, TrainingLength(2, 1, 1))
     with pytest.raises(ValueError, match="params"):
         optimizer.update(params, optimizer.init(params), loss=1.0)
     with pytest.raises(ValueError, match="weights"):
-        velo.velo({}, Budget(1, 1, 1))
+        velo.velo({}, TrainingLength(1, 1, 1))
 
 
 def test_loss_features_follow_the_definition():
@@ -188,7 +188,7 @@ def test_long_lifetimes_average_over_groups(theta):
     rng = np.random.default_rng(1)
     gradients = [jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params) for _ in range(9)]
     losses = [jnp.float32(x) for x in rng.normal(size=9)]
-    updates, final, _ = run(velo.velo(theta, Budget(9, 1, 1), longest=4), params, gradients, losses)
+    updates, final, _ = run(velo.velo(theta, TrainingLength(9, 1, 1), longest=4), params, gradients, losses)
     for i, update in enumerate(updates):
         assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(update)) == (i % 3 == 2)
     means = [jax.tree.map(lambda *g: sum(g) / 3, *gradients[i : i + 3]) for i in (0, 3, 6)]
@@ -200,26 +200,26 @@ def test_long_lifetimes_average_over_groups(theta):
 
 def test_the_threshold_is_150000_steps(theta):
     params = {"w": jnp.ones(2)}
-    assert isinstance(velo.velo(theta, Budget(150_000, 1, 1)).init(params), velo.VeloState)
-    assert isinstance(velo.velo(theta, Budget(150_001, 1, 1)).init(params), velo.AveragingState)
+    assert isinstance(velo.velo(theta, TrainingLength(150_000, 1, 1)).init(params), velo.VeloState)
+    assert isinstance(velo.velo(theta, TrainingLength(150_001, 1, 1)).init(params), velo.AveragingState)
 
 
 def test_entry_needs_weights_and_has_the_official_size():
-    (entry,) = velo.ENTRIES
-    assert entry.needs_theta
-    assert entry.theta is None
+    (spec,) = velo.SPECS
+    assert spec.needs_theta
+    assert spec.theta is None
     with pytest.raises(ValueError, match="weights"):
-        entry.make(budget=Budget(1, 1, 1))
-    shapes = jax.eval_shape(entry.learned.init, jax.random.key(0))
+        spec.make(length=TrainingLength(1, 1, 1))
+    shapes = jax.eval_shape(spec.learned.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 2_320_385
-    entry.learned.validate(shapes)
+    spec.learned.validate(shapes)
 
 
 def test_random_theta_makes_finite_steps():
     theta = velo.init_theta(jax.random.key(1), hidden=16, inits=8)
     velo.validate(theta)
     params = jax.tree.map(jnp.asarray, PARAMS)
-    updates, _, _ = run(velo.velo(theta, Budget(3, 1, 1)), params, [params] * 3, [1.0, 0.5, 0.2])
+    updates, _, _ = run(velo.velo(theta, TrainingLength(3, 1, 1)), params, [params] * 3, [1.0, 0.5, 0.2])
     sizes = [float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates[-1]) if leaf.size]
     assert all(0 < size < 1e-2 for size in sizes)
 

@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from open_bench.optimizers.spec import Learned, OptimizerSpec
 
 from open_bench import weights
-from open_bench.agents.objectives import LPO
+from open_bench.algorithms.policy_losses import LPO
 from open_bench.errors import UserError
-from open_bench.optimizers.entry import Learned, OptimizerEntry
-from open_bench.optimizers.velo import VELO
+from open_bench.optimizers.learned.velo import VELO
 from open_bench.weights import WeightsError
 
 CHECKPOINT = Path(__file__).parent / "golden" / "velo_small_checkpoint"
@@ -43,12 +43,12 @@ def init(key):
     return jax.tree.map(lambda x: x + jax.random.normal(key, x.shape), from_flat(np.zeros(1211, np.float32)))
 
 
-def entry(name="open", **changes):
-    return OptimizerEntry(name, "", lambda theta, budget: None, **{"learned": Learned(init, from_flat), **changes})
+def spec(name="open", **changes):
+    return OptimizerSpec(name, "", lambda theta, budget: None, **{"learned": Learned(init, from_flat), **changes})
 
 
-OPEN, ADAM, LPO_ENTRY = entry(), entry("adam", learned=None), entry("lpo", learned=None, objective=LPO)
-THETA = {"optimizer": from_flat(np.arange(1211, dtype=np.float32)), "objective": {}}
+OPEN, ADAM, LPO_ENTRY = spec(), spec("adam", learned=None), spec("lpo", learned=None, policy_loss=LPO)
+THETA = {"optimizer": from_flat(np.arange(1211, dtype=np.float32)), "policy_loss": {}}
 
 names = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1, max_size=6)
 numbers = st.floats(-(2.0**99), 2.0**99, width=32)
@@ -60,7 +60,7 @@ def named(values):
 
 
 trees = st.recursive(named(floats), named, max_leaves=4)
-thetas = st.fixed_dictionaries({"optimizer": trees, "objective": st.one_of(st.just({}), trees)})
+thetas = st.fixed_dictionaries({"optimizer": trees, "policy_loss": st.one_of(st.just({}), trees)})
 comments = st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=5), st.none()))
 quick = hypothesis.settings(
     max_examples=40, deadline=None, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
@@ -187,7 +187,7 @@ def test_unusable_files(tmp_path):
         (whole[:20], "cut short"),
         (pickle.dumps({"a": 1}) * 5, "not a readable safetensors"),
         (safetensors.numpy.save({"optimizer/a": np.zeros(2, np.int32)}), "optimizer/a holds int32"),
-        (safetensors.numpy.save({"kernel": np.zeros(2, np.float32)}), "begin with optimizer/ or objective/"),
+        (safetensors.numpy.save({"kernel": np.zeros(2, np.float32)}), "begin with optimizer/ or policy_loss/"),
         (safetensors.numpy.save({"optimizer//a": np.zeros(2, np.float32)}), "begin with"),
         (
             safetensors.numpy.save({"optimizer/a": np.ones(2, np.float32), "optimizer/a/b": np.ones(2, np.float32)}),
@@ -226,15 +226,15 @@ def test_files_of_others_need_no_metadata(tmp_path):
 def test_validate():
     drift = {"kernel_0": np.zeros((8, 4), np.float32), "kernel_1": np.zeros((4, 1), np.float32)}
     weights.validate(THETA, OPEN)
-    weights.validate({"optimizer": {}, "objective": drift}, LPO_ENTRY)
-    weights.validate({**THETA, "objective": drift}, entry(objective=LPO))
+    weights.validate({"optimizer": {}, "policy_loss": drift}, LPO_ENTRY)
+    weights.validate({**THETA, "policy_loss": drift}, spec(policy_loss=LPO))
     for theta, whom, message in [
         (THETA, ADAM, "weights of an optimizer, and adam has none"),
-        ({**THETA, "objective": drift}, OPEN, "objective ppo of open has none"),
-        ({"optimizer": {}, "objective": drift}, OPEN, "no weights of an optimizer"),
-        (THETA, entry(objective=LPO), "no weights of an objective"),
-        ({"optimizer": {"gru": np.zeros(2)}, "objective": {}}, OPEN, r"x.npy does not fit open: array \['gru'\]"),
-        ({"optimizer": {}, "objective": {"kernel_0": np.zeros((7, 4))}}, LPO_ENTRY, "objective lpo of lpo"),
+        ({**THETA, "policy_loss": drift}, OPEN, "policy_loss ppo of open has none"),
+        ({"optimizer": {}, "policy_loss": drift}, OPEN, "no weights of an optimizer"),
+        (THETA, spec(policy_loss=LPO), "no weights of an policy_loss"),
+        ({"optimizer": {"gru": np.zeros(2)}, "policy_loss": {}}, OPEN, r"x.npy does not fit open: array \['gru'\]"),
+        ({"optimizer": {}, "policy_loss": {"kernel_0": np.zeros((7, 4))}}, LPO_ENTRY, "policy_loss lpo of lpo"),
     ]:
         with pytest.raises(WeightsError, match=message):
             weights.validate(theta, whom, "x.npy")
@@ -248,7 +248,7 @@ def test_flat_vectors_and_back(tmp_path):
     np.save(tmp_path / "a.npy", vector)
     loaded = weights.import_file(tmp_path / "a.npy", OPEN)
     assert loaded.metadata == {"imported_from": "a.npy"}
-    weights.export(loaded.theta, tmp_path / "b.npy", "npy", entry=OPEN)
+    weights.export(loaded.theta, tmp_path / "b.npy", "npy", spec=OPEN)
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), vector)
     weights.export(loaded.theta, tmp_path / "c.safetensors", metadata={"parent": loaded.hash})
     assert weights.import_file(tmp_path / "c.safetensors", OPEN).hash == loaded.hash
@@ -321,7 +321,7 @@ def test_lpo(tmp_path):
     path = tmp_path / "lpo.npz"
     kernels = {"kernel_0": np.ones((8, 5), np.float32), "kernel_1": np.ones((5, 1), np.float32)}
     np.savez(path, **kernels)
-    assert same(weights.import_file(path, LPO_ENTRY).theta, {"optimizer": {}, "objective": kernels})
+    assert same(weights.import_file(path, LPO_ENTRY).theta, {"optimizer": {}, "policy_loss": kernels})
     with pytest.raises(WeightsError, match=r"weights of an optimizer|no weights"):
         weights.import_file(path, OPEN)
     np.savez(path, kernel_0=np.ones((8, 5)), kernel_1=np.ones((4, 1)))
@@ -355,11 +355,11 @@ def test_export_refuses_what_has_no_flat_order(tmp_path):
     with pytest.raises(WeightsError, match="unknown format"):
         weights.export(THETA, tmp_path / "x", "pickle")
     with pytest.raises(WeightsError, match="velo has no flat order"):
-        weights.export(THETA, tmp_path / "x.npy", "npy", entry=VELO)
+        weights.export(THETA, tmp_path / "x.npy", "npy", spec=VELO)
     with pytest.raises(WeightsError, match="alone"):
-        weights.export({"optimizer": {}, "objective": {"a": np.zeros(1)}}, tmp_path / "x.npy", "npy", entry=OPEN)
+        weights.export({"optimizer": {}, "policy_loss": {"a": np.zeros(1)}}, tmp_path / "x.npy", "npy", spec=OPEN)
     with pytest.raises(WeightsError, match=r"does not fit open|arrays of open"):
-        weights.export({"optimizer": {"a": np.zeros(3)}}, tmp_path / "x.npy", "npy", entry=OPEN)
+        weights.export({"optimizer": {"a": np.zeros(3)}}, tmp_path / "x.npy", "npy", spec=OPEN)
 
 
 def test_inspect(tmp_path):

@@ -3,7 +3,7 @@
     python tooling/kill_campaign.py --kills 12
 
 The same small evolution (OPEN on CartPole) runs twice through ``openbench meta-train``: undisturbed, and with SIGKILLs
-after each of which the same command is given again. Kills take turns at three kinds of moments, drawn from the seed:
+after each of which the same command is given again. Kills take turns at three kinds of moments, drawn from the root_seed:
 ``start`` (importing, or compiling with an empty cache), ``work`` (somewhere in a generation) and ``write`` (as soon as
 the temporary file of a checkpoint or of the history is seen). Exits with 1 when a number differs.
 """
@@ -25,14 +25,14 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from open_bench.weights.store import load_weights
+from open_bench.weights.format import load_weights
 
 NAME = "campaign"
 MOMENTS = ("start", "work", "write")
 SECONDS = 300.0  # to wait for a generation, or for a process to end
 # Few numbers, so that a generation is short; σ is large, so that members differ in so short a life.
 SETTINGS = ["num_envs=4", "num_steps=16", "update_epochs=2", "num_minibatches=2", "hidden=[4]"]
-OPTIONS = ["--population", "4", "--sigma", "1.0", "--fitness", "mean_return", "--width", "1", "--plain"]
+OPTIONS = ["--population", "4", "--sigma", "1.0", "--fitness", "mean_return", "--vmap-size", "1", "--plain"]
 ONE_DEVICE = "--xla_force_host_platform_device_count=1"
 
 
@@ -58,7 +58,7 @@ class Campaign:
                     "XLA_FLAGS": ONE_DEVICE}  # fmt: skip
         with (self.folder / "messages.txt").open("ab") as messages:
             return subprocess.Popen(
-                [sys.executable, "-m", "open_bench.cli", "meta-train", "open", *self._request,
+                [sys.executable, "-m", "open_bench.cli.main", "meta-train", "open", *self._request,
                  "--name", NAME, "--results", str(self.folder / "results"), *more],
                 stdout=messages, stderr=messages,
                 env={**os.environ, **{key: str(value) for key, value in settings.items()}},
@@ -157,14 +157,14 @@ def _flat(tree: Any) -> np.ndarray:
 @click.option("--updates", default=400, show_default=True, help="PPO updates in a lifetime.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Kept afterwards; by default a temporary one.")
-def main(kills: int, generations: int, updates: int, seed: int, folder: Path | None) -> None:
+def main(kills: int, generations: int, updates: int, root_seed: int, folder: Path | None) -> None:
     """Run the campaign and print every kill."""
     root = folder or Path(tempfile.mkdtemp(prefix="kill-campaign-"))
     if (root / "killed").exists() or (root / "undisturbed").exists():
         raise click.ClickException(f"{root} holds a campaign already")
     undisturbed, killed = (Campaign(root / name, generations, updates) for name in ("undisturbed", "killed"))
     startup = undisturbed.finish()
-    done = disturb(killed, kills, random.Random(seed), startup)
+    done = disturb(killed, kills, random.Random(root_seed), startup)
     killed.finish()
     table = Table("kill", "moment", "after", "generations stored", "half-written", box=None)
     for number, kill in enumerate(done, start=1):

@@ -1,9 +1,9 @@
-"""Measure the returns that scores are normalised with, and write baselines/returns/<environment>.toml.
+"""Measure the returns that scores are normalized with, and write baselines/returns/<environment>.toml.
 
     python tooling/measure_returns.py -e breakout --budget quick --budget short
 
 The random policy is measured once an environment; the reference is Adam with its shipped hyperparameters. Reference
-runs are ordinary cells under a study seed that no study can use; they are kept in results/published/reference.
+runs are ordinary experiments under a root seed that no study can use; they are kept in results/published/reference.
 """
 
 import dataclasses
@@ -14,27 +14,27 @@ import click
 import numpy as np
 from rich.console import Console
 
-from open_bench import assets, config
+from open_bench import config, files
+from open_bench.algorithms.random_policy import make_random_lifetime
 from open_bench.api import load_runs
-from open_bench.environments.catalogue import load_environment, make_environment
-from open_bench.harness import parallel
-from open_bench.harness.devices import start
-from open_bench.harness.random_policy import make_random_lifetime
-from open_bench.harness.seeds import repetition_keys
-from open_bench.optimizers.candidate import prepare
-from open_bench.optimizers.registry import resolve
-from open_bench.progress import Lines
-from open_bench.runs.cell import Cell
-from open_bench.runs.execute import Options, execute, rows
-from open_bench.runs.provenance import revision
-from open_bench.runs.store import Store
-from open_bench.scores.references import (
+from open_bench.cli.console import Lines
+from open_bench.environments.registry import load_environment, make_environment
+from open_bench.evaluation.baseline_returns import (
     BaselineReturn,
     EnvironmentReturns,
     ReturnInterval,
     load_references,
     write_returns,
 )
+from open_bench.experiments.execute import Options, execute, rows
+from open_bench.experiments.experiment import Experiment
+from open_bench.experiments.provenance import revision
+from open_bench.experiments.store import Store
+from open_bench.optimizers.registry import resolve
+from open_bench.optimizers.resolve import prepare
+from open_bench.training import mesh as parallel
+from open_bench.training.devices import start
+from open_bench.training.keys import lifetime_keys
 
 REFERENCE_SEED = 1_000_000  # no study may use it
 RUNS = Path(__file__).resolve().parents[1] / "results" / "published" / "reference"
@@ -45,7 +45,7 @@ SOURCE = "Goldie et al. 2024, arXiv 2407.07082: PPO with tuned Adam"
 
 
 def interval(values: np.ndarray, resamples: int = 10_000) -> ReturnInterval:
-    """Mean over repetitions with a 95 % bootstrap interval."""
+    """Mean over seeds with a 95 % bootstrap interval."""
     generator = np.random.default_rng(0)
     means = values[generator.integers(len(values), size=(resamples, len(values)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -53,62 +53,62 @@ def interval(values: np.ndarray, resamples: int = 10_000) -> ReturnInterval:
     return ReturnInterval(*(float(f"{x:.6g}") for x in (mean, min(low, mean), max(high, mean))))
 
 
-def measure_random(name: str, repetitions: int, devices: list[Any]) -> BaselineReturn:
+def measure_random(name: str, seeds: int, devices: list[Any]) -> BaselineReturn:
     """The uniformly random policy over the quick budget's number of env steps."""
     settings = load_environment(name)
     updates = settings.num_updates(settings.budget_steps("quick"))
     lifetime = make_random_lifetime(make_environment(settings), settings.ppo, updates)
-    program = parallel.compile_program(lifetime, {}, devices, 1, repetitions)
-    candidate = prepare(resolve("adam"), name, "quick")
-    cell = Cell(settings, "quick", settings.budget_steps("quick"), candidate, REFERENCE_SEED, 1)
+    program = parallel.compile_program(lifetime, {}, devices, 1, seeds)
+    resolved = prepare(resolve("adam"), name, "quick")
+    experiment = Experiment(settings, "quick", settings.budget_steps("quick"), resolved, REFERENCE_SEED, 1)
     finals, means = [], []
-    for first in range(0, repetitions, program.slots):
+    for first in range(0, seeds, program.slots):
         chosen = list(range(first, first + program.slots))
-        state = parallel.run_whole(program, repetition_keys(REFERENCE_SEED, name, chosen), {})
-        scores, _ = rows(cell, lifetime, chosen, parallel.gather((state.record, state.learner.finite)))
+        state = parallel.run_whole(program, lifetime_keys(REFERENCE_SEED, name, chosen), {})
+        scores, _ = rows(experiment, lifetime, chosen, parallel.gather((state.record, state.learner.finite)))
         finals += list(scores["final_return"])
         means += list(scores["mean_return"])
     return BaselineReturn(
-        interval(np.asarray(finals)[:repetitions]),
-        interval(np.asarray(means)[:repetitions]),
-        repetitions,
+        interval(np.asarray(finals)[:seeds]),
+        interval(np.asarray(means)[:seeds]),
+        seeds,
         updates * settings.ppo.batch_size,
         revision=revision(),
     )
 
 
-def measure_reference(name: str, budget: str, repetitions: int, devices: list[Any]) -> BaselineReturn:
+def measure_reference(name: str, budget: str, seeds: int, devices: list[Any]) -> BaselineReturn:
     """Adam with its shipped hyperparameters."""
     settings = load_environment(name)
-    candidate = prepare(resolve("adam"), name, budget)
-    cell = Cell(settings, budget, settings.budget_steps(budget), candidate, REFERENCE_SEED, 1)
+    resolved = prepare(resolve("adam"), name, budget)
+    experiment = Experiment(settings, budget, settings.budget_steps(budget), resolved, REFERENCE_SEED, 1)
     store = Store(RUNS)
     store.prepare()
-    execute([cell], repetitions, store, Options(devices), Lines(Console(stderr=True)))
-    stored = load_runs(RUNS).select(cell=cell.name)
+    execute([experiment], seeds, store, Options(devices), Lines(Console(stderr=True)))
+    stored = load_runs(RUNS).select(experiment=experiment.name)
     scores = stored.scores
     return BaselineReturn(
         interval(scores["final_return"].to_numpy()),
         interval(scores["mean_return"].to_numpy()),
-        repetitions,
-        cell.num_updates * settings.ppo.batch_size,
-        revision=stored.cells["revision"].iloc[0],
+        seeds,
+        experiment.num_updates * settings.ppo.batch_size,
+        revision=stored.experiments["revision"].iloc[0],
         optimizer="adam",
-        hyperparameters=candidate.hyperparameters,
+        hyperparameters=resolved.hyperparameters,
     )
 
 
 @click.command()
 @click.option("--env", "-e", "environments", multiple=True, help="Default: every shipped environment.")
 @click.option("--budget", "budgets", multiple=True, default=("quick",), show_default=True)
-@click.option("--repetitions", default=8, show_default=True)
-def main(environments: tuple[str, ...], budgets: tuple[str, ...], repetitions: int) -> None:
+@click.option("--seeds", default=8, show_default=True)
+def main(environments: tuple[str, ...], budgets: tuple[str, ...], seeds: int) -> None:
     """Measure and write; what a file holds for other budgets stays."""
     devices = start()
-    folder = assets.baselines_dir() / "returns"
+    folder = files.baselines_dir() / "returns"
     for name in environments or tuple(config.shipped("environments")):
         known = load_references(folder).get(name) or EnvironmentReturns(name)
-        random = known.random or measure_random(name, repetitions, devices)
+        random = known.random or measure_random(name, seeds, devices)
         reference = dict(known.reference)
         if name in PUBLISHED:
             values = prepare(resolve("adam"), name, "full").hyperparameters
@@ -122,7 +122,7 @@ def main(environments: tuple[str, ...], budgets: tuple[str, ...], repetitions: i
         known = EnvironmentReturns(name, random, reference)
         write_returns(folder, known)
         for budget in budgets:
-            reference[budget] = measure_reference(name, budget, repetitions, devices)
+            reference[budget] = measure_reference(name, budget, seeds, devices)
             known = dataclasses.replace(known, reference={key: reference[key] for key in sorted(reference)})
             write_returns(folder, known)
 

@@ -14,17 +14,17 @@ from typing import Any
 import click
 import pandas as pd
 
-from open_bench import assets
+from open_bench import files
 from open_bench.api import load_runs
 from open_bench.errors import UserError
-from open_bench.meta.checkpoint import HISTORY
-from open_bench.scores.references import load_references
-from open_bench.weights.store import Weights, load_weights
+from open_bench.evaluation.baseline_returns import load_references
+from open_bench.meta_training.checkpoint import HISTORY
+from open_bench.weights.format import Weights, load_weights
 
-TARGET = assets.baselines_dir() / "weights"
+TARGET = files.baselines_dir() / "weights"
 EVOLUTIONS = Path(__file__).resolve().parents[1] / "results" / "published" / "meta"
 BASELINE = "adam"
-PAIRED = ["environment", "env_steps", "study_seed"]
+PAIRED = ["environment", "env_steps", "root_seed"]
 
 
 def card(name: str, weights: Weights, history: pd.DataFrame, results: list[Path], note: str) -> str:
@@ -70,7 +70,7 @@ def _made(facts: dict[str, Any]) -> str:
 def _ancestry(facts: dict[str, Any]) -> str:
     """The weights that came before, eldest first, with what they cost."""
     if not facts["parent"]:
-        return "the beginning of the entry"
+        return "the beginning of the spec"
     return ", then ".join(
         f"`{one['name']}` (hash `{one['hash'][:12]}`; trained on {', '.join(one['environments'])}, "
         f"{one['cost']['lifetimes']:,} lifetimes, {one['cost']['env_steps']:,} env steps)"
@@ -95,23 +95,25 @@ def _history(history: pd.DataFrame) -> str:
 
 def _compared(weights: Weights, results: list[Path]) -> str:
     """Final returns of runs with these weights beside Adam's in the same folder, environment and length."""
-    facts, references = weights.metadata, load_references(assets.baselines_dir() / "returns")
+    facts, references = weights.metadata, load_references(files.baselines_dir() / "returns")
     trained = {name for one in (facts, *facts.get("ancestors", ())) for name in one["environments"]}
     lines: list[str] = []
     for folder in results:
         runs = load_runs(folder)
-        own = runs.cells[runs.cells["theta"].str.startswith(weights.hash[:8]) & (runs.cells["theta"] != "")]
-        means = runs.scores.groupby("cell")["final_return"].agg(["mean", "count"])
-        for _, cell in own.iterrows():
-            same = runs.cells[PAIRED] == cell[PAIRED]
-            others = runs.cells[same.all(axis=1) & (runs.cells["optimizer"] == BASELINE)]
-            baseline = f"{means.loc[others['cell'].iloc[0], 'mean']:.4g}" if len(others) else "–"
-            known = references.get(cell["environment"])
+        own = runs.experiments[
+            runs.experiments["theta"].str.startswith(weights.hash[:8]) & (runs.experiments["theta"] != "")
+        ]
+        means = runs.scores.groupby("experiment")["final_return"].agg(["mean", "count"])
+        for _, experiment in own.iterrows():
+            same = runs.experiments[PAIRED] == experiment[PAIRED]
+            others = runs.experiments[same.all(axis=1) & (runs.experiments["optimizer"] == BASELINE)]
+            baseline = f"{means.loc[others['experiment'].iloc[0], 'mean']:.4g}" if len(others) else "–"
+            known = references.get(experiment["environment"])
             random = f"{known.random.final_return.mean:.4g}" if known and known.random else "–"
-            place = "trained on" if cell["environment"] in trained else "not trained on"
-            own_mean = means.loc[cell["cell"]]
+            place = "trained on" if experiment["environment"] in trained else "not trained on"
+            own_mean = means.loc[experiment["experiment"]]
             lines.append(
-                f"| {cell['environment']} | {place} | {cell['env_steps']:,} | {own_mean['count']:.0f} | "
+                f"| {experiment['environment']} | {place} | {experiment['env_steps']:,} | {own_mean['count']:.0f} | "
                 f"{own_mean['mean']:.4g} | {baseline} | {random} |"
             )
     if not lines:

@@ -2,7 +2,7 @@
 
     python tooling/tune.py -o rmsprop -o lion -e breakout --budget quick --trials 12
 
-Trial 0 is what ships now (or the default); the others are drawn from the search space of the registry entry. Each
+Trial 0 is what ships now (or the default); the others are drawn from the search space of the registry spec. Each
 trial trains the same seeds; the highest mean final return wins. Writes baselines/hyperparameters/<optimizer>.toml.
 """
 
@@ -15,27 +15,27 @@ from typing import Any
 import click
 import numpy as np
 
-from open_bench import assets, config
-from open_bench.environments.catalogue import load_environment
-from open_bench.harness import parallel
-from open_bench.harness.devices import start
-from open_bench.harness.seeds import repetition_keys
-from open_bench.optimizers import OptimizerEntry, Search, resolve
-from open_bench.optimizers.candidate import Candidate, prepare
-from open_bench.runs.cell import Cell
-from open_bench.runs.execute import build_lifetime, rows
-from open_bench.runs.provenance import revision
-from open_bench.scores.files import write_atomically
+from open_bench import config, files
+from open_bench.environments.registry import load_environment
+from open_bench.experiments.execute import build_lifetime, rows
+from open_bench.experiments.experiment import Experiment
+from open_bench.experiments.provenance import revision
+from open_bench.files import write_atomically
+from open_bench.optimizers import OptimizerSpec, Search, resolve
+from open_bench.optimizers.resolve import ResolvedOptimizer, prepare
+from open_bench.training import mesh as parallel
+from open_bench.training.devices import start
+from open_bench.training.keys import lifetime_keys
 
 TUNING_SEED = 1_000_001  # no study may use it
 
 
-def draw(entry: OptimizerEntry, trial: int, generator: np.random.Generator) -> dict[str, Any]:
+def draw(spec: OptimizerSpec, trial: int, generator: np.random.Generator) -> dict[str, Any]:
     """One point of the search space; every searched setting is drawn anew."""
     return {
-        name: _draw_one(spec.search, generator)
-        for name, spec in entry.hyperparameters.items()
-        if spec.search is not None
+        name: _draw_one(hyperparameter.search, generator)
+        for name, hyperparameter in spec.hyperparameters.items()
+        if hyperparameter.search is not None
     }
 
 
@@ -48,33 +48,35 @@ def _draw_one(search: Search, generator: np.random.Generator) -> Any:
     return float(f"{generator.uniform(search.low, search.high):.3g}")
 
 
-def tune(optimizer: str, environment: str, budget: str, trials: int, seeds: int, devices: list[Any]) -> dict[str, Any]:
+def tune(
+    optimizer: str, environment: str, budget: str, trials: int, num_seeds: int, devices: list[Any]
+) -> dict[str, Any]:
     """The best of ``trials`` settings: ``{"values", "final_return", …}``. All share one compiled program."""
     settings = load_environment(environment)
-    candidate = prepare(resolve(optimizer), environment, budget)
-    cell = Cell(settings, budget, settings.budget_steps(budget), candidate, TUNING_SEED, 1)
-    lifetime = build_lifetime(cell)
-    program = parallel.compile_program(lifetime, candidate.inputs, devices, 1, seeds)
+    resolved = prepare(resolve(optimizer), environment, budget)
+    experiment = Experiment(settings, budget, settings.budget_steps(budget), resolved, TUNING_SEED, 1)
+    lifetime = build_lifetime(experiment)
+    program = parallel.compile_program(lifetime, resolved.inputs, devices, 1, num_seeds)
     generator = np.random.default_rng(zlib.crc32(f"{optimizer} {environment} {budget}".encode()))
     best: dict[str, Any] = {"final_return": -np.inf}
     for trial in range(trials):
-        values = dict(candidate.hyperparameters) | (draw(candidate.entry, trial, generator) if trial else {})
-        inputs = Candidate(candidate.entry, values, "tuned", candidate.theta).inputs
-        score = _score(cell, program, inputs, seeds)
+        values = dict(resolved.hyperparameters) | (draw(resolved.spec, trial, generator) if trial else {})
+        inputs = ResolvedOptimizer(resolved.spec, values, "tuned", resolved.theta).inputs
+        score = _score(experiment, program, inputs, num_seeds)
         click.echo(f"{environment} {optimizer} trial {trial}: {score:.4g}  {json.dumps(values)}")
         if score > best["final_return"]:
             best = {"values": values, "final_return": score, "trial": trial}
     return best
 
 
-def _score(cell: Cell, program: parallel.Program, inputs: Any, seeds: int) -> float:
+def _score(experiment: Experiment, program: parallel.Program, inputs: Any, num_seeds: int) -> float:
     """Mean final return; a diverged or never-finishing lifetime makes the trial the worst."""
     returns: list[float] = []
-    for first in range(0, seeds, program.slots):
-        chosen = list(range(first, min(first + program.slots, seeds)))
+    for first in range(0, num_seeds, program.slots):
+        chosen = list(range(first, min(first + program.slots, num_seeds)))
         padded = chosen + [chosen[-1]] * (program.slots - len(chosen))
-        state = parallel.run_whole(program, repetition_keys(TUNING_SEED, cell.environment.name, padded), inputs)
-        scores, _ = rows(cell, program.lifetime, chosen, parallel.gather((state.record, state.learner.finite)))
+        state = parallel.run_whole(program, lifetime_keys(TUNING_SEED, experiment.environment.name, padded), inputs)
+        scores, _ = rows(experiment, program.lifetime, chosen, parallel.gather((state.record, state.learner.finite)))
         returns += list(scores["final_return"])
     return float(np.mean(returns)) if np.isfinite(returns).all() else -np.inf
 
@@ -103,23 +105,21 @@ def write(path: Path, optimizer: str, found: dict[tuple[str, str], str]) -> None
 @click.option("--env", "-e", "environments", multiple=True, required=True)
 @click.option("--budget", default="quick", show_default=True)
 @click.option("--trials", default=12, show_default=True)
-@click.option("--seeds", default=2, show_default=True)
+@click.option("--num-seeds", "--seeds", "num_seeds", default=2, show_default=True)
 @click.option("--family", is_flag=True, help="Let the result hold for everything under the environment's folder.")
 def main(
-    optimizers: tuple[str, ...], environments: tuple[str, ...], budget: str, trials: int, seeds: int, family: bool
+    optimizers: tuple[str, ...], environments: tuple[str, ...], budget: str, trials: int, num_seeds: int, family: bool
 ) -> None:
     """Tune each optimizer on each environment."""
     devices = start()
     for environment in environments:
         for optimizer in optimizers:
-            best = tune(optimizer, environment, budget, trials, seeds, devices)
+            best = tune(optimizer, environment, budget, trials, num_seeds, devices)
             values = ", ".join(f"{key} = {json.dumps(value)}" for key, value in best["values"].items())
-            source = (
-                f"random search, {trials} trials × {seeds} seeds, final return {best['final_return']:.4g}, {revision()}"
-            )
+            source = f"random search, {trials} trials × {num_seeds} seeds, final return {best['final_return']:.4g}, {revision()}"
             on = f'environment = "{environment}"\n' if family else ""
             lines = f'origin = "tuned"\n{on}source = "{source}"\nvalues = {{ {values} }}'
-            path = assets.baselines_dir() / "hyperparameters" / f"{optimizer}.toml"
+            path = files.baselines_dir() / "hyperparameters" / f"{optimizer}.toml"
             name = f"{environment.rpartition('/')[0]}/*" if family else environment
             write(path, optimizer, {(name, budget): lines})
             config.read_toml(path)

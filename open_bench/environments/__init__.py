@@ -28,7 +28,7 @@ def make(source: str, **options: bool | int | float | str) -> Environment:
 
         return GymnaxEnvironment(identifier, **options)  # type: ignore[arg-type]
     if adapter == "gridworld":
-        from open_bench.environments.gridworld import GridworldEnvironment
+        from open_bench.environments.gridworld.environment import GridworldEnvironment
 
         return GridworldEnvironment(identifier, **options)
     if adapter == "brax":

@@ -1,4 +1,4 @@
-"""A batch of environment copies with episode statistics and optional normalisation of observations and rewards."""
+"""A batch of environment copies with episode statistics and optional normalization of observations and rewards."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ Array = jax.Array
 
 
 class EpisodeStatistics(NamedTuple):
-    """Unnormalised returns of each environment copy, in the units of the task's reward."""
+    """Unnormalized returns of each environment copy, in the units of the task's reward."""
 
     running: Array  # (num_envs,) float32: return of the episode under way
     last: Array  # (num_envs,) float32: return of the last finished episode
@@ -29,8 +29,8 @@ class Moments(NamedTuple):
 class VectorState(NamedTuple):
     environment: Any  # the task's own state, leading axis num_envs
     statistics: EpisodeStatistics
-    observation_moments: Moments | None  # of shape (observation_size,), when observations are normalised
-    reward_moments: Moments | None  # of the discounted return, shape (), when rewards are normalised
+    observation_moments: Moments | None  # of shape (observation_size,), when observations are normalized
+    reward_moments: Moments | None  # of the discounted return, shape (), when rewards are normalized
     discounted_return: Array | None  # (num_envs,)
 
 
@@ -38,7 +38,7 @@ class Transition(NamedTuple):
     """What one step of all copies gives; every field has a leading axis num_envs."""
 
     observation: Array
-    reward: Array  # normalised when the settings say so
+    reward: Array  # normalized when the settings say so
     terminated: Array
     truncated: Array
     final_observation: Array

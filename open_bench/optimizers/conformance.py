@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from open_bench.optimizers.candidate import Candidate, prepare
-from open_bench.optimizers.entry import Budget, OptimizerEntry
+from open_bench.optimizers.spec import OptimizerSpec, TrainingLength
+from open_bench.optimizers.resolve import ResolvedOptimizer, prepare
 
-BUDGET = Budget(updates=4, epochs=2, minibatches=2)
+LENGTH = TrainingLength(updates=4, epochs=2, minibatches=2)
 BREAKOUT_LAYERS = ((400, 64), (64, 64))  # and heads of 3 actions and 1 value: 59,908 parameters
 
 
@@ -36,11 +36,11 @@ class Result(NamedTuple):
 class Subject:
     """An optimizer under test, with the tree that it is tested on."""
 
-    candidate: Candidate
+    resolved: ResolvedOptimizer
     params: Any
 
     def make(self) -> optax.GradientTransformationExtraArgs:
-        return self.candidate.make(BUDGET, self.candidate.inputs)
+        return self.resolved.make(LENGTH, self.resolved.inputs)
 
     def step(self, carry: tuple[Any, Any], index: Any, **changes: Any) -> tuple[tuple[Any, Any], Any]:
         """One optimizer step from ``(params, state)`` with made-up but lifelike inputs: ``(carry, updates)``."""
@@ -171,7 +171,7 @@ def state_is_stable(subject: Subject) -> str:
 
 
 def vmap_equals_loop(subject: Subject) -> str:
-    """A batch of agents is optimised as each of them alone."""
+    """A batch of agents is optimized as each of them alone."""
     trees = [subject.params, jax.tree.map(lambda x: -0.5 * x, subject.params)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
@@ -225,25 +225,25 @@ def nan_gradients(subject: Subject) -> str:
 
 
 def key_matters_only_if_declared(subject: Subject) -> str:
-    """Updates depend on the key exactly when the entry says ``stochastic``."""
+    """Updates depend on the key exactly when the spec says ``stochastic``."""
     first, second = (
         jax.jit(lambda carry, key: subject.step(carry, 1, key=key))(subject.start(), jax.random.key(seed))[1]
         for seed in (0, 1)
     )
     same = all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
-    declared = subject.candidate.entry.stochastic
+    declared = subject.resolved.spec.stochastic
     if declared and same:
         # Zero weights make no noise; that is not a lie.
         return "declared stochastic; these weights make no noise"
     if not declared and not same:
-        raise Violation("updates depend on the key, but the entry is not declared stochastic")
+        raise Violation("updates depend on the key, but the spec is not declared stochastic")
     return "depends on the key, as declared" if declared else "does not depend on the key"
 
 
 def names_do_not_matter(subject: Subject) -> str:
     """Neither the environment's name nor the layers' names change an update; only the layers' order counts."""
-    entry = subject.candidate.entry
-    inputs = [prepare(entry, name, "no such budget").inputs for name in ("no such environment", "another")]
+    spec = subject.resolved.spec
+    inputs = [prepare(spec, name, "no such length").inputs for name in ("no such environment", "another")]
     if not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, inputs), strict=True)):
         raise Violation("an environment's name changes what the optimizer is given")
 
@@ -268,7 +268,7 @@ def moves_parameters(subject: Subject) -> str:
     moved = sum(
         float(jnp.abs(a - b).sum()) for a, b in zip(*map(jax.tree.leaves, (carry[0], subject.params)), strict=True)
     )
-    if moved == 0 and subject.candidate.entry.theta_source != "zero":
+    if moved == 0 and subject.resolved.spec.theta_source != "zero":
         raise Violation("three steps with non-zero gradients do not change any parameter")
     return f"mean |change| {moved / sum(leaf.size for leaf in jax.tree.leaves(subject.params)):.3g}"
 
@@ -288,9 +288,9 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 }
 
 
-def check(entry: OptimizerEntry, names: Iterable[str] = tuple(CHECKS)) -> Iterator[Result]:
-    """Run checks (by default all) on a resolved entry; raises UserError when it is learned and has no weights."""
-    subject = Subject(prepare(entry, "no such environment", "no such budget"), small_params(jax.random.key(0)))
+def check(spec: OptimizerSpec, names: Iterable[str] = tuple(CHECKS)) -> Iterator[Result]:
+    """Run checks (by default all) on a resolved spec; raises UserError when it is learned and has no weights."""
+    subject = Subject(prepare(spec, "no such environment", "no such length"), small_params(jax.random.key(0)))
     for name in names:
         try:
             yield Result(name, True, CHECKS[name](subject))
@@ -314,10 +314,10 @@ class Cost(NamedTuple):
         return self.seconds_per_step / self.adam_seconds_per_step
 
 
-def cost(entry: OptimizerEntry, adam: OptimizerEntry, steps: int = 20, repeats: int = 5) -> Cost:
+def cost(spec: OptimizerSpec, adam: OptimizerSpec, steps: int = 20, repeats: int = 5) -> Cost:
     """Measure state and time a step, alternating with Adam; the fastest of ``repeats`` counts."""
     params = breakout_params()
-    subjects = [Subject(prepare(e, "no such environment", "no such budget"), params) for e in (entry, adam)]
+    subjects = [Subject(prepare(e, "no such environment", "no such length"), params) for e in (spec, adam)]
     programs = [_timed_program(subject, steps) for subject in subjects]
     times: list[list[float]] = [[], []]
     for _ in range(repeats):

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from open_bench.errors import UserError
-from open_bench.optimizers.entry import Budget, Hyperparameter, Learned, OptimizerEntry
+from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, TrainingLength
 
 LIBRARY = "learned_optimization"
 INSTALL = (
@@ -44,8 +44,8 @@ class BridgeState(NamedTuple):
     inner: Any
 
 
-def resolve_bridge(path: str) -> OptimizerEntry:
-    """The entry for ``learned_optimization.MODULE:ATTRIBUTE``.
+def resolve_bridge(path: str) -> OptimizerSpec:
+    """The spec for ``learned_optimization.MODULE:ATTRIBUTE``.
 
     Arguments of a class or function become hyperparameters. A learned optimizer is built with its defaults, because
     its settings shape its θ; to change them, name a function of your own that returns it.
@@ -57,18 +57,18 @@ def resolve_bridge(path: str) -> OptimizerEntry:
     value = _load(path)
     built = _without_arguments(path, value)
     if _is_learned(built):
-        return _learned_entry(path, built)
+        return _learned_spec(path, built)
     if not _is_optimizer(built) and built is not None:
         raise BridgeError(
             f"{path} is or returns {type(built).__name__}, which is neither Optimizer nor LearnedOptimizer"
         )
     hyperparameters = {} if _is_optimizer(value) else _hyperparameters(value)
 
-    def factory(theta: Any, budget: Budget, **settings: Any) -> optax.GradientTransformationExtraArgs:
+    def factory(theta: Any, length: TrainingLength, **settings: Any) -> optax.GradientTransformationExtraArgs:
         del theta
-        return to_optax(value if _is_optimizer(value) else _build(path, value, settings), budget.optimizer_steps)
+        return to_optax(value if _is_optimizer(value) else _build(path, value, settings), length.optimizer_steps)
 
-    return OptimizerEntry(path, f"{path.partition(':')[2]} of {LIBRARY}", factory, hyperparameters=hyperparameters)
+    return OptimizerSpec(path, f"{path.partition(':')[2]} of {LIBRARY}", factory, hyperparameters=hyperparameters)
 
 
 def _load(path: str) -> Any:
@@ -237,15 +237,15 @@ class _Layout:
         return jax.tree.structure(self._shapes).unflatten([theta[name] for name in self.shapes])  # type: ignore[attr-defined]
 
 
-def _learned_entry(path: str, learned: Any) -> OptimizerEntry:
+def _learned_spec(path: str, learned: Any) -> OptimizerSpec:
     layout = _Layout(learned.init)
 
-    def factory(theta: Any, budget: Budget) -> optax.GradientTransformationExtraArgs:
+    def factory(theta: Any, length: TrainingLength) -> optax.GradientTransformationExtraArgs:
         if not theta:
             raise BridgeError(f"{path} is a learned optimizer and needs weights: {path}@NAME-or-FILE")
-        return to_optax(learned.opt_fn(layout.restore(theta)), budget.optimizer_steps)
+        return to_optax(learned.opt_fn(layout.restore(theta)), length.optimizer_steps)
 
-    return OptimizerEntry(
+    return OptimizerSpec(
         path,
         f"{path.partition(':')[2]} of {LIBRARY}",
         factory,

@@ -1,13 +1,13 @@
 """The grammar of optimizer names, parsed once, from left to right.
 
-    name      = head [":" settings] ["+" objective] ["@" source]
+    name      = head [":" settings] ["+" policy_loss] ["@" source]
     head      = a registered name | "optax." path | module ":" attribute
     settings  = key "=" value {"," key "=" value}
-    objective = "ppo" | "dpo" | "lpo"
+    policy_loss = "ppo" | "dpo" | "lpo"
     source    = everything after the first "@": a weights name, a file or directory, or "zero"
 
-The source comes last and is taken as it stands, so a path may hold any character; settings and objectives never
-hold an "@". In ``lr=1e+3`` the "+" belongs to the number: an objective begins with a letter.
+The source comes last and is taken as it stands, so a path may hold any character; settings and policy_losses never
+hold an "@". In ``lr=1e+3`` the "+" belongs to the number: an policy_loss begins with a letter.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from open_bench.errors import UserError
 _HEAD = re.compile(r"[A-Za-z_][\w.\-]*")
 _ATTRIBUTE = re.compile(r":([A-Za-z_][\w.]*)(?![\w.]*=)")
 _SETTINGS = re.compile(r":((?:[^+@]|\+(?![A-Za-z]))*)")
-_OBJECTIVE = re.compile(r"\+([A-Za-z_]\w*)")
+_POLICY_LOSS = re.compile(r"\+([A-Za-z_]\w*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ParsedName:
     head: str
     attribute: str | None = None
     settings: tuple[tuple[str, Any], ...] = ()  # sorted by key
-    objective: str | None = None
+    policy_loss: str | None = None
     source: str | None = None
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class ParsedName:
         text = self.head + (f":{self.attribute}" if self.attribute else "")
         if self.settings:
             text += ":" + ",".join(f"{key}={_spell(value)}" for key, value in self.settings)
-        text += f"+{self.objective}" if self.objective else ""
+        text += f"+{self.policy_loss}" if self.policy_loss else ""
         return text + (f"@{self.source}" if self.source is not None else "")
 
 
@@ -59,15 +59,15 @@ def parse(name: str) -> ParsedName:
         raise _malformed(name, position, "a name begins with a letter")
     attribute = take(_ATTRIBUTE)
     settings = take(_SETTINGS)
-    objective = take(_OBJECTIVE)
+    policy_loss = take(_POLICY_LOSS)
     source = None
     if text[position : position + 1] == "@":
         source, position = text[position + 1 :], len(text)
         if not source:
             raise _malformed(name, position, "after '@' comes a weights name, a file or 'zero'")
     if position != len(text):
-        raise _malformed(name, position, "expected NAME[:key=value,…][+objective][@weights]")
-    return ParsedName(head, attribute, _parse_settings(name, settings), objective, source)
+        raise _malformed(name, position, "expected NAME[:key=value,…][+policy_loss][@weights]")
+    return ParsedName(head, attribute, _parse_settings(name, settings), policy_loss, source)
 
 
 def _parse_settings(name: str, text: str | None) -> tuple[tuple[str, Any], ...]:

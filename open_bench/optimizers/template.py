@@ -1,7 +1,7 @@
 """A template for an optimizer of your own: copy this file, change the rule, and run
 
-    openbench check my_optimizer:ENTRY
-    openbench compare -o adam -o my_optimizer:ENTRY -e breakout -e cartpole
+    openbench check my_optimizer:SPEC
+    openbench compare -o adam -o my_optimizer:SPEC -e breakout -e cartpole
 
 The rule here is Signum, the sign of a momentum (Bernstein et al. 2018, arXiv 1802.04434, algorithm 2):
 m ← β·m + (1 − β)·g;  update = −α·sign(m).
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from open_bench.optimizers import Budget, Hyperparameter, OptimizerEntry, Search
+from open_bench.optimizers import Hyperparameter, OptimizerSpec, Search, TrainingLength
 
 
 class SignumState(NamedTuple):
@@ -22,12 +22,14 @@ class SignumState(NamedTuple):
     momentum: Any  # like the parameters
 
 
-def signum(theta: Any, budget: Budget, *, learning_rate: Any, decay: Any) -> optax.GradientTransformationExtraArgs:
+def signum(
+    theta: Any, length: TrainingLength, *, learning_rate: Any, decay: Any
+) -> optax.GradientTransformationExtraArgs:
     """Signum, its learning rate annealed linearly to 0.
 
     Args:
         theta: θ["optimizer"] of a learned optimizer; this one has none.
-        budget: static length of the lifetime, in PPO updates, epochs and minibatches.
+        length: static length of the lifetime, in PPO updates, epochs and minibatches.
         learning_rate: step size; may be a tracer, as it is declared ``traced`` below.
         decay: β.
 
@@ -45,13 +47,13 @@ def signum(theta: Any, budget: Budget, *, learning_rate: Any, decay: Any) -> opt
         # The harness also passes epoch_fraction, activations, loss, value and key; ignore what you do not need.
         del params, extras
         momentum = jax.tree.map(lambda m, g: decay * m + (1.0 - decay) * g, state.momentum, gradients)
-        step = learning_rate * (1.0 - training_fraction * (budget.updates - 1) / budget.updates)
+        step = learning_rate * (1.0 - training_fraction * (length.updates - 1) / length.updates)
         return jax.tree.map(lambda m: -step * jnp.sign(m), momentum), SignumState(momentum)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-ENTRY = OptimizerEntry(
+SPEC = OptimizerSpec(
     name="signum",
     description="Signum: the sign of a momentum",
     factory=signum,

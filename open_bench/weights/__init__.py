@@ -4,6 +4,16 @@ Nothing here unpickles anything, and nothing touches the network except ``fetch_
 """
 
 from open_bench.weights.fetch import VELO_BYTES, VELO_URL, fetch_velo
+from open_bench.weights.format import (
+    Weights,
+    WeightsError,
+    content_hash,
+    flatten,
+    load_weights,
+    save_weights,
+    unflatten,
+    validate,
+)
 from open_bench.weights.importers import export, import_file, inspect
 from open_bench.weights.library import (
     SUFFIXES,
@@ -18,16 +28,6 @@ from open_bench.weights.library import (
     save_named,
     search_path,
     validate_name,
-)
-from open_bench.weights.store import (
-    Weights,
-    WeightsError,
-    content_hash,
-    flatten,
-    load_weights,
-    save_weights,
-    unflatten,
-    validate,
 )
 
 __all__ = [

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from open_bench.weights.store import WeightsError, write_atomically
+from open_bench.weights.format import WeightsError, write_atomically
 
 VELO_URL = (
     "https://storage.googleapis.com/gresearch/learned_optimization/pretrained_lopts/"
@@ -123,7 +123,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 
 def _verify(folder: Path, record: Any, params_bytes: int | None) -> dict[str, Any]:
     """Check sizes, recorded hashes and that it is a checkpoint; returns name → {"bytes", "sha256"}."""
-    from open_bench.optimizers.velo import read_checkpoint
+    from open_bench.optimizers.learned.velo import read_checkpoint
 
     digests: dict[str, dict[str, Any]] = {}
     for name in FILES:

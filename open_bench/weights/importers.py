@@ -1,7 +1,7 @@
 """Readers of the formats in which learned optimizers are published, and the way back.
 
 - ``.safetensors``: open-bench's own.
-- ``.npy``: a flat vector, OPEN's format; the entry knows the order of its arrays.
+- ``.npy``: a flat vector, OPEN's format; the spec knows the order of its arrays.
 - ``.npz`` with ``kernel_0`` (8, H) and ``kernel_1`` (H, 1): the drift network of LPO.
 - a directory with ``params``: a VeLO checkpoint.
 """
@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from open_bench.optimizers.entry import OptimizerEntry, Theta
-from open_bench.weights.store import (
+from open_bench.optimizers.spec import OptimizerSpec, Theta
+from open_bench.weights.format import (
     Weights,
     WeightsError,
     as_float32,
@@ -97,22 +97,22 @@ def _read_npz(path: Path) -> Contents:
         raise WeightsError(
             f"{path} is not a readable .npz of numbers ({error}); pickled and object arrays are never loaded"
         ) from error
-    return Contents("LPO drift network", {"optimizer": {}, "objective": arrays}, None, {"imported_from": path.name})
+    return Contents("LPO drift network", {"optimizer": {}, "policy_loss": arrays}, None, {"imported_from": path.name})
 
 
 def _read_velo(path: Path) -> Contents:
-    from open_bench.optimizers.velo import read_checkpoint
+    from open_bench.optimizers.learned.velo import read_checkpoint
 
     try:
         theta, origin = read_checkpoint(path)
     except ValueError as error:
         raise WeightsError(f"{error} (a directory of weights is a VeLO checkpoint with a file params)") from error
     return Contents(
-        "VeLO checkpoint", {"optimizer": theta, "objective": {}}, None, {"imported_from": path.name, **origin}
+        "VeLO checkpoint", {"optimizer": theta, "policy_loss": {}}, None, {"imported_from": path.name, **origin}
     )
 
 
-def import_file(path: str | Path, entry: OptimizerEntry) -> Weights:
+def import_file(path: str | Path, spec: OptimizerSpec) -> Weights:
     """Read weights in any supported format for an optimizer.
 
     Raises:
@@ -121,26 +121,26 @@ def import_file(path: str | Path, entry: OptimizerEntry) -> Weights:
     contents = read(path)
     theta = contents.theta
     if contents.vector is not None:
-        theta = {"optimizer": _from_vector(contents.vector, entry, Path(path)), "objective": {}}
+        theta = {"optimizer": _from_vector(contents.vector, spec, Path(path)), "policy_loss": {}}
     assert theta is not None
     try:
         weights = make_weights(theta, contents.metadata)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    validate(weights.theta, entry, path)
+    validate(weights.theta, spec, path)
     return weights
 
 
-def _from_vector(vector: np.ndarray, entry: OptimizerEntry, path: Path) -> Any:
+def _from_vector(vector: np.ndarray, spec: OptimizerSpec, path: Path) -> Any:
     belongs = FLAT_SIZES.get(vector.size)
     size = f"{path} holds {vector.size} numbers" + (f", the size of {belongs}" if belongs else "")
-    if entry.learned is None or entry.learned.from_flat is None:
-        raise WeightsError(f"{size}; {entry.name} does not read flat vectors")
+    if spec.learned is None or spec.learned.from_flat is None:
+        raise WeightsError(f"{size}; {spec.name} does not read flat vectors")
     try:
-        return entry.learned.from_flat(vector)
+        return spec.learned.from_flat(vector)
     except ValueError as error:
         known = "" if belongs else f" Known sizes: {', '.join(f'{n} {what}' for n, what in FLAT_SIZES.items())}."
-        raise WeightsError(f"{size}, which does not fit {entry.name}: {error}.{known}") from error
+        raise WeightsError(f"{size}, which does not fit {spec.name}: {error}.{known}") from error
 
 
 def export(
@@ -148,41 +148,41 @@ def export(
     path: str | Path,
     format: Literal["safetensors", "npy"] = "safetensors",
     *,
-    entry: OptimizerEntry | None = None,
+    spec: OptimizerSpec | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write θ for others: safetensors, or a flat float32 ``.npy`` in the order in which ``entry`` reads one.
+    """Write θ for others: safetensors, or a flat float32 ``.npy`` in the order in which ``spec`` reads one.
 
     Raises:
-        WeightsError: unknown format, or the optimizer has no flat order, or θ has an objective part too.
+        WeightsError: unknown format, or the optimizer has no flat order, or θ has an policy_loss part too.
     """
     if format == "safetensors":
         save_weights(path, theta, metadata)
     elif format == "npy":
         buffer = io.BytesIO()
-        np.save(buffer, to_vector(theta, entry), allow_pickle=False)
+        np.save(buffer, to_vector(theta, spec), allow_pickle=False)
         write_atomically(Path(path), buffer.getvalue())
     else:
         raise WeightsError(f"unknown format {format!r}; weights are exported as safetensors or npy")
 
 
-def to_vector(theta: Mapping[str, Any], entry: OptimizerEntry | None) -> np.ndarray:
-    """θ["optimizer"] as the flat vector that ``entry.learned.from_flat`` reads; (n,) float32.
+def to_vector(theta: Mapping[str, Any], spec: OptimizerSpec | None) -> np.ndarray:
+    """θ["optimizer"] as the flat vector that ``spec.learned.from_flat`` reads; (n,) float32.
 
     The order is found by reading the vector 0, 1, 2, … and looking where each number went.
     """
     flat = flatten(theta)
-    if entry is None or entry.learned is None or entry.learned.from_flat is None:
-        raise WeightsError(f"{entry.name if entry else 'this θ'} has no flat order; export it as safetensors")
-    if not flat or any(name.startswith("objective/") for name in flat):
+    if spec is None or spec.learned is None or spec.learned.from_flat is None:
+        raise WeightsError(f"{spec.name if spec else 'this θ'} has no flat order; export it as safetensors")
+    if not flat or any(name.startswith("policy_loss/") for name in flat):
         raise WeightsError("a flat vector holds the weights of an optimizer alone; export this θ as safetensors")
     size = sum(array.size for array in flat.values())
     try:
-        places = flatten({"optimizer": entry.learned.from_flat(np.arange(size, dtype=np.float32))})
+        places = flatten({"optimizer": spec.learned.from_flat(np.arange(size, dtype=np.float32))})
     except ValueError as error:
-        raise WeightsError(f"θ does not fit {entry.name}: {error}") from error
+        raise WeightsError(f"θ does not fit {spec.name}: {error}") from error
     if {n: a.shape for n, a in places.items()} != {n: a.shape for n, a in flat.items()}:
-        raise WeightsError(f"θ does not have the arrays of {entry.name}")
+        raise WeightsError(f"θ does not have the arrays of {spec.name}")
     vector = np.empty(size, np.float32)
     for name, array in flat.items():
         vector[places[name].astype(np.int64).ravel()] = array.ravel()

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from open_bench.errors import near_matches
-from open_bench.optimizers.entry import OptimizerEntry
+from open_bench.optimizers.spec import OptimizerSpec
+from open_bench.weights.format import Weights, WeightsError, content_hash, load_weights, save_weights
 from open_bench.weights.importers import import_file, inspect
-from open_bench.weights.store import Weights, WeightsError, content_hash, load_weights, save_weights
 
 VARIABLE = "OPEN_BENCH_WEIGHTS"
 SUFFIXES = (".safetensors", ".npy", ".npz")
@@ -56,7 +56,7 @@ def library_dir() -> Path:
 
 def search_path() -> list[Path]:
     """Folders in which names are looked up, first the shipped weights, then the user's."""
-    from open_bench.assets import baselines_dir
+    from open_bench.files import baselines_dir
 
     return [baselines_dir() / "weights", library_dir()]
 
@@ -87,23 +87,23 @@ def locate(name: str, folders: Sequence[Path] | None = None) -> Path:
     )
 
 
-def find(name: str, entry: OptimizerEntry, folders: Sequence[Path] | None = None) -> Weights:
+def find(name: str, spec: OptimizerSpec, folders: Sequence[Path] | None = None) -> Weights:
     """Load named weights for an optimizer; WeightsError when there are none or they do not fit."""
-    return import_file(locate(name, folders), entry)
+    return import_file(locate(name, folders), spec)
 
 
-def load_reference(reference: str, entry: OptimizerEntry, folders: Sequence[Path] | None = None) -> Weights:
+def load_reference(reference: str, spec: OptimizerSpec, folders: Sequence[Path] | None = None) -> Weights:
     """Load what stands after "@" in an optimizer's name: a path when it looks like one or exists, else a name."""
     path = _expanded(reference)
     if os.sep in reference or path.suffix in SUFFIXES or reference.startswith(("~", ".")):
-        return import_file(path, entry)
+        return import_file(path, spec)
     try:
         located = locate(reference, folders)
     except WeightsError:
         if not path.exists():
             raise
         located = path
-    return import_file(located, entry)
+    return import_file(located, spec)
 
 
 def _expanded(reference: str) -> Path:

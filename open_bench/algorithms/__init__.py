@@ -1,0 +1,1 @@
+"""How agents act and learn. Optimizers and policy losses arrive as values."""

@@ -1,0 +1,332 @@
+"""The leaderboard: every optimizer's aggregates, comparisons with Adam, returns, failures, provenance and cost.
+
+**Order.** By IQM of normalized scores. Where no environment has a scale, by mean rank: the optimizer's rank by mean
+raw return in each environment, averaged (ties share their average rank). Equal optimizers share a rank and are
+listed by name.
+
+**Which environments.** IQM, median, mean, optimality gap and the paired difference are over the environments with a
+scale (see ``scores.normalize``); win rates and mean ranks need no scale and are over all that have a result. An
+optimizer that has not run in one of them keeps its returns per environment, but its aggregate is left blank and it
+has no rank.
+
+**Which seeds.** rliable needs rectangular matrices: an optimizer's aggregates are over the seeds that all
+its environments have. Optimizers may have different numbers; paired differences are over those that both have.
+Everything else is counted over all seeds.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from open_bench.evaluation import bootstrap as aggregate
+from open_bench.evaluation.baseline_returns import References
+from open_bench.evaluation.boards import BOARD_COLUMNS, BoardScores, boards
+from open_bench.evaluation.bootstrap import AGGREGATES, NO_ESTIMATE, RESAMPLES, Estimate, ScoreMatrix
+from open_bench.evaluation.schema import Runs
+from open_bench.files import write_atomically
+
+ESTIMATES = (*AGGREGATES, "probability_of_improvement", "paired_difference")
+
+
+@dataclasses.dataclass(frozen=True)
+class Board:
+    """One budget's table (of one protocol version and one root seed).
+
+    Attributes:
+        scores: what it was computed from.
+        table: one row an optimizer, in order. Columns: rank, optimizer; each of ``ESTIMATES`` with ``_low`` and
+            ``_high``; mean_rank; ``<metric>:<environment>`` (mean raw return); seeds (of the aggregate),
+            lifetimes (all), diverged and unfinished (lifetimes); hyperparameter_origin, theta (each distinct value
+            once, joined by "/"); vmap_size, hardware; steps_per_second, run_seconds, compile_seconds (summed wall
+            clock, compilation apart); notes.
+        per_environment: one row an optimizer and environment: mean, low, high (raw return), score (mean normalized),
+            seeds, diverged, unfinished, and difference, difference_low, difference_high (raw, paired with the
+            baseline).
+        notes: about the board, then about single optimizers.
+    """
+
+    scores: BoardScores
+    table: pd.DataFrame
+    per_environment: pd.DataFrame
+    notes: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """TrainingLength, protocol and seed in words."""
+        vmap_size = "" if self.scores.vmap_size is None else f" · vmap_size {self.scores.vmap_size}"
+        return f"{self.scores.budget} · protocol {self.scores.protocol} · root seed {self.scores.root_seed}{vmap_size}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaderboard:
+    """Boards side by side; nothing is aggregated across them.
+
+    Attributes:
+        boards: sorted by budget, protocol version, root seed and vmap_size.
+        metric: ``final_return`` or ``mean_return``.
+        baseline: the optimizer that the others are compared with.
+    """
+
+    boards: tuple[Board, ...]
+    metric: str
+    baseline: str
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """All boards' tables, one under the other, led by budget, protocol and root_seed."""
+        return self._joined("table")
+
+    @property
+    def per_environment(self) -> pd.DataFrame:
+        """All boards' results per environment, led by budget, protocol and root_seed."""
+        return self._joined("per_environment")
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All boards' notes."""
+        return tuple(note for board in self.boards for note in board.notes)
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """The table as CSV, written to ``path`` when given; the same runs give the same bytes.
+
+        Numbers have six significant digits; what does not exist is empty. A row's notes repeat its board's, so that
+        it can stand alone.
+        """
+        text = self.table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        if path is not None:
+            write_atomically(path, text)
+        return text
+
+    def to_markdown(self, path: str | Path | None = None) -> str:
+        """Per board: aggregates with intervals, returns per environment, notes. Written to ``path`` when given."""
+        from open_bench.evaluation.tables import markdown
+
+        text = markdown(self)
+        if path is not None:
+            write_atomically(path, text)
+        return text
+
+    def to_rich(self, width: int = 80) -> Any:
+        """A rich renderable that fits a terminal ``width`` columns wide; one table a board, more where returns of
+        many environments would not fit beside each other."""
+        from open_bench.evaluation.tables import rich_tables
+
+        return rich_tables(self, width)
+
+    def _joined(self, name: str) -> pd.DataFrame:
+        frames = []
+        for board in self.boards:
+            frame = getattr(board, name).copy()
+            for position, column in enumerate(BOARD_COLUMNS):
+                frame.insert(position, column, getattr(board.scores, column))
+            frames.append(frame)
+        columns = _merged_columns([list(frame) for frame in frames], self.metric)
+        return pd.concat([_without_empty(frame) for frame in frames], ignore_index=True).reindex(columns=columns)
+
+
+def leaderboard(
+    runs: Runs,
+    references: References,
+    budget: str | None = None,
+    *,
+    metric: str = "final_return",
+    baseline: str = "adam",
+    resamples: int = RESAMPLES,
+) -> Leaderboard:
+    """Rank the optimizers in ``runs``.
+
+    Args:
+        runs: stored rows.
+        references: reference returns by environment (``scores.references.load_references``).
+        budget: only this one; default: all that ``runs`` holds, each in a board of its own.
+        metric: ``final_return`` or ``mean_return``.
+        baseline: optimizer that win rates and paired differences compare with, by its display name.
+        resamples: bootstrap resamples of each interval.
+
+    Raises:
+        UserError: there is nothing to rank, the budget or metric is unknown, or experiments do not compare.
+        ValueError: the tables break the contract of ``Runs``.
+    """
+    made = [_make_board(scores, baseline, resamples) for scores in boards(runs, references, budget, metric)]
+    return Leaderboard(tuple(made), metric, baseline)
+
+
+def _make_board(scores: BoardScores, baseline: str, resamples: int) -> Board:
+    per_environment = _per_environment(scores, baseline, resamples)
+    mean_ranks = _mean_ranks(scores, per_environment)
+    rows, own_notes = [], {}
+    for optimizer in scores.optimizers:
+        own_notes[optimizer] = _own_notes(scores, optimizer)
+        estimates = _estimates(scores, optimizer, baseline, resamples)
+        rows.append(
+            {"optimizer": optimizer}
+            | _flatten(estimates)
+            | {"mean_rank": mean_ranks.get(optimizer, np.nan)}
+            | _returns(scores, per_environment, optimizer)
+            | _counts(scores, optimizer)
+            | _provenance(scores.experiments[scores.experiments["optimizer"] == optimizer])
+        )
+    shared = (*scores.notes, *_board_notes(scores, baseline))
+    table = _ranked(pd.DataFrame(rows), by_score=bool(scores.normalized))
+    table["notes"] = ["; ".join((*shared, *own_notes[optimizer])) for optimizer in table["optimizer"]]
+    mine = [f"{optimizer}: {note}" for optimizer in table["optimizer"] for note in own_notes[optimizer]]
+    return Board(scores, table, per_environment, (*shared, *mine))
+
+
+def _estimates(scores: BoardScores, optimizer: str, baseline: str, resamples: int) -> dict[str, Estimate]:
+    """Every name in ``ESTIMATES``; NO_ESTIMATE where it can not be had."""
+    estimates = dict.fromkeys(ESTIMATES, NO_ESTIMATE)
+    mine = scores.matrix(optimizer, scores.normalized)
+    if mine is not None:
+        estimates |= aggregate.aggregates(mine, resamples)
+    if optimizer == baseline:
+        return estimates
+    theirs = scores.matrix(baseline, scores.normalized)
+    estimates["paired_difference"] = _paired(mine, theirs, resamples)
+    mine, theirs = (scores.matrix(name, scores.observed, "value") for name in (optimizer, baseline))
+    if mine is not None and theirs is not None:
+        estimates["probability_of_improvement"] = aggregate.probability_of_improvement(mine, theirs, resamples)
+    return estimates
+
+
+def _paired(x: ScoreMatrix | None, y: ScoreMatrix | None, resamples: int) -> Estimate:
+    if x is None or y is None or not set(x.seeds) & set(y.seeds):
+        return NO_ESTIMATE
+    return aggregate.paired_difference(x, y, resamples)
+
+
+def _per_environment(scores: BoardScores, baseline: str, resamples: int) -> pd.DataFrame:
+    rows = []
+    for (optimizer, environment), group in scores.rows.groupby(["optimizer", "environment"]):
+        mine = scores.matrix(optimizer, (environment,), "value")
+        mean = NO_ESTIMATE if mine is None else aggregate.mean_estimate(mine, resamples)
+        theirs = scores.matrix(baseline, (environment,), "value") if optimizer != baseline else None
+        difference = _paired(mine, theirs, resamples)
+        rows.append(
+            {
+                "optimizer": optimizer,
+                "environment": environment,
+                "mean": mean.value,
+                "low": mean.low,
+                "high": mean.high,
+                "score": group["score"].mean(),
+                "seeds": len(group),
+                "diverged": int(group["diverged"].sum()),
+                "unfinished": int(group["unfinished"].sum()),
+                "difference": difference.value,
+                "difference_low": difference.low,
+                "difference_high": difference.high,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _mean_ranks(scores: BoardScores, per_environment: pd.DataFrame) -> pd.Series:
+    """Mean over environments of the rank by mean return, among optimizers that have a result in all of them."""
+    means = per_environment.pivot(index="optimizer", columns="environment", values="mean")
+    complete = means.reindex(columns=list(scores.observed)).dropna()
+    return complete.rank(ascending=False, method="average").mean(axis=1)
+
+
+def _ranked(table: pd.DataFrame, by_score: bool) -> pd.DataFrame:
+    """Sort, best first, and number: 1 + how many are strictly better; without the number, no rank."""
+    merit = -table["iqm"] if by_score else table["mean_rank"]
+    table.insert(0, "rank", merit.rank(method="min").astype("Int64"))
+    return table.sort_values(["rank", "optimizer"], na_position="last", ignore_index=True)
+
+
+def _flatten(estimates: dict[str, Estimate]) -> dict[str, float]:
+    ends = (("", 0), ("_low", 1), ("_high", 2))
+    return {f"{name}{end}": estimate[i] for name, estimate in estimates.items() for end, i in ends}
+
+
+def _returns(scores: BoardScores, per_environment: pd.DataFrame, optimizer: str) -> dict[str, float]:
+    mine = per_environment[per_environment["optimizer"] == optimizer].set_index("environment")["mean"]
+    return {f"{scores.metric}:{name}": mine.get(name, np.nan) for name in scores.environments}
+
+
+def _counts(scores: BoardScores, optimizer: str) -> dict[str, int]:
+    mine = scores.rows[scores.rows["optimizer"] == optimizer]
+    return {
+        "seeds": _common_seeds(scores, optimizer),
+        "lifetimes": len(mine),
+        "diverged": int(mine["diverged"].sum()),
+        "unfinished": int(mine["unfinished"].sum()),
+    }
+
+
+def _common_seeds(scores: BoardScores, optimizer: str) -> int:
+    """Seeds that all environments which the optimizer ran in, and which count, have."""
+    mine = scores.rows[scores.rows["optimizer"] == optimizer]
+    counted = mine[mine["environment"].isin(scores.normalized or scores.observed or scores.environments)]
+    per_seed = counted.groupby("seed")["environment"].nunique()
+    return int((per_seed == counted["environment"].nunique()).sum())
+
+
+def _provenance(experiments: pd.DataFrame) -> dict[str, Any]:
+    seconds = experiments["run_seconds"].sum(min_count=1)
+    steps = (experiments["steps_per_second"] * experiments["run_seconds"]).sum(min_count=1)
+    return {
+        "hyperparameter_origin": _distinct(experiments["hyperparameter_origin"]),
+        "theta": _distinct(experiments["theta"]),
+        "vmap_size": _distinct(experiments["vmap_size"]),
+        "hardware": _distinct(experiments["hardware"]),
+        "steps_per_second": steps / seconds if seconds > 0 else experiments["steps_per_second"].mean(),
+        "run_seconds": seconds,
+        "compile_seconds": experiments["compile_seconds"].sum(min_count=1),
+    }
+
+
+def _distinct(column: pd.Series) -> str:
+    return "/".join(map(str, sorted(set(column) - {""})))
+
+
+def _own_notes(scores: BoardScores, optimizer: str) -> list[str]:
+    notes = []
+    lacking = scores.lacking(optimizer, scores.environments)
+    if lacking:
+        counts = set(lacking) & set(scores.normalized or scores.observed)
+        blank = "its aggregate is left blank" if counts else "it has no win rate and no mean rank"
+        notes.append(f"has not run in {', '.join(lacking)}; {blank}")
+    mine = scores.rows[scores.rows["optimizer"] == optimizer]
+    sizes = mine.groupby("environment")["seed"].nunique()
+    common = _common_seeds(scores, optimizer)
+    if sizes.nunique() > 1 or common < sizes.min():
+        notes.append(f"{sizes.min()} to {sizes.max()} seeds an environment; aggregates are over the {common} in common")
+    elif common == 1:
+        notes.append("one seed, so no intervals")
+    return notes
+
+
+def _board_notes(scores: BoardScores, baseline: str) -> list[str]:
+    notes = []
+    if not scores.normalized and scores.observed:
+        notes.append("no environment has a scale: ranked by mean rank over environments")
+    elif not scores.observed:
+        notes.append("no environment has a result: nothing is ranked")
+    elif scores.normalized != scores.observed:
+        listed = ", ".join(scores.normalized)
+        notes.append(f"normalized aggregates are over {listed}; win rates and mean ranks over all with a result")
+    if baseline not in scores.optimizers:
+        notes.append(f"{baseline} is not there, so nothing is compared with it")
+    elif scores.lacking(baseline, scores.observed):
+        listed = ", ".join(scores.lacking(baseline, scores.observed))
+        notes.append(f"{baseline} has not run in {listed}: no win rate against it")
+    return notes
+
+
+def _without_empty(frame: pd.DataFrame) -> pd.DataFrame:
+    """pandas warns about columns without a value when it joins frames; reindexing brings them back as empty."""
+    return frame.dropna(axis="columns", how="all")
+
+
+def _merged_columns(columns: list[list[str]], metric: str) -> list[str]:
+    """All boards' columns in order, the returns of all environments together and sorted."""
+    returns = sorted({name for names in columns for name in names if name.startswith(f"{metric}:")})
+    first = columns[0]
+    at = next((i for i, name in enumerate(first) if name.startswith(f"{metric}:")), len(first))
+    rest = [name for name in first[at:] if not name.startswith(f"{metric}:")]
+    return [*first[:at], *returns, *rest]

@@ -1,0 +1,126 @@
+"""What happens while something trains, as one stream of events. A watcher is any callable that takes one.
+
+Terminal bars, plain lines, TensorBoard and Weights & Biases are watchers. An event is told after what it says has
+happened, on the first process alone. Watchers change no number.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A part of the work ahead: lifetimes that share one program.
+
+    Attributes:
+        name: unique among the parts, such as the experiment's.
+        label: for people: what is trained on what.
+        updates: updates of one lifetime.
+        env_steps: env steps of one lifetime.
+        lifetimes: how many are wanted.
+        stored: how many of them are there already.
+    """
+
+    name: str
+    label: str
+    updates: int
+    env_steps: int
+    lifetimes: int
+    stored: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """The work is known and begins; every stream begins with it. ``what``: "experiments" or "generations"."""
+
+    title: str
+    work: tuple[Work, ...] = ()
+    generations: int = 0
+    generations_done: int = 0
+    parameters: int = 0  # numbers in θ, where θ is evolved
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiling:
+    """A part begins: these ``seeds`` of it are missing and its program is being compiled."""
+
+    work: Work
+    seeds: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """The part's program is ready."""
+
+    work: Work
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Advanced:
+    """``updates`` more were made, summed over the ``lifetimes`` at work; their mean return (NaN where none is known)."""
+
+    work: Work
+    updates: int
+    lifetimes: int
+    episode_return: float
+    diverged: int
+    seconds: float  # that these updates took, compilation apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """All lifetimes of a part are there; ``trained`` of them were made now."""
+
+    work: Work
+    trained: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """Other processes are at work on all parts that are left."""
+
+    parts: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """So many lifetimes of a generation's ``total`` are done."""
+
+    lifetimes: int
+    total: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A generation is stored; ``row`` is its line of the history."""
+
+    row: dict[str, Any]
+    seconds_left: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Ended:
+    """The stream is over; ``finished`` is False after an interrupt or an error."""
+
+    finished: bool = True
+
+
+Event: TypeAlias = Started | Compiling | Compiled | Advanced | Finished | Waiting | Evaluated | Generation | Ended
+Watcher: TypeAlias = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The watcher that does nothing."""
+
+
+def several(watchers: Iterable[Watcher]) -> Watcher:
+    """One watcher that tells all of them, in order."""
+    told = tuple(watchers)
+
+    def tell(event: Event) -> None:
+        for watcher in told:
+            watcher(event)
+
+    return tell

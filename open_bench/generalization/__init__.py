@@ -1,0 +1,1 @@
+"""Studies of how optimizers carry over to what they were not trained or tuned on."""

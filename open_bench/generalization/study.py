@@ -1,0 +1,220 @@
+"""Points of a generalization study: presets as data, and the environments that their sweeps describe."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from pydantic import Field, model_validator
+
+from open_bench.config import Config, EnvironmentConfig, Name, Positive, load_named
+from open_bench.environments.base import Discrete
+from open_bench.environments.gridworld.levels import inlined, named_distribution
+from open_bench.environments.registry import load_environment, make_environment
+from open_bench.errors import UserError, near_matches
+from open_bench.experiments.plan import Task, changed
+
+Axis = Literal[
+    "levels", "size", "horizon", "density", "respawn", "terminate", "walls", "width", "depth", "activation", "lifetime",
+    "num_envs", "minibatches", "families",
+]  # fmt: skip
+AXES: tuple[str, ...] = get_args(Axis)
+TRAINING = "training"  # the axis of points that are added: where θ was trained
+_VARIED = ("ppo.", "options.")
+
+
+class Sweep(Config):
+    """One axis with everything else fixed: several environments, or one with some of its settings varied."""
+
+    axis: Axis
+    environments: tuple[str, ...] = Field(min_length=1)
+    vary: tuple[str, ...] = ()  # "ppo.<setting>", "options.<option>", "env_steps": all get each of the values in turn
+    values: tuple[Any, ...] = ()
+    settings: dict[str, Any] = Field(default_factory=dict)  # PPO settings that are the same at every point
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)  # likewise of the task
+    budget: str | None = None  # of a lifetime; either this or env_steps, unless these are varied
+    env_steps: Positive | tuple[Positive, ...] | None = None  # one for all environments, or one each
+
+    @model_validator(mode="after")
+    def _is_one_sweep(self) -> "Sweep":
+        lengths = sum((self.budget is not None, self.env_steps is not None, "env_steps" in self.vary))
+        if lengths != 1:
+            raise ValueError(f"axis {self.axis}: give one of env_steps and budget, or vary env_steps")
+        if isinstance(self.env_steps, tuple) and len(self.env_steps) != len(self.environments):
+            raise ValueError(
+                f"axis {self.axis}: {len(self.env_steps)} env_steps for {len(self.environments)} environments"
+            )
+        if bool(self.vary) != bool(self.values):
+            raise ValueError(f"axis {self.axis}: vary and values go together")
+        if self.vary and len(self.environments) > 1:
+            raise ValueError(f"axis {self.axis}: a sweep varies settings of one environment, not of several")
+        for name in self.vary:
+            if name != "env_steps" and not name.startswith(_VARIED):
+                raise ValueError(
+                    f"axis {self.axis}: vary = '{name}' is neither env_steps nor ppo.SETTING nor options.OPTION"
+                )
+        return self
+
+
+class GeneralizationConfig(Config):
+    """A preset: sweeps, and how often each point is repeated."""
+
+    name: Name
+    description: str = ""
+    num_seeds: Positive = 4  # seeds of each point
+    root_seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0  # root seed
+    # Env steps: an environment that θ was trained on is a point too, unless its lifetimes were longer than this.
+    longest_training: Positive | None = None
+    sweeps: tuple[Sweep, ...] = Field(min_length=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One place of the study; the same task may be a point of several axes.
+
+    Attributes:
+        axis: what is swept.
+        label: the value there, for people.
+        x: the value as a number, NaN where it is none.
+        task: what is trained on.
+    """
+
+    axis: str
+    label: str
+    x: float
+    task: Task
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Environment and budget: points with equal ones share their runs."""
+        return self.task.environment.name, self.task.budget
+
+
+def load_preset(name: str) -> GeneralizationConfig:
+    """A preset by name or by path to a TOML."""
+    return load_named(GeneralizationConfig, "generalize", ("preset", "presets"), name)
+
+
+def make_points(preset: GeneralizationConfig, axes: Sequence[str] = ()) -> tuple[Point, ...]:
+    """The points of a preset, every one checked, in its order; ``axes`` leaves the others out.
+
+    Raises:
+        UserError: an axis that is unknown or that the preset has not, or a point that cannot be.
+    """
+    known = tuple(dict.fromkeys(sweep.axis for sweep in preset.sweeps))
+    for axis in axes:
+        if axis not in AXES:
+            raise UserError(f"unknown axis '{axis}'.{near_matches(axis, list(AXES))} Known: {', '.join(AXES)}")
+        if axis not in known:
+            raise UserError(f"preset {preset.name} has no axis '{axis}'; it has {', '.join(known)}")
+    points = []
+    for sweep in preset.sweeps:
+        if not axes or sweep.axis in axes:
+            try:
+                points += _points_of(sweep)
+            except UserError as error:
+                raise UserError(f"preset {preset.name}, axis {sweep.axis}: {error}") from None
+    check_labels(points, preset.name)
+    return tuple(points)
+
+
+def make_task(config: EnvironmentConfig, base: str, env_steps: int) -> Task:
+    """A task, with the budget's name where the lifetime has a budget's length, so that runs are shared."""
+    named = [name for name, steps in config.budgets.items() if steps == env_steps]
+    return Task(config, named[0] if named else f"steps-{env_steps}", env_steps, base)
+
+
+def training_point(config: EnvironmentConfig, base: str, env_steps: int) -> Point:
+    """A point on the axis of what θ was trained on."""
+    return Point(TRAINING, f"{_short(config.name)} {env_steps:,}", math.nan, make_task(config, base, env_steps))
+
+
+def _points_of(sweep: Sweep) -> list[Point]:
+    points = []
+    for index, name in enumerate(sweep.environments):
+        base = load_environment(name)
+        for value in sweep.values or (None,):
+            varied = dict.fromkeys(sweep.vary, value)
+            settings = sweep.settings | _part(varied, "ppo.")
+            config = _changed(base, settings, {**sweep.options, **_part(varied, "options.")})
+            steps = _env_steps(sweep, index, base, varied)
+            config.num_updates(steps)
+            _check_that_it_starts(config)
+            label = _short(base.name) if value is None else _spell(value, sweep.axis)
+            points.append(Point(sweep.axis, label, _number(value, sweep.axis), make_task(config, base.name, steps)))
+    return points
+
+
+def _check_that_it_starts(config: EnvironmentConfig) -> None:
+    """Raise UserError unless an episode can be begun and stepped with the environment's options; nothing is run."""
+    for option, value in config.options.items():
+        if not isinstance(value, bool | int | float | str):
+            raise UserError(f"{config.name}: {option} = {value!r} is neither a number nor a word")
+    environment, key = make_environment(config), jax.random.key(0)
+    space = environment.action_space
+    action = jnp.int32(0) if isinstance(space, Discrete) else jnp.zeros(space.size)
+    try:
+        _, state = jax.eval_shape(environment.reset, key)
+        jax.eval_shape(environment.step, key, state, action)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{config.name}: these options do not work: {error}") from None
+
+
+def _env_steps(sweep: Sweep, index: int, base: EnvironmentConfig, varied: dict[str, Any]) -> int:
+    if "env_steps" in varied:
+        if not _counts(varied["env_steps"]):
+            raise UserError(f"env_steps = {varied['env_steps']!r} is no number of env steps")
+        return int(varied["env_steps"])
+    if sweep.budget is not None:
+        return base.budget_steps(sweep.budget)
+    assert sweep.env_steps is not None
+    return sweep.env_steps[index] if isinstance(sweep.env_steps, tuple) else sweep.env_steps
+
+
+def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
+
+
+def _changed(base: EnvironmentConfig, settings: dict[str, Any], options: dict[str, Any]) -> EnvironmentConfig:
+    """``base`` changed; options that spell out what holds anyway change nothing, so that those runs are the base's."""
+    adapter, _, identifier = base.source.partition(":")
+    if options and adapter == "gridworld":
+        options = inlined(options, Path())
+        before, after = (named_distribution(identifier, {**base.options, **more}) for more in ({}, options))
+        if before[0] == after[0] and before[1].level_per_copy == after[1].level_per_copy:
+            options = {}
+    return changed(base, settings, options)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("gridworld/")
+
+
+def _spell(value: Any, axis: str) -> str:
+    if axis == "depth" and isinstance(value, list | tuple):
+        return str(len(value))
+    return (
+        "×".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:,}" if _counts(value) else str(value)
+    )
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value: Any, axis: str) -> float:
+    if isinstance(value, list | tuple) and value:
+        return float(len(value)) if axis == "depth" else float(value[0]) if _counts(value[0]) else math.nan
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+
+
+def check_labels(points: Sequence[Point], preset: str) -> None:
+    """Raise UserError where two points could not be told apart."""
+    seen: set[tuple[str, str]] = set()
+    for point in points:
+        if (point.axis, point.label) in seen:
+            raise UserError(f"preset {preset}, axis {point.axis}: the point {point.label} is there twice")
+        seen.add((point.axis, point.label))

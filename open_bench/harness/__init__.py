@@ -1,1 +1,0 @@
-"""The one training harness: lifetimes, and many of them in parallel."""

@@ -1,0 +1,126 @@
+"""Meta-training as ``compare`` needs it: optimizers without weights get some first, once for all later runs."""
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from open_bench import weights
+from open_bench.config import MetaConfig, StudyConfig, build, load_meta
+from open_bench.errors import UserError
+from open_bench.meta_training.checkpoint import Checkpoints
+from open_bench.meta_training.evolution import Progress, check_generations
+from open_bench.meta_training.run import Busy, Request, check_name_is_free, meta_train
+from open_bench.optimizers import names
+from open_bench.optimizers.spec import OptimizerSpec
+from open_bench.optimizers.registry import FETCHED, own_weights, resolve
+
+POLL_SECONDS = 1.0  # between two looks at a folder that another process holds
+
+
+def without_weights(optimizers: Sequence[str]) -> list[str]:
+    """Those that are learned and have no weights, but for weights that only need to be fetched.
+
+    Raises:
+        UserError: a name that means nothing, so that it is found before anything is evolved; or several hosts.
+    """
+    found = {name: resolve(name) for name in optimizers}
+    lacking = [
+        name
+        for name, spec in found.items()
+        if spec.needs_theta and spec.theta is None and own_weights(spec) not in FETCHED
+    ]
+    if lacking and jax.process_count() > 1:
+        raise UserError(
+            f"{', '.join(lacking)}: no weights, and processes on several hosts do not meta-train as part of compare. "
+            f"Run `openbench meta-train {lacking[0]} -e ENVIRONMENT --name NAME` first, and compare {lacking[0]}@NAME"
+        )
+    return lacking
+
+
+def settings_for(study: StudyConfig, steps: int | None) -> MetaConfig:
+    """The study's settings of meta-training. What they leave open is the study's: environments, length of a lifetime.
+
+    Args:
+        study: with ``meta``.
+        steps: env steps of a lifetime in the study, in place of its budget's.
+    """
+    assert study.meta is not None
+    chosen = load_meta(study.meta) if isinstance(study.meta, str) else study.meta
+    values = chosen.model_dump(exclude_unset=True)
+    if not chosen.environments:
+        values["environments"] = study.environments
+    if not {"budget", "env_steps"} & values.keys():
+        values |= {"budget": study.budget} if steps is None else {"env_steps": steps}
+    return build(MetaConfig, values, f"meta-training {chosen.name} for study {study.name}")
+
+
+def stand_ins(requests: Mapping[str, Request]) -> Callable[[str], OptimizerSpec]:
+    """Like ``resolve``, but for the optimizers that are to be meta-trained: with the θ that they start from.
+
+    They have the names that they will have. A plan with them finds what is wrong with a study before evolution begins.
+    """
+
+    def find(name: str) -> OptimizerSpec:
+        if name not in requests:
+            return resolve(name)
+        spec = resolve(str(dataclasses.replace(names.parse(name), source="init")))
+        return dataclasses.replace(spec, name=_with_weights(requests[name]))
+
+    return find
+
+
+def _with_weights(request: Request) -> str:
+    """The optimizer's name with the weights that a request leads to; the same settings lead to the same name."""
+    return f"{request.spec.name}@{request.default_name}"
+
+
+def check(request: Request, results: Path) -> None:
+    """Find what would stop a meta-training that begins later.
+
+    Raises:
+        UserError: the weights' name is taken, or they have had more generations than are asked for.
+    """
+    if is_stored(request):
+        return
+    check_name_is_free(request.default_name, request)
+    folder = results / "meta" / request.default_name
+    saved = Checkpoints(folder, request.identity).load()
+    check_generations(saved.generation if saved else 0, request.config, folder)
+
+
+def is_stored(request: Request) -> bool:
+    """Whether weights of this request, with as many generations, ship or lie in the library."""
+    path = weights.kept(request.default_name)
+    if path is None:
+        return False
+    facts = weights.load_weights(path).metadata
+    if facts.get("run") != request.digest:
+        raise UserError(f"{path} holds other weights than its name says; remove that file")
+    done = int(facts["cost"]["generations"])
+    check_generations(done, request.config, path)
+    return done == request.config.generations
+
+
+def obtain(
+    request: Request, results: Path, devices: Sequence[jax.Device], progress: Progress, provenance: Mapping[str, Any]
+) -> str:
+    """The optimizer's name with weights (``open@NAME``), which are evolved unless they are there.
+
+    Where another process is evolving them in the same folder, this one waits; when that one dies, its work is
+    continued here.
+    """
+    waited = False
+    while not is_stored(request):
+        try:
+            return meta_train(request, results, request.default_name, devices, progress, provenance).optimizer
+        except Busy as busy:
+            if not waited:
+                warnings.warn(f"{busy}; waiting for {_with_weights(request)}", stacklevel=2)
+            waited = True
+            time.sleep(POLL_SECONDS)
+    return _with_weights(request)

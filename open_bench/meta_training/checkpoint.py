@@ -1,0 +1,151 @@
+"""The state of an evolution on disk, so that it goes on from any interruption with bitwise the same θ. Never pickle.
+
+``<folder>/checkpoint-<generations done>.safetensors`` holds arrays and, as JSON in its metadata, everything else. A
+file is written under a temporary name and renamed, the last few are kept, and each carries a digest of its content.
+``<folder>/history.csv`` beside them is for people: a row a generation, written anew from the checkpoint each time.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import safetensors
+import safetensors.numpy
+
+from open_bench.errors import UserError
+from open_bench.weights.format import write_atomically
+
+KEEP = 3
+HISTORY = "history.csv"
+_PREFIX, _SUFFIX = "checkpoint-", ".safetensors"
+
+
+class Saved(NamedTuple):
+    """Everything between two generations; keys follow from the seed and the generation."""
+
+    generation: int  # generations done
+    arrays: dict[str, np.ndarray]  # the strategy's state by position, and the best θ so far
+    history: list[dict[str, Any]]  # a row a generation
+    facts: dict[str, Any]  # numbers that are no arrays: the best fitness, seconds spent
+
+
+class Checkpoints:
+    """The checkpoints of one evolution.
+
+    Args:
+        folder: where they lie; created when needed.
+        identity: everything that determines θ, as nested JSON values; another identity's checkpoints are refused.
+        keep: how many to keep.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int = KEEP):
+        self.folder, self._keep = folder, keep
+        self._identity = json.loads(json.dumps(identity))
+
+    def save(self, saved: Saved) -> None:
+        """Write a checkpoint whole, then forget those that are too old."""
+        content = {
+            "generation": saved.generation,
+            "history": saved.history,
+            "facts": saved.facts,
+            "identity": self._identity,
+        }
+        text = json.dumps(content)
+        arrays = {name: np.array(array, order="C") for name, array in saved.arrays.items()}
+        facts = {"content": text, "digest": _digest(text, arrays)}
+        path = self.folder / f"{_PREFIX}{saved.generation:06d}{_SUFFIX}"
+        write_atomically(path, safetensors.numpy.save(arrays, facts))
+        for old in self.paths()[: -self._keep]:
+            old.unlink(missing_ok=True)
+        self.write_history(saved.history)
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Write ``history.csv``."""
+        write_atomically(self.folder / HISTORY, pd.DataFrame(history).to_csv(index=False).encode())
+
+    def load(self) -> Saved | None:
+        """The newest checkpoint that is whole; None when there is none. Damaged ones are named in a warning.
+
+        Raises:
+            UserError: it belongs to another optimizer or to other settings; the message says which.
+        """
+        damaged: list[Path] = []
+        for path in reversed(self.paths()):
+            try:
+                content, arrays = _read(path)
+            except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError):
+                damaged.append(path)
+                continue
+            _warn_of(damaged, f"going on from {path.name}")
+            self._check(path, content["identity"])
+            return Saved(content["generation"], arrays, content["history"], content["facts"])
+        _warn_of(damaged, "beginning anew")
+        return None
+
+    def paths(self) -> list[Path]:
+        """The files, oldest first."""
+        return sorted(self.folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+
+    def clear_temporaries(self) -> None:
+        """Remove what a killed process was writing. Only for who holds the folder's lock."""
+        for name in (_PREFIX, HISTORY):
+            for path in self.folder.glob(f".{name}*"):
+                path.unlink(missing_ok=True)
+
+    def _check(self, path: Path, found: Mapping[str, Any]) -> None:
+        ours, theirs = dict(_leaves(self._identity)), dict(_leaves(found))
+        differing = [
+            f"{key} ({_shown(theirs, key)} there, {_shown(ours, key)} here)"
+            for key in sorted(ours | theirs)
+            if ours.get(key, _ABSENT) != theirs.get(key, _ABSENT)
+        ]
+        if differing:
+            raise UserError(
+                f"{path} was made with other settings: {'; '.join(differing)}. "
+                "Use those settings to go on with it, or another --name to begin anew."
+            )
+
+
+_ABSENT = object()
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested dicts → ("a.b.c", value)."""
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, tree
+
+
+def _shown(leaves: Mapping[str, Any], key: str) -> str:
+    return json.dumps(leaves[key]) if key in leaves else "absent"
+
+
+def _warn_of(damaged: list[Path], then: str) -> None:
+    if damaged:
+        names = ", ".join(path.name for path in damaged)
+        warnings.warn(f"{damaged[0].parent}: {names} is damaged; {then}", stacklevel=3)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Raises one of several exceptions when the file is not what was written."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        facts = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if facts["digest"] != _digest(facts["content"], arrays):
+        raise ValueError("altered")
+    return json.loads(facts["content"]), arrays
+
+
+def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Learned optimizers, each with its θ and the readers of its published files."""

@@ -1,0 +1,35 @@
+"""The learning-rate schedule that all hand-designed optimizers share: linear to 0, one step down a PPO update."""
+
+from typing import Any
+
+import jax
+import optax
+
+from open_bench.optimizers.spec import TrainingLength
+
+
+def anneal(
+    optimizer: optax.GradientTransformation, length: TrainingLength, enabled: bool = True
+) -> optax.GradientTransformationExtraArgs:
+    """Scale the updates of PPO update u (0-based) by 1 − u/updates.
+
+    For optimizers whose update is proportional to the learning rate this is the published schedule. The harness's
+    ``training_fraction`` = u/(updates − 1) says where in the lifetime a step lies; nothing is counted here.
+    """
+    inner = optax.with_extra_args_support(optimizer)
+    if not enabled:
+        return inner
+
+    def update(
+        updates: optax.Updates,
+        state: Any,
+        params: Any = None,
+        *,
+        training_fraction: jax.Array | float = 0.0,
+        **extras: Any,
+    ) -> tuple[optax.Updates, Any]:
+        updates, state = inner.update(updates, state, params, training_fraction=training_fraction, **extras)
+        scale = 1.0 - training_fraction * ((length.updates - 1) / length.updates)
+        return jax.tree.map(lambda u: (u * scale).astype(u.dtype), updates), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)

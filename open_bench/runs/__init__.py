@@ -1,1 +1,0 @@
-"""Cells: their identity, their place on disk, and running the missing ones."""

@@ -1,1 +1,0 @@
-"""Studies that are more than a table of optimizers and environments."""

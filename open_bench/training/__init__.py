@@ -1,0 +1,1 @@
+"""One lifetime, and many at once: pure functions, compiled and spread over devices."""

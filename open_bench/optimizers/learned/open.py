@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, TrainingLength
 from open_bench.optimizers.learned import per_parameter
 from open_bench.optimizers.learned.per_parameter import Affine, Gru, Layout
+from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, TrainingLength
 
 Array = jax.Array
 

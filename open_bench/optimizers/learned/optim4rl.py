@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Search, TrainingLength
 from open_bench.optimizers.learned import per_parameter
 from open_bench.optimizers.learned.per_parameter import Affine, Gru, Layout
+from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Search, TrainingLength
 
 Array = jax.Array
 

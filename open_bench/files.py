@@ -31,7 +31,10 @@ def write_atomically(path: str | Path, data: str | bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())  # a machine that stops leaves the old file or the new one, too
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -9,8 +9,8 @@ from open_bench.environments.gridworld.levels import Distribution, LevelOptions,
 from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError
 from open_bench.experiments.plan import Task
-from open_bench.optimizers.spec import OptimizerSpec
 from open_bench.optimizers.resolve import ResolvedOptimizer
+from open_bench.optimizers.spec import OptimizerSpec
 
 Placement = Literal["in", "out", "unknown"]
 IN: Placement = "in"
@@ -104,9 +104,12 @@ def _of_metadata(facts: Mapping[str, Any]) -> tuple[Trained, ...] | None:
             return tuple(_from_identity(name, said) for name, said in tasks.items())
         if isinstance(named, Mapping) and named:
             return tuple(
-                from_environment(load_environment(name), int(said["env_steps"])) for name, said in named.items()
+                from_environment(
+                    load_environment(name), None if said.get("env_steps") is None else int(said["env_steps"])
+                )
+                for name, said in named.items()
             )
-    except (KeyError, TypeError, ValueError, UserError):  # metadata of other hands say what they like
+    except (AttributeError, KeyError, TypeError, ValueError, UserError):  # metadata of other hands say what they like
         return None
     return None
 

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from open_bench.errors import UserError
-from open_bench.weights.format import write_atomically
+from open_bench.weights.format import write
 
 KEEP = 3
 HISTORY = "history.csv"
@@ -59,14 +59,14 @@ class Checkpoints:
         arrays = {name: np.array(array, order="C") for name, array in saved.arrays.items()}
         facts = {"content": text, "digest": _digest(text, arrays)}
         path = self.folder / f"{_PREFIX}{saved.generation:06d}{_SUFFIX}"
-        write_atomically(path, safetensors.numpy.save(arrays, facts))
+        write(path, safetensors.numpy.save(arrays, facts))
         for old in self.paths()[: -self._keep]:
             old.unlink(missing_ok=True)
         self.write_history(saved.history)
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Write ``history.csv``."""
-        write_atomically(self.folder / HISTORY, pd.DataFrame(history).to_csv(index=False).encode())
+        write(self.folder / HISTORY, pd.DataFrame(history).to_csv(index=False).encode())
 
     def load(self) -> Saved | None:
         """The newest checkpoint that is whole; None when there is none. Damaged ones are named in a warning.

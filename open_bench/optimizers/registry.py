@@ -14,14 +14,14 @@ from open_bench.errors import UserError, near_matches
 from open_bench.optimizers import adapters as foreign
 from open_bench.optimizers import hand_designed as classic
 from open_bench.optimizers import names
-from open_bench.optimizers.spec import EMPTY_THETA, OptimizerSpec, TrainingLength
 from open_bench.optimizers.learned import open, optim4rl, velo
+from open_bench.optimizers.spec import EMPTY_THETA, OptimizerSpec, TrainingLength
 
 ENTRY_POINTS = "open_bench.optimizers"
 
 SHIPPED = (*classic.SPECS, *open.SPECS, *optim4rl.SPECS, *velo.SPECS)
 BRIDGE = "learned_optimization"
-FETCHED = ("velo",)  # weights that their authors publish where ``openbench weights fetch`` finds them
+FETCHED = ("velo",)  # weights whose authors publish them for this optimizer alone; see weights.fetch
 
 _registered: dict[str, OptimizerSpec] = {}
 

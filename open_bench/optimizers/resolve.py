@@ -12,8 +12,8 @@ import optax
 
 from open_bench import config, files
 from open_bench.errors import UserError
-from open_bench.optimizers.spec import EMPTY_THETA, OptimizerSpec, TrainingLength
 from open_bench.optimizers.registry import FETCHED, check_value, own_weights
+from open_bench.optimizers.spec import EMPTY_THETA, OptimizerSpec, TrainingLength
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,14 +6,15 @@ may be an empty dict. A factory and an policy_loss each receive their own part o
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 
 from open_bench.algorithms.policy_losses import PPO, PolicyLoss
+from open_bench.weights.format import Theta
 
-Theta = dict[str, Any]
 EMPTY_THETA: Theta = {"optimizer": {}, "policy_loss": {}}
 
 
@@ -57,12 +58,21 @@ class Hyperparameter:
     below: float | None = None
 
 
+class Reader(NamedTuple):
+    """How a file in the format that an optimizer's authors publish is read, and written again."""
+
+    suffix: str  # of the file's name, as ".npy"; "directory" for a folder
+    description: str  # what such a file is called
+    read: Callable[[Path], tuple[Any, dict[str, Any]]]  # → part of θ, metadata; raises ValueError on anything else
+    write: Callable[[Any], bytes] | None = None  # part of θ → what the file holds
+
+
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """The meta-learned part of an optimizer: how its θ begins and how a published flat vector is read."""
+    """The meta-learned part of an optimizer: how its θ begins, how published files are read, what θ fits."""
 
     init: Callable[[jax.Array], Any]  # key → θ["optimizer"], where evolution starts
-    from_flat: Callable[[Any], Any] | None = None  # (n,) float32 → θ["optimizer"]; raises ValueError on a wrong size
+    readers: tuple[Reader, ...] = ()
     validate: Callable[[Any], None] | None = None  # raises ValueError naming the array that does not fit
 
 
@@ -85,6 +95,8 @@ class OptimizerSpec:
         theta_metadata: what the weights' file says of how they were made; empty where nothing is said.
         version: digest of the source of an optimizer that comes from a file of the user's; part of a cell's identity.
         stochastic: whether updates may depend on the ``key`` that the harness passes.
+        eval_params: ``eval_params(state, params) → params``, for methods that act at other parameters than those that
+            gradients are taken at; None where they are the same.
         tuned_as: whose shipped hyperparameters apply, when not its own: ``dpo`` is trained with Adam's.
     """
 
@@ -102,6 +114,7 @@ class OptimizerSpec:
     tuned_as: str = ""
     stochastic: bool = False
     version: str = ""
+    eval_params: Callable[[Any, Any], Any] | None = None
 
     def make(
         self, theta: Theta | None = None, length: TrainingLength | None = None, **hyperparameters: Any

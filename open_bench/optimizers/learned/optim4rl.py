@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Search, TrainingLength
 from open_bench.optimizers.learned import per_parameter
 from open_bench.optimizers.learned.per_parameter import Affine, Gru, Layout
+from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Search, TrainingLength
 
 Array = jax.Array
 
@@ -202,7 +202,7 @@ def _validate(name: str, shapes: Callable[..., per_parameter.Shapes], part: str,
 def _learned(name: str, shapes: Callable[..., per_parameter.Shapes], part: str) -> Learned:
     return Learned(
         init=functools.partial(init_theta, shapes()),
-        from_flat=functools.partial(per_parameter.from_flat, name, shapes()),
+        readers=(per_parameter.flat_reader(functools.partial(per_parameter.from_flat, name, shapes())),),
         validate=functools.partial(_validate, name, shapes, part),
     )
 

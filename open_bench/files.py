@@ -39,7 +39,7 @@ def write_atomically(path: str | Path, data: str | bytes) -> Path:
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # a machine that stops leaves the old file or the new one, too
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from open_bench.errors import UserError
 from open_bench.files import write_atomically
 
 
@@ -26,10 +27,14 @@ class Saved(NamedTuple):
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all."""
+    """Write a checkpoint whole or not at all; raises UserError when the place cannot be written."""
     text = json.dumps(facts)
     content = {name: np.array(array, order="C") for name, array in arrays.items()}
-    write_atomically(path, safetensors.numpy.save(content, {"facts": text, "digest": _digest(text, content)}))
+    data = safetensors.numpy.save(content, {"facts": text, "digest": _digest(text, content)})
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def read(path: Path) -> Saved | None:

@@ -105,10 +105,17 @@ def _of_metadata(facts: Mapping[str, Any]) -> tuple[Trained, ...] | None:
         if isinstance(tasks, Mapping) and tasks:
             return tuple(_from_identity(name, said) for name, said in tasks.items())
         if isinstance(named, Mapping) and named:
-            return tuple(from_task(make_task(name, steps=int(said["env_steps"]))) for name, said in named.items())
-    except (KeyError, TypeError, ValueError, UserError):  # metadata of other hands say what they like
+            return tuple(_from_length(name, said.get("env_steps")) for name, said in named.items())
+    except (AttributeError, KeyError, TypeError, ValueError, UserError):  # metadata of other hands say what they like
         return None
     return None
+
+
+def _from_length(name: str, env_steps: Any) -> Trained:
+    """From an environment's own settings; ``env_steps`` None: at lifetimes of a length that is not known."""
+    if env_steps is None:
+        return from_task(make_task(name), known_length=False)
+    return from_task(make_task(name, steps=int(env_steps)))
 
 
 def _from_identity(name: str, facts: Mapping[str, Any]) -> Trained:

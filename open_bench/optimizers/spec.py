@@ -6,15 +6,16 @@ empty dict. A spec's ``make`` and its policy loss each receive their own part on
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 
 from open_bench.algorithms.policy_losses import PPO, PolicyLoss
 from open_bench.config import TrainingLength
+from open_bench.weights.format import Theta
 
-Theta = dict[str, Any]
 EMPTY_THETA: Theta = {"optimizer": {}, "policy_loss": {}}
 
 
@@ -45,12 +46,21 @@ class Hyperparameter:
     below: float | None = None
 
 
+class Reader(NamedTuple):
+    """How a file in the format that an optimizer's authors publish is read, and written again."""
+
+    suffix: str  # of the file's name, as ".npy"; "directory" for a folder
+    description: str  # what such a file is called
+    read: Callable[[Path], tuple[Any, dict[str, Any]]]  # → part of θ, metadata; raises ValueError on anything else
+    write: Callable[[Any], bytes] | None = None  # part of θ → what the file holds
+
+
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """The meta-learned part of an optimizer: how its θ begins and how a published flat vector is read."""
+    """The meta-learned part of an optimizer: how its θ begins, how published files are read, what θ fits."""
 
     init: Callable[[jax.Array], Any]  # key → θ["optimizer"], where evolution starts
-    from_flat: Callable[[Any], Any] | None = None  # (n,) float32 → θ["optimizer"]; raises ValueError on a wrong size
+    readers: tuple[Reader, ...] = ()
     validate: Callable[[Any], None] | None = None  # raises ValueError naming the array that does not fit
 
 

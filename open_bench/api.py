@@ -152,7 +152,7 @@ def compare_board(
         chosen = adjust(chosen, meta=meta_train)
     runs = _run(chosen, steps, settings, results, devices, vmap_size, save_agents, cluster, progress, meta_progress)
     write_reports(results)
-    return leaderboard(runs, _references())
+    return leaderboard(runs, _baseline_returns())
 
 
 def meta_train(
@@ -223,7 +223,7 @@ def _meta_request(
     )
     sizes = [slot_bytes(make_environment(environment), environment) for environment in trained]
     vmap_size = parallel.default_vmap_size(devices, max(sizes, default=1))
-    return make_request(optimizer, config, trained, held_out, _references(), vmap_size)
+    return make_request(optimizer, config, trained, held_out, _baseline_returns(), vmap_size)
 
 
 def _meta_config(config: str | MetaConfig | None, changes: dict[str, Any]) -> MetaConfig:
@@ -318,12 +318,12 @@ def write_reports(results: str | Path = "results", budget: str | None = None) ->
     from open_bench.evaluation.figures import save_figures
     from open_bench.evaluation.leaderboard import leaderboard
 
-    folder, references = Path(results), _references()
+    folder, baseline_returns = Path(results), _baseline_returns()
     runs = load_runs(folder)
-    board = leaderboard(runs, references, budget)
+    board = leaderboard(runs, baseline_returns, budget)
     board.to_csv(folder / "leaderboard.csv")
     board.to_markdown(folder / "leaderboard.md")
-    save_figures(runs, references, budget, folder / "figures", ranked=board)
+    save_figures(runs, baseline_returns, budget, folder / "figures", ranked=board)
     return board
 
 
@@ -390,10 +390,10 @@ def _first_seeds(runs: "Runs", count: int) -> "Runs":
     return Runs(runs.experiments, scores, curves)
 
 
-def _references() -> Any:
-    from open_bench.evaluation.baseline_returns import load_references
+def _baseline_returns() -> Any:
+    from open_bench.evaluation.baseline_returns import load_baseline_returns
 
-    return load_references(files.baselines_dir() / "returns")
+    return load_baseline_returns()
 
 
 def _tuple(value: Any) -> Any:

@@ -1,7 +1,9 @@
-"""Where the files that ship are found: ``configs/`` and ``baselines/``, installed or in a checkout."""
+"""Where the files that ship are found (``configs/`` and ``baselines/``), and how files are written."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -18,7 +20,7 @@ def configs_dir() -> Path:
 
 
 def baselines_dir() -> Path:
-    """Folder with tuned hyperparameters, reference and random returns, and weights."""
+    """Folder with tuned hyperparameters, baseline returns, and weights."""
     return _find("baselines")
 
 
@@ -36,3 +38,10 @@ def write_atomically(path: str | Path, data: str | bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_toml(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write tables as TOML, whole or not at all; equal content in equal order gives equal bytes."""
+    import tomli_w
+
+    return write_atomically(path, tomli_w.dumps(content))

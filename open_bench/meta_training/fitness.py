@@ -22,7 +22,8 @@ import numpy as np
 from open_bench.config import PROTOCOL_VERSION, EnvironmentConfig, MetaConfig
 from open_bench.environments.registry import make_environment
 from open_bench.errors import UserError
-from open_bench.evaluation.metrics import References, Scale, normalize, scale_of
+from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
+from open_bench.evaluation.metrics import Scale, normalize, stored_scale
 from open_bench.optimizers.spec import OptimizerSpec, Theta, TrainingLength
 from open_bench.optimizers.resolve import ResolvedOptimizer, identity, prepare
 from open_bench.training import mesh as parallel
@@ -86,7 +87,7 @@ def make_tasks(
     theta: Theta,
     environments: Sequence[EnvironmentConfig],
     config: MetaConfig,
-    references: References,
+    references: BaselineReturns,
 ) -> tuple[Task, ...]:
     """The tasks of an optimizer.
 
@@ -113,12 +114,12 @@ def make_tasks(
     return tuple(tasks)
 
 
-def _scale(environment: str, config: MetaConfig, references: References) -> Scale:
-    scale, reason = scale_of(references.get(environment), config.budget, config.fitness)
-    if scale is None:
+def _scale(environment: str, config: MetaConfig, references: BaselineReturns) -> Scale:
+    scale = stored_scale(returns_of(references, environment), "ppo", config.budget, config.fitness)
+    if isinstance(scale, str):
         raise UserError(
             f"{environment} cannot be meta-trained on together with others: at the budget '{config.budget}' its "
-            f"returns cannot be normalized ({reason}). Leave it out, or name a budget that has a reference."
+            f"returns cannot be normalized ({scale}). Leave it out, or name a budget that has stored returns."
         )
     return scale
 

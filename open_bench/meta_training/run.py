@@ -18,7 +18,7 @@ import pandas as pd
 from open_bench import weights
 from open_bench.config import EnvironmentConfig, MetaConfig
 from open_bench.errors import UserError
-from open_bench.evaluation.metrics import References
+from open_bench.evaluation.baseline_returns import BaselineReturns
 from open_bench.meta_training import fitness as work
 from open_bench.meta_training.checkpoint import Checkpoints
 from open_bench.meta_training.evolution import Evolved, Progress, Strategy, evolve
@@ -128,7 +128,7 @@ def make_request(
     config: MetaConfig,
     environments: Sequence[EnvironmentConfig],
     held_out: Sequence[EnvironmentConfig],
-    references: References,
+    references: BaselineReturns,
     default_vmap_size: int,
 ) -> Request:
     """Check everything that can be wrong before anything is compiled.

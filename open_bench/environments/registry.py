@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from open_bench.config import EnvironmentConfig, load, shipped
+from open_bench.config import load, shipped
 from open_bench.environments import brax_names, gymnax_ids, make
 from open_bench.environments.base import Environment
+from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.gridworld.levels import inlined
 from open_bench.errors import UserError, near_matches
 
@@ -12,7 +13,7 @@ BRAX = "brax/"  # begins the name of a Brax task: brax/TASK, or brax/TASK/BACKEN
 BRAX_LIKE = "ant"  # shipped environment whose PPO settings and budgets every Brax task gets
 
 
-def load_environment(name: str) -> EnvironmentConfig:
+def load_environment(name: str | EnvironmentConfig) -> EnvironmentConfig:
     """The configuration of an environment.
 
     Args:
@@ -22,6 +23,8 @@ def load_environment(name: str) -> EnvironmentConfig:
     Raises:
         UserError: for an unknown name, with near matches, or a bad file, naming the key.
     """
+    if isinstance(name, EnvironmentConfig):
+        return name
     files = shipped("environments")
     if name in files:
         return load(EnvironmentConfig, files[name])
@@ -77,6 +80,6 @@ def _brax_environment(name: str, like: EnvironmentConfig) -> EnvironmentConfig:
         family=like.family,
         source=f"brax:{task}",
         options={**like.options, **({"backend": backend} if slash else {})},
-        ppo=like.ppo,
+        algorithms=like.algorithms,
         budgets=like.budgets,
     )

@@ -12,8 +12,8 @@ from typing import Any
 import optax
 
 from open_bench.errors import UserError, near_matches
-from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, TrainingLength
 from open_bench.optimizers.schedules import anneal
+from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, TrainingLength
 
 DEFAULT_LEARNING_RATE = 3e-4
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from open_bench.config import EnvironmentConfig
+from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.gridworld.environment import ACTIONS, Episode, GridworldEnvironment, Policy, State, play
 from open_bench.environments.gridworld.levels import Level
 from open_bench.environments.gridworld.optimal import optimal_policy, random_return, solvable, solve

@@ -44,7 +44,7 @@ def test_every_optimizer_conforms(name: str) -> None:
 def broken(change: Any) -> OptimizerSpec:
     """SGD with a defect."""
 
-    def factory(theta: Any, budget: TrainingLength) -> Any:
+    def factory(theta: Any, length: TrainingLength) -> Any:
         inner = optax.sgd(0.1, momentum=0.9)
         return optax.GradientTransformationExtraArgs(inner.init, change(inner.update))
 
@@ -190,7 +190,7 @@ def test_bad_names_are_explained(name: str, words: list[str]) -> None:
 
 def test_register_refuses_a_taken_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
-    mine = OptimizerSpec("mine", "mine", lambda theta, budget: optax.sgd(0.1))
+    mine = OptimizerSpec("mine", "mine", lambda theta, length: optax.sgd(0.1))
     register(mine)
     assert "mine" in available()
     assert resolve("mine").description == "mine"
@@ -210,7 +210,7 @@ def test_module_attribute_and_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = resolve("my_optimizers:fast:scale=3.0")
     assert spec.description == "Fast"
     params = {"w": jnp.ones(2)}
-    optimizer = spec.make(budget=TrainingLength(1, 1, 1))
+    optimizer = spec.make(length=TrainingLength(1, 1, 1))
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     np.testing.assert_allclose(updates["w"], -1.5)
 
@@ -230,7 +230,7 @@ def test_learning_rate_anneals_linearly_to_zero() -> None:
     params = {"w": jnp.ones(())}
     for name, expected in (("sgd:momentum=0.0,learning_rate=1.0", [1.0, 0.75, 0.5, 0.25]),
                            ("sgd:momentum=0.0,learning_rate=1.0,anneal_learning_rate=false", [1.0] * 4)):  # fmt: skip
-        optimizer = resolve(name).make(budget=TrainingLength(4, 2, 2))
+        optimizer = resolve(name).make(length=TrainingLength(4, 2, 2))
         state = optimizer.init(params)
         sizes = [
             -float(optimizer.update(params, state, params, training_fraction=jnp.float32(u / 3))[0]["w"])

@@ -10,7 +10,7 @@ from open_bench.config import StudyConfig
 from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError
 from open_bench.experiments.plan import make_plan
-from open_bench.optimizers import resolve
+from open_bench.optimizers.registry import resolve
 from open_bench.optimizers.resolve import identity, prepare
 
 RULE = "import optax\n\n\ndef rule(learning_rate=1e-2):\n    return optax.sgd({sign}learning_rate)\n"
@@ -79,7 +79,7 @@ rule = optax.GradientTransformationExtraArgs(lambda p: jnp.zeros(1), lambda g, s
 def test_entry_named_like_a_shipped_one_keeps_its_own_settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """import optax
 from open_bench.optimizers import Hyperparameter, OptimizerSpec
-rule = OptimizerSpec("adam", "mine", lambda theta, budget, *, boost: optax.sgd(boost),
+rule = OptimizerSpec("adam", "mine", lambda theta, length, *, boost: optax.sgd(boost),
                       hyperparameters={"boost": Hyperparameter(0.5, "step")})
 """
     chosen = prepare(load(folder, monkeypatch, code), "breakout", "quick")
@@ -87,7 +87,7 @@ rule = OptimizerSpec("adam", "mine", lambda theta, budget, *, boost: optax.sgd(b
 
 
 def test_own_environment_must_not_claim_a_shipped_name(tmp_path: Path) -> None:
-    shipped = (Path(__file__).parents[1] / "configs" / "environments" / "cartpole.toml").read_text()
+    shipped = (Path(__file__).parents[2] / "configs" / "environments" / "cartpole.toml").read_text()
     same, other = tmp_path / "same.toml", tmp_path / "other.toml"
     same.write_text(shipped)
     other.write_text(shipped.replace("num_steps = 128", "num_steps = 16"))

@@ -130,7 +130,9 @@ def _problem(model: type[Config], detail: Any) -> str:
     if detail["type"] == "missing":
         return f"key '{key}' is missing"
     message = detail["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")  # as TOML calls it
-    return f"{key} = {detail['input']!r}: {message}" if key and detail["type"] != "value_error" else message
+    if detail["type"] == "value_error":  # our own words, which show the value where that helps
+        return f"{key}: {message}" if key and not message.startswith("[") else message
+    return f"{key} = {detail['input']!r}: {message}" if key else message
 
 
 def read_toml(path: Path) -> dict[str, Any]:

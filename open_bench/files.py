@@ -4,8 +4,9 @@ import contextlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 TEMPORARY = ".tmp-"  # begins the names of folders that are being written
 _PACKAGE = Path(__file__).resolve().parent
@@ -44,6 +45,13 @@ def write_atomically(path: str | Path, data: str | bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_toml(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write tables as TOML, whole or not at all; equal content in equal order gives equal bytes."""
+    import tomli_w
+
+    return write_atomically(path, tomli_w.dumps(content))
 
 
 @contextlib.contextmanager

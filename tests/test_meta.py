@@ -27,7 +27,8 @@ from open_bench import files, weights
 from open_bench.config import ANTITHETIC, MetaConfig, load_meta, shipped
 from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError
-from open_bench.evaluation.metrics import Scale, load_references
+from open_bench.evaluation.baseline_returns import load_baseline_returns
+from open_bench.evaluation.metrics import Scale
 from open_bench.meta_training import evolution
 from open_bench.meta_training import fitness as tasks
 from open_bench.meta_training.checkpoint import Checkpoints, Saved
@@ -296,10 +297,10 @@ def test_members_fitness_is_averaged_over_rollouts_then_normalised_environments(
 def test_several_environments_need_references() -> None:
     spec = resolve("lpo@zero")
     environments = [load_environment("cartpole"), load_environment("breakout")]
-    made = tasks.make_tasks(spec, spec.theta, environments, MetaConfig(), load_references())
-    assert all(task.scale is not None and task.scale.reference > task.scale.random for task in made)
+    made = tasks.make_tasks(spec, spec.theta, environments, MetaConfig(), load_baseline_returns())
+    assert all(task.scale is not None and task.scale.one > task.scale.zero for task in made)
     with pytest.raises(UserError, match=r"breakout cannot be meta-trained on together .*\(no reference\)"):
-        references = {"cartpole": load_references()["cartpole"]}
+        references = {"cartpole": load_baseline_returns()["cartpole"]}
         tasks.make_tasks(spec, spec.theta, environments, MetaConfig(), references)
     assert tasks.make_tasks(spec, spec.theta, environments[1:], MetaConfig(), {})[0].scale is None
 

@@ -17,7 +17,7 @@ import pandas as pd
 from open_bench import files
 from open_bench.api import load_runs
 from open_bench.errors import UserError
-from open_bench.evaluation.baseline_returns import load_references
+from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.meta_training.checkpoint import HISTORY
 from open_bench.weights.format import Weights, load_weights
 
@@ -95,7 +95,7 @@ def _history(history: pd.DataFrame) -> str:
 
 def _compared(weights: Weights, results: list[Path]) -> str:
     """Final returns of runs with these weights beside Adam's in the same folder, environment and length."""
-    facts, references = weights.metadata, load_references(files.baselines_dir() / "returns")
+    facts, references = weights.metadata, load_baseline_returns()
     trained = {name for one in (facts, *facts.get("ancestors", ())) for name in one["environments"]}
     lines: list[str] = []
     for folder in results:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from open_bench.evaluation.text import duration
 from open_bench.experiments.execute import Progress as Watcher
 from open_bench.experiments.experiment import Experiment
 from open_bench.meta_training.evolution import Progress as MetaWatcher
@@ -157,7 +158,7 @@ class MetaBars(MetaWatcher):
 
     def generation(self, row: dict[str, Any], seconds_left: float) -> None:
         self._evaluation = evaluation_note(row) or self._evaluation  # the latest stays in sight
-        left = f", {_duration(seconds_left)} left" if seconds_left > 0 else ""
+        left = f", {duration(seconds_left)} left" if seconds_left > 0 else ""
         self._done, self._note = row["generation"], f"{fitness_note(row)}{self._evaluation}{left}"
         self._bars.update(self._task, completed=self._done, note=self._note)
 
@@ -183,7 +184,7 @@ class MetaLines(MetaWatcher):
         evaluation, ends = evaluation_note(row), row["generation"] == self._total
         if evaluation or ends or time.monotonic() - self._last >= PLAIN_SECONDS:
             self._last = time.monotonic()
-            left = "" if ends else f", about {_duration(seconds_left)} left"
+            left = "" if ends else f", about {duration(seconds_left)} left"
             self._say(f"generation {row['generation']}/{self._total}: {fitness_note(row)}{evaluation}{left}")
 
     def _say(self, text: str) -> None:
@@ -210,17 +211,10 @@ def meta_report(done: MetaTrained) -> str:
     first, last = done.history.iloc[0], done.history.iloc[-1]
     return (
         f"fitness {first['fitness_mean']:.4g} → {last['fitness_mean']:.4g} over {int(last['generation'])} generations, "
-        f"{int(last['lifetimes']):,} lifetimes, {int(last['env_steps']):,} env steps, {_duration(last['seconds'])}\n"
+        f"{int(last['lifetimes']):,} lifetimes, {int(last['env_steps']):,} env steps, {duration(last['seconds'])}\n"
         f"weights {done.hash[:12]}: {done.path}, to be used as {done.optimizer}\n"
         f"history and checkpoints: {done.folder}; figure: {done.folder / (FIGURE + '.png')}"
     )
-
-
-def _duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 7 min, 3.2 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _note(episode_return: float, diverged: int) -> str:

@@ -12,8 +12,8 @@ import jax
 import numpy as np
 
 from open_bench.errors import UserError, near_matches
-from open_bench.evaluation.baseline_returns import BaselineReturns
-from open_bench.evaluation.metrics import Scale, scale_of
+from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
+from open_bench.evaluation.metrics import Scale, stored_scale
 from open_bench.meta_training.evolution import Strategy
 from open_bench.meta_training.fitness import FitnessTask
 from open_bench.meta_training.spec import MetaConfig
@@ -177,12 +177,12 @@ def _scale(task: Task, config: MetaConfig, baseline_returns: BaselineReturns) ->
     """
     if len(config.environments) == 1 or config.task_sampling == "antithetic":
         return None
-    known = baseline_returns.get(task.base)
-    scale, reason = scale_of(known, task.algorithm, config.budget, config.fitness)
-    if scale is None:
+    known = returns_of(baseline_returns, task.base)
+    scale = stored_scale(known, task.algorithm, config.budget, config.fitness)
+    if isinstance(scale, str):
         raise UserError(
             f"{task.base} cannot be meta-trained on together with others: at the budget '{config.budget}' its "
-            f"returns cannot be normalized ({reason}). Leave it out, or name a budget that has baseline returns."
+            f"returns cannot be normalized ({scale}). Leave it out, or name a budget that has baseline returns."
         )
     return scale
 

@@ -59,7 +59,8 @@ def train(
         "name": "train", "optimizers": (optimizer,), "environments": (environment,), "algorithm": algorithm,
         "budget": budget, "num_seeds": num_seeds, "root_seed": root_seed,
     }  # fmt: skip
-    session = _session(build(StudyConfig, values, "train"), steps, settings, None, execution, where)
+    study = build(StudyConfig, values, "train")
+    session = _session(study, steps, settings, execution, where, ranked=False)
     return session.run().scores.sort_values("seed", ignore_index=True)
 
 
@@ -120,21 +121,20 @@ def prepare(
         chosen = chosen.model_copy(update={"meta": (chosen.meta or {}) if meta_train else None})
     else:
         chosen = adjust(chosen, meta=meta_train)
-    return _session(chosen, steps, settings, chosen.meta, execution, where)
+    return _session(chosen, steps, settings, execution, where)
 
 
 def _session(
-    study: StudyConfig, steps: int | None, settings: Mapping[str, Any] | None, meta: Any, execution: Execution,
-    where: Mapping[str, Any],
+    study: StudyConfig, steps: int | None, settings: Mapping[str, Any] | None, execution: Execution,
+    where: Mapping[str, Any], ranked: bool = True,
 ) -> "Session":  # fmt: skip
     from open_bench.experiments.session import Session
 
-    chosen = _execution(execution, where)
-    session = Session(study, steps, settings, chosen)
-    if meta is not None:
+    session = Session(study, steps, settings, _execution(execution, where), ranked)
+    if study.meta is not None:
         from open_bench.meta_training.as_needed import with_weights
 
-        session = with_weights(session, chosen)
+        session = with_weights(session)
     return session.planned()
 
 

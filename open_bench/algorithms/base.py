@@ -101,6 +101,7 @@ class Algorithm(abc.ABC):
     @classmethod
     def check(cls, environment: Environment, name: str) -> None:
         """Raise UserError where the algorithm cannot run on ``environment``, which people call ``name``."""
+        del environment, name
 
     @abc.abstractmethod
     def init(self, networks_key: Key[Array, ""], environment_key: Key[Array, ""], learning: Learning) -> AgentState:

@@ -1,7 +1,7 @@
 """Networks of agents: multilayer perceptrons that also report their units' activations, and what they parametrize.
 
-Parameters are ``{"dense_00": {"kernel", "bias"}, …, "log_std"}``: sorted order is forward order, which optimizers that
-look at a layer's depth rely on.
+Parameters are ``{"layer_00_dense": {"kernel", "bias"}, "layer_00_norm": {"scale", "bias"}, …, "log_std"}``: sorted order is
+forward order, which optimizers that look at a layer's depth rely on.
 """
 
 from typing import NamedTuple
@@ -16,12 +16,12 @@ Activations = dict[str, Float[Array, " units"]]  # layer name → mean |activati
 
 def dense_name(index: int) -> str:
     """Name of the ``index``-th dense layer."""
-    return f"dense_{index:02d}"
+    return f"layer_{index:02d}_dense"
 
 
 def norm_name(index: int) -> str:
     """Name of the norm that follows it."""
-    return f"norm_{index:02d}"
+    return f"layer_{index:02d}_norm"
 
 
 class MLP(nn.Module):

@@ -18,9 +18,11 @@ class EnvironmentConfig(Config):
     family: str
     source: str  # "<adapter>:<id>", such as "gymnax:Breakout-MinAtar"
     version: Positive = 1  # raised when the task itself changes
-    options: dict[str, Option] = {}
+    options: dict[str, Option] = Field(default_factory=dict)
     algorithm: str = "ppo"  # unless another is asked for
-    algorithms: dict[str, dict[str, Any]] = {}  # settings by algorithm; one that it is not meant for has no table
+    algorithms: dict[str, dict[str, Any]] = Field(
+        default_factory=dict
+    )  # settings by algorithm; one that it is not meant for has no table
     budgets: dict[str, Positive] = Field(min_length=1)
 
     def budget_steps(self, budget: str) -> int:

@@ -82,14 +82,14 @@ class Experiment:
         return task_lifetime(self.task, self.optimizer)
 
 
-NO_OPTIMIZER = {"optimizer": RANDOM, "policy_loss": None, "hyperparameters": {}, "theta": ""}
+NO_OPTIMIZER: dict[str, Any] = {"optimizer": RANDOM, "policy_loss": None, "hyperparameters": {}, "theta": ""}
 
 
 def task_lifetime(task: Task, optimizer: ResolvedOptimizer | None) -> Lifetime:
     """A lifetime of an optimizer on a task; without an optimizer nothing is learned."""
     if optimizer is None:
         assert not find_algorithm(task.algorithm).learns
-        nothing = Learning(None, params_themselves, None)  # type: ignore[arg-type]
+        nothing = Learning(None, params_themselves, None)
         return make_lifetime(task.make_algorithm(), task.num_updates, lambda inputs: nothing)
     return make_lifetime(
         task.make_algorithm(), task.num_updates, lambda inputs: optimizer.learning(task.length, inputs)

@@ -8,6 +8,8 @@ import jax
 
 from open_bench.config import StudyConfig, build
 from open_bench.errors import UserError
+from open_bench.evaluation.baseline_returns import BaselineReturns
+from open_bench.evaluation.metrics import ScalePlan, scale_plan
 from open_bench.experiments.experiment import Experiment
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
 from open_bench.training.devices import default_vmap_size
@@ -24,11 +26,13 @@ class Plan:
         study: what was asked for.
         experiments: optimizer by optimizer within each environment.
         random: the random policy on every environment, where scores need it.
+        scales: what scores are measured against, one an algorithm's board.
     """
 
     study: StudyConfig
     experiments: tuple[Experiment, ...]
     random: tuple[Experiment, ...] = ()
+    scales: tuple[ScalePlan, ...] = ()
 
 
 def make_plan(
@@ -38,6 +42,7 @@ def make_plan(
     settings: Mapping[str, Any] | None = None,
     vmap_size: int | None = None,
     find: Find = resolve,
+    baseline_returns: BaselineReturns | None = None,
 ) -> Plan:
     """The experiments of a study.
 
@@ -48,6 +53,7 @@ def make_plan(
         settings: settings of the algorithm to replace.
         vmap_size: lifetimes vmapped on one device.
         find: what an optimizer's name means for a task.
+        baseline_returns: stored returns that scores may be measured against.
 
     Raises:
         UserError: naming what is wrong: an unknown name, a bad setting, too few steps, missing weights.
@@ -57,7 +63,29 @@ def make_plan(
         make_task(each, algorithm=study.algorithm, budget=study.budget, steps=steps, settings=settings)
         for each in environments
     ]
-    return Plan(study, make_experiments(study.optimizers, tasks, devices, study.root_seed, vmap_size, find=find))
+    if len({task.budget for task in tasks}) > 1:  # so many steps are a budget of some of them alone
+        tasks = [dataclasses.replace(task, budget=f"steps-{steps}") for task in tasks]
+    experiments = make_experiments(study.optimizers, tasks, devices, study.root_seed, vmap_size, find=find)
+    if baseline_returns is None:
+        return Plan(study, experiments)
+    random, scales = _scales(experiments, baseline_returns)
+    return Plan(study, experiments, random, scales)
+
+
+def _scales(
+    experiments: Sequence[Experiment], baseline_returns: BaselineReturns
+) -> tuple[tuple[Experiment, ...], tuple[ScalePlan, ...]]:
+    """The random policy's experiments that scores need, and what they are measured against, board by board."""
+    random: list[Experiment] = []
+    scales = []
+    for algorithm in dict.fromkeys(each.task.algorithm for each in experiments):
+        board = [each for each in experiments if each.task.algorithm == algorithm]
+        lengths = {each.task.name: each.task.lifetime_steps for each in board}
+        labels = {each.label for each in board}
+        plan = scale_plan(lengths, algorithm, board[0].task.budget, labels, baseline_returns, env_steps=lengths)
+        scales.append(plan)
+        random += random_experiments(board) if plan.kind == "own" else ()
+    return tuple(random), tuple(scales)
 
 
 def make_experiments(
@@ -98,7 +126,7 @@ def make_experiments(
 
 def random_experiments(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
     """The random policy on every task of some experiments, with their keys."""
-    found = {}
+    found: dict[tuple[str, str], Experiment] = {}
     for each in experiments:
         random = dataclasses.replace(each, task=each.task.random(), optimizer=None)
         found.setdefault((each.task.name, each.task.budget), random)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 
 from open_bench.config import Execution, StudyConfig
-from open_bench.evaluation.baseline_returns import load_baseline_returns
+from open_bench.evaluation.baseline_returns import BaselineReturns, load_baseline_returns
 from open_bench.evaluation.leaderboard import Leaderboard
 from open_bench.evaluation.leaderboard import leaderboard as rank
 from open_bench.evaluation.schema import Runs
@@ -36,12 +37,14 @@ class Session:
         steps: env steps of a lifetime, in place of the budget's.
         settings: settings of the algorithm to replace.
         execution: where and how.
+        ranked: whether a board is wanted, and so what scores are measured against.
     """
 
     study: StudyConfig
     steps: int | None
     settings: Mapping[str, Any] | None
     execution: Execution
+    ranked: bool = True
 
     @functools.cached_property
     def devices(self) -> list[jax.Device]:
@@ -60,7 +63,8 @@ class Session:
 
     def plan_with(self, find: Find) -> Plan:
         """The plan where names mean what ``find`` says."""
-        return make_plan(self.study, self.devices, self.steps, self.settings, self.execution.vmap_size, find)
+        vmap_size, returns = self.execution.vmap_size, baseline_returns() if self.ranked else None
+        return make_plan(self.study, self.devices, self.steps, self.settings, vmap_size, find, returns)
 
     @property
     def experiments(self) -> tuple[Experiment, ...]:
@@ -83,6 +87,9 @@ class Session:
 
     def run(self) -> Runs:
         """Train what is missing; the study's own rows, and no others that the folder may hold."""
+        for scale in self.plan.scales:
+            if scale.kind != "stored":
+                warnings.warn(scale.reason, stacklevel=2)
         announce(self.estimate(), self.experiments, self.devices)
         self.store.prepare()
         execute(
@@ -93,7 +100,7 @@ class Session:
 
     def board(self, runs: Runs) -> Leaderboard:
         """The study's leaderboard."""
-        return rank(runs, load_baseline_returns(baselines_dir() / "returns"), title=self.study.name)
+        return rank(runs, baseline_returns(), title=self.study.name)
 
     def write(self, runs: Runs, board: Leaderboard) -> None:
         """Write what is returned: tables and figures of this study."""
@@ -101,6 +108,11 @@ class Session:
         folder = self.execution.folder
         write_atomically(folder / STUDY_FILE, json.dumps(content, indent=1) + "\n")
         _write(folder, runs, board, None)
+
+
+def baseline_returns() -> BaselineReturns:
+    """The baseline returns that ship."""
+    return load_baseline_returns(baselines_dir() / "returns")
 
 
 def watcher_of(execution: Execution) -> Watcher:
@@ -116,8 +128,7 @@ def watcher_of(execution: Execution) -> Watcher:
 
 def write_board(folder: Path, runs: Runs, budget: str | None) -> Leaderboard:
     """Rank stored runs and write tables and figures; the study that made all of them names the board."""
-    returns = load_baseline_returns(baselines_dir() / "returns")
-    board = rank(runs, returns, budget, title=_study_name(folder, runs))
+    board = rank(runs, baseline_returns(), budget, title=_study_name(folder, runs))
     _write(folder, runs, board, budget)
     return board
 
@@ -135,5 +146,4 @@ def _write(folder: Path, runs: Runs, board: Leaderboard, budget: str | None) -> 
 
     board.to_csv(folder / "leaderboard.csv")
     board.to_markdown(folder / "leaderboard.md")
-    returns = load_baseline_returns(baselines_dir() / "returns")
-    save_figures(runs, returns, budget, folder / "figures", ranked=board)
+    save_figures(runs, baseline_returns(), budget, folder / "figures", ranked=board)

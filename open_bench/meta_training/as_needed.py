@@ -9,14 +9,12 @@ from typing import Any
 
 import jax
 
-from open_bench.config import Execution, StudyConfig, build
+from open_bench.config import StudyConfig, build
 from open_bench.errors import UserError
-from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.events import Watcher
 from open_bench.experiments.plan import Find
 from open_bench.experiments.provenance import provenance
-from open_bench.experiments.session import Session
-from open_bench.files import baselines_dir
+from open_bench.experiments.session import Session, baseline_returns
 from open_bench.meta_training.checkpoint import Checkpoints
 from open_bench.meta_training.evolution import check_generations
 from open_bench.meta_training.logging import logged
@@ -32,11 +30,11 @@ from open_bench.weights.format import load_weights
 POLL_SECONDS = 1.0  # between two looks at a folder that another process holds
 
 
-def with_weights(session: Session, execution: Execution) -> Session:
+def with_weights(session: Session) -> Session:
     """The session with weights for those optimizers that have none, after everything else in it has been checked."""
-    study, results = session.study, execution.folder
+    study, results = session.study, session.execution.folder
     config = settings_for(study, session.steps)
-    returns = load_baseline_returns(baselines_dir() / "returns")
+    returns = baseline_returns()
     requests = {
         name: make_request(name, config, returns, session.devices, session.settings) for name in without_weights(study)
     }

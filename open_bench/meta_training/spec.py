@@ -18,7 +18,8 @@ class MetaConfig(Config):
     environments: tuple[str, ...] = ()  # that fitness is measured on; with several it is the mean of normalized returns
     held_out: tuple[str, ...] = ()  # evaluated every ``evaluate_every`` generations, never trained on
     algorithm: str | None = None  # each environment's own by default
-    settings: dict[str, Any] = {}  # settings of the algorithm to replace in all of them, such as smaller networks
+    # Settings of the algorithm to replace in all of them, such as smaller networks.
+    settings: dict[str, Any] = Field(default_factory=dict)
     budget: str = "quick"  # of a lifetime
     env_steps: Positive | None = None  # of a lifetime, in place of the budget's
     strategy: str = "Open_ES"  # an evosax strategy

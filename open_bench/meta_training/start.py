@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from open_bench.config import Execution, build
-from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.experiments.provenance import provenance
-from open_bench.experiments.session import watcher_of
-from open_bench.files import baselines_dir
+from open_bench.experiments.session import baseline_returns, watcher_of
 from open_bench.meta_training.logging import logged
 from open_bench.meta_training.request import make_request
 from open_bench.meta_training.run import MetaTrained, meta_train
@@ -22,7 +20,7 @@ def start(
     """``open_bench.meta_train``, with its arguments sorted."""
     chosen = _config(config, {**changes, "vmap_size": changes.get("vmap_size") or execution.vmap_size})
     found = devices.start(execution.devices, execution.executor)
-    returns = load_baseline_returns(baselines_dir() / "returns")
+    returns = baseline_returns()
     request = make_request(optimizer, chosen, returns, found, settings)
     watcher = logged(watcher_of(execution), request, execution.folder, name, tensorboard, wandb)
     return meta_train(request, execution.folder, name, found, watcher, provenance())

@@ -289,8 +289,8 @@ def _dry_run(found: ResolvedOptimizer) -> None:
     if done in _dry_runs:
         return
     layer = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
-    params = {"actor": {"dense_00": layer, "log_std": jnp.zeros(2)}, "critic": {"dense_00": layer}}
-    unit = {"dense_00": jnp.ones(2)}
+    params = {"actor": {"layer_00_dense": layer, "log_std": jnp.zeros(2)}, "critic": {"layer_00_dense": layer}}
+    unit = {"layer_00_dense": jnp.ones(2)}
 
     def step(params: Any, key: jax.Array) -> Any:
         optimizer = found.learning(TrainingLength(2, 2, 2), found.inputs).optimizer

@@ -28,6 +28,8 @@ from open_bench.environments.base import Discrete, Environment
 from open_bench.environments.wrappers import EpisodeStatistics, VectorEnvironment, VectorState, episode_return
 from open_bench.errors import UserError
 
+GREEDY_FROM = 0.8  # share of the lifetime after which the greedy policy is measured, so that long episodes can end
+
 
 class PQNConfig(AlgorithmConfig):
     """Settings of PQN and its network."""
@@ -182,7 +184,7 @@ class PQN(Algorithm):
     def measure_greedy(
         self, params: Params, greedy: Any, training_fraction: Float[Array, ""], key: Key[Array, ""]
     ) -> tuple[Any, Float[Array, ""]]:
-        """In the last twentieth of the lifetime the greedy policy acts in copies of its own, which nobody learns from."""
+        """Late in the lifetime the greedy policy acts in copies of its own, which nobody learns from."""
         vector = self.greedy
         if vector is None:
             return greedy, jnp.float32(jnp.nan)
@@ -196,7 +198,7 @@ class PQN(Algorithm):
             )
             return Greedy(observation, environment)
 
-        greedy = jax.lax.cond(training_fraction >= 0.95, advance, lambda before: before, greedy)
+        greedy = jax.lax.cond(training_fraction >= GREEDY_FROM, advance, lambda before: before, greedy)
         statistics: EpisodeStatistics = greedy.environment.statistics
         return greedy, episode_return(statistics)
 

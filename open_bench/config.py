@@ -63,11 +63,34 @@ class EnvironmentConfig(Config):
     name: Name
     description: str
     family: str
-    source: str  # "<adapter>:<id>", such as "gymnax:Breakout-MinAtar"
+    source: str  # "<adapter>:<id>", such as "gymnax:Breakout-MinAtar", or "module:Class" of the user's
     version: Positive = 1  # raised when the task itself changes
     options: dict[str, bool | int | float | str] = {}
     ppo: PPOConfig = PPOConfig()
     budgets: dict[str, Positive]
+    # Of a class of the user's; set by load_environment, never by a TOML.
+    _digest: str | None = pydantic.PrivateAttr("")  # of its file; None: it has none
+    _object: Any = pydantic.PrivateAttr(None)  # the class or instance itself, where no other process could import it
+
+    @property
+    def stored(self) -> bool:
+        """Whether results belong to the configuration: not so where code or arguments are known to this process alone.
+
+        What is not stored must never be taken from the store.
+        """
+        return self._digest is not None
+
+    @property
+    def task_identity(self) -> dict[str, Any]:
+        """What makes the task what it is, apart from its version, as JSON values."""
+        digest = {"digest": self._digest} if self._digest else {}
+        return {"source": self.source, "options": self.options, **digest}
+
+    def made_by(self, digest: str | None, thing: Any = None) -> "EnvironmentConfig":
+        """A copy whose task is made by code of the user's: a file's ``digest``, and a class or instance at hand."""
+        copy = self.model_copy()
+        copy._digest, copy._object = digest, thing
+        return copy
 
     def num_updates(self, env_steps: int) -> int:
         """PPO updates in a lifetime of ``env_steps``; raises UserError when there is not even one."""

@@ -61,9 +61,8 @@ class Experiment:
         return {
             **keys,
             "environment": config.name,
-            "source": config.source,
-            "options": config.options,
             "environment_version": config.version,
+            **config.task_identity,
             "ppo": json.loads(config.ppo.model_dump_json()),
             "budget": self.budget,
             "num_updates": self.num_updates,

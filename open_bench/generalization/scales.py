@@ -12,8 +12,6 @@ import numpy as np
 
 from open_bench.algorithms.random_policy import make_random_lifetime
 from open_bench.config import PROTOCOL_VERSION
-from open_bench.environments.gridworld.environment import GridworldEnvironment
-from open_bench.environments.gridworld.optimal import optimal_return, solvable
 from open_bench.environments.registry import make_environment
 from open_bench.experiments.execute import rows
 from open_bench.experiments.experiment import Experiment
@@ -39,26 +37,23 @@ def random_returns(experiment: Experiment, seeds: int, devices: Sequence[jax.Dev
 
 
 def optimal_returns(experiment: Experiment, seeds: int) -> np.ndarray | None:
-    """Expected returns (seeds,) of an optimal policy on each seed's level, by dynamic programming.
-
-    None where they can not be computed: outside gridworlds, where places are drawn anew in every episode or there are
-    too many states, and where every environment copy has a level of its own.
-    """
+    """Expected returns (seeds,) of an optimal policy on each seed's level; None where they are not known."""
     environment = make_environment(experiment.environment)
-    if not isinstance(environment, GridworldEnvironment):
-        return None
-    if not solvable(environment.distribution) or environment.level_per_copy:
-        return None
     keys = lifetime_keys(experiment.root_seed, experiment.keys_name, list(range(seeds)))
-    return np.array([optimal_return(environment.level(stream(key, "environment"))) for key in keys])
+    returns = []
+    for key in keys:
+        value = environment.optimal_return(environment.level(stream(key, "environment")))
+        if value is None:
+            return None
+        returns.append(value)
+    return np.array(returns)
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:
     """Everything that determines the returns: not the agent, so variants of it share a measurement."""
     config = experiment.environment
     return {
-        "source": config.source,
-        "options": config.options,
+        **config.task_identity,
         "version": config.version,
         "num_envs": config.ppo.num_envs,
         "num_steps": config.ppo.num_steps,

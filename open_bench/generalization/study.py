@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import jax
@@ -12,8 +11,7 @@ from pydantic import Field, model_validator
 
 from open_bench.config import Config, EnvironmentConfig, Name, Positive, load_named
 from open_bench.environments.base import Discrete
-from open_bench.environments.gridworld.levels import inlined, named_distribution
-from open_bench.environments.registry import load_environment, make_environment
+from open_bench.environments.registry import load_environment, make_environment, read_files, same_task
 from open_bench.errors import UserError, near_matches
 from open_bench.experiments.plan import Task, changed
 
@@ -129,7 +127,7 @@ def make_task(config: EnvironmentConfig, base: str, env_steps: int) -> Task:
 
 def training_point(config: EnvironmentConfig, base: str, env_steps: int) -> Point:
     """A point on the axis of what θ was trained on."""
-    return Point(TRAINING, f"{_short(config.name)} {env_steps:,}", math.nan, make_task(config, base, env_steps))
+    return Point(TRAINING, f"{_short(config)} {env_steps:,}", math.nan, make_task(config, base, env_steps))
 
 
 def _points_of(sweep: Sweep) -> list[Point]:
@@ -143,7 +141,7 @@ def _points_of(sweep: Sweep) -> list[Point]:
             steps = _env_steps(sweep, index, base, varied)
             config.num_updates(steps)
             _check_that_it_starts(config)
-            label = _short(base.name) if value is None else _spell(value, sweep.axis)
+            label = _short(base) if value is None else _spell(value, sweep.axis)
             points.append(Point(sweep.axis, label, _number(value, sweep.axis), make_task(config, base.name, steps)))
     return points
 
@@ -180,17 +178,13 @@ def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _changed(base: EnvironmentConfig, settings: dict[str, Any], options: dict[str, Any]) -> EnvironmentConfig:
     """``base`` changed; options that spell out what holds anyway change nothing, so that those runs are the base's."""
-    adapter, _, identifier = base.source.partition(":")
-    if options and adapter == "gridworld":
-        options = inlined(options, Path())
-        before, after = (named_distribution(identifier, {**base.options, **more}) for more in ({}, options))
-        if before[0] == after[0] and before[1].level_per_copy == after[1].level_per_copy:
-            options = {}
-    return changed(base, settings, options)
+    options = read_files(base, options)
+    varied = changed(base, settings, options)
+    return changed(base, settings) if same_task(base, varied) else varied
 
 
-def _short(name: str) -> str:
-    return name.removeprefix("gridworld/")
+def _short(config: EnvironmentConfig) -> str:
+    return config.name.removeprefix(f"{config.family}/")
 
 
 def _spell(value: Any, axis: str) -> str:

@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from open_bench.config import PROTOCOL_VERSION, EnvironmentConfig, MetaConfig
-from open_bench.environments.registry import make_environment
+from open_bench.environments.registry import has_levels, make_environment
 from open_bench.errors import UserError
 from open_bench.evaluation.metrics import References, Scale, normalize, scale_of
-from open_bench.optimizers.spec import OptimizerSpec, Theta, TrainingLength
 from open_bench.optimizers.resolve import ResolvedOptimizer, identity, prepare
+from open_bench.optimizers.spec import OptimizerSpec, Theta, TrainingLength
 from open_bench.training import mesh as parallel
 from open_bench.training.keys import name_to_int
 from open_bench.training.lifetime import make_lifetime
@@ -70,8 +70,7 @@ class Task:
         """Everything about the task that determines fitness, as JSON values."""
         config, optimizer = self.environment, identity(self.resolved)
         return {
-            "source": config.source,
-            "options": config.options,
+            **config.task_identity,
             "version": config.version,
             "ppo": json.loads(config.ppo.model_dump_json()),
             "num_updates": self.num_updates,
@@ -125,12 +124,12 @@ def _scale(environment: str, config: MetaConfig, references: References) -> Scal
 
 def check_levels(environments: Sequence[EnvironmentConfig]) -> None:
     """Refuse antithetic task sampling, with a UserError, where a lifetime does not draw a level from its key."""
-    others = [environment.name for environment in environments if not environment.source.startswith("gridworld:")]
+    others = [environment.name for environment in environments if not has_levels(environment)]
     if others:
         raise UserError(
             f'task_sampling = "antithetic" gives each pair of members a level of its own, and {", ".join(others)} '
-            f"{'is no gridworld' if len(others) == 1 else 'are no gridworlds'}: train on gridworlds alone, or take "
-            'task_sampling = "common" (--task-sampling common)'
+            f"{'draws' if len(others) == 1 else 'draw'} none: train on environments with levels alone, such as "
+            'gridworlds, or take task_sampling = "common" (--task-sampling common)'
         )
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 import open_bench
 from open_bench import weights
 from open_bench.config import build, shipped
-from open_bench.environments.gridworld.levels import mazes
+from open_bench.environments.gridworld.mazes import mazes
 from open_bench.environments.gridworld.optimal import optimal_return
 from open_bench.environments.registry import load_environment, make_environment
 from open_bench.errors import UserError

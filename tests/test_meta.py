@@ -801,7 +801,7 @@ def test_a_name_that_is_taken_is_refused_at_once(tmp_path: Path, library: Path) 
         (["open", "-e", "cartpole", "--name", "zero"], "'zero' cannot name weights: NAME@zero means θ = zero"),
         (
             ["open", "-e", "gridworld/rand_all", "-e", "cartpole", "--task-sampling", "antithetic"],
-            "cartpole is no gridworld: train on gridworlds alone, or take task_sampling",
+            "cartpole draws none: train on environments with levels alone, such as gridworlds, or take task_sampling",
         ),
         (
             ["open", "-e", "gridworld/rand_all", "--task-sampling", "antithetic", "--strategy", "SNES"],

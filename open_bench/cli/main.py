@@ -330,7 +330,7 @@ def list_command(kind: str) -> None:
 def show(
     environment: str, root_seed: int, seed: int, path: Any, png: Path | None, settings: dict[str, Any], results: Path
 ) -> None:
-    """Show the level of a gridworld that a seed trains on.
+    """Show the level that a seed trains on, such as a gridworld's.
 
     \b
     openbench show gridworld/labyrinth --path optimal
@@ -338,8 +338,7 @@ def show(
     openbench train adam -e gridworld/labyrinth --save-agents
     openbench show gridworld/labyrinth --path adam
     """
-    from open_bench.environments.gridworld.pictures import show_level
-    from open_bench.environments.registry import load_environment
+    from open_bench.environments.registry import load_environment, make_environment
     from open_bench.experiments.plan import changed
     from open_bench.experiments.policies import trained_policy
     from open_bench.training.keys import lifetime_keys, stream
@@ -348,7 +347,7 @@ def show(
     if path not in (None, "optimal", "random"):
         path = (f"the agent that {path} trained", trained_policy(results, config, path, root_seed, seed))
     key = stream(lifetime_keys(root_seed, config.name, [seed])[0], "environment")
-    OUT.print(show_level(config, key, path, png), markup=False, highlight=False, soft_wrap=True)
+    OUT.print(make_environment(config).draw(config.name, key, path, png), markup=False, highlight=False, soft_wrap=True)
 
 
 @cli.command()

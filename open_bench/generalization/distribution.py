@@ -1,13 +1,11 @@
 """Where an optimizer was trained or tuned, and whether a point of a study is inside of that or how it is outside."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from open_bench.algorithms.registry import build_config
-from open_bench.environments.config import EnvironmentConfig
-from open_bench.environments.gridworld.levels import Distribution, LevelOptions, Range, named_distribution
-from open_bench.environments.registry import load_environment
+from open_bench.environments.registry import load_environment, task_shifts
 from open_bench.errors import UserError
 from open_bench.optimizers.resolve import UNTRAINED, ResolvedOptimizer
 from open_bench.training.task import Task, make_task
@@ -141,13 +139,12 @@ def place(task: Task, trained: Sequence[Trained] | None) -> tuple[Placement, tup
 def shifts(task: Task, trained: Trained) -> tuple[str, ...]:
     """What differs from one thing trained on; empty when the task lies inside of it.
 
-    Names of what differs: "environment"; of gridworlds, whatever leaves the ranges that levels were drawn from, and
-    "observation"; else options; settings; "lifetime".
+    Names of what differs: "environment"; what the environment itself says lies outside (``shifts_from``), else options; settings; "lifetime".
     """
     config = task.environment
     found: list[str] = []
     if config.source != trained.source or dict(config.options) != dict(trained.options):
-        found += _task_shifts(config, trained)
+        found += task_shifts(config, trained.source, trained.options)
     if "environment" in found:
         return ("environment",)
     if config.version != trained.version:
@@ -163,60 +160,3 @@ def shifts(task: Task, trained: Trained) -> tuple[str, ...]:
 
 def _settings(task: Task) -> dict[str, Any]:
     return task.settings.model_dump(mode="json")
-
-
-def _task_shifts(config: EnvironmentConfig, trained: Trained) -> Iterable[str]:
-    ours, theirs = _gridworld(config.source, config.options), _gridworld(trained.source, trained.options)
-    if ours is not None and theirs is not None:
-        return _uncovered_levels(*ours, *theirs)
-    if config.source != trained.source:
-        return ("environment",)
-    keys = {*config.options, *trained.options}
-    return sorted(key for key in keys if config.options.get(key) != trained.options.get(key))
-
-
-def _uncovered_levels(
-    levels: Distribution, options: LevelOptions, trained: Distribution, before: LevelOptions
-) -> tuple[str, ...]:
-    shared = () if options.level_per_copy == before.level_per_copy else ("level_per_copy",)
-    return (*uncovered(levels, trained), *shared)
-
-
-def _gridworld(source: str, options: Mapping[str, Any]) -> tuple[Distribution, LevelOptions] | None:
-    adapter, _, identifier = source.partition(":")
-    try:
-        return named_distribution(identifier, dict(options)) if adapter == "gridworld" else None
-    except UserError:  # a maze of the user's that is not here
-        return None
-
-
-def uncovered(levels: Distribution, trained: Distribution) -> tuple[str, ...]:
-    """What of ``levels`` lies outside the ranges that training drew from; empty when it is a part of them.
-
-    "observation" means that agents see vectors of another length or kind, so their networks have another shape.
-    """
-    types = range(max(levels.types, default=-1) + 1)
-    per_type = {
-        name: all(_within(ours[kind], theirs[kind]) if kind < len(theirs) else False for kind in types)
-        for name, ours, theirs in (
-            ("rewards", levels.rewards, trained.rewards),
-            ("terminate", levels.terminate, trained.terminate),
-            ("respawn", levels.respawn, trained.respawn),
-        )
-    }
-    # As many walls for each experiment, whatever the size.
-    as_dense = round(trained.random_walls * (levels.max_size / trained.max_size) ** 2)
-    inside = {
-        "size": _within(levels.sizes, trained.sizes),
-        "horizon": _within(levels.horizons, trained.horizons),
-        "density": _within(levels.used, trained.used) and levels.types == trained.types[: len(levels.types)],
-        **per_type,
-        "walls": (levels.fixed_walls, levels.random_walls) == (trained.fixed_walls, as_dense),
-        "places": levels.random_places == trained.random_places,
-        "observation": (levels.observation_size, levels.tabular) == (trained.observation_size, trained.tabular),
-    }
-    return tuple(name for name, is_inside in inside.items() if not is_inside)
-
-
-def _within(ours: Range, theirs: Range) -> bool:
-    return theirs[0] <= ours[0] and ours[1] <= theirs[1]

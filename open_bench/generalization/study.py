@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import jax
@@ -13,8 +12,7 @@ from pydantic import Field, model_validator
 from open_bench.config import Config, Name, Positive, load_named
 from open_bench.environments.base import Discrete
 from open_bench.environments.config import EnvironmentConfig
-from open_bench.environments.gridworld.levels import inlined, named_distribution
-from open_bench.environments.registry import load_environment, make_environment
+from open_bench.environments.registry import load_environment, make_environment, read_files, same_task
 from open_bench.errors import UserError, near_matches
 from open_bench.training.task import Task, make_task
 
@@ -99,7 +97,11 @@ class Point:
 
 def task_name(task: Task) -> str:
     """The environment's name, with the algorithm where it is not the environment's own."""
-    return task.name if task.algorithm == task.environment.algorithm else f"{task.name} · {task.algorithm}"
+    return task.name + _algorithm(task)
+
+
+def _algorithm(task: Task) -> str:
+    return "" if task.algorithm == task.environment.algorithm else f" · {task.algorithm}"
 
 
 def load_preset(name: str) -> GeneralizationConfig:
@@ -132,7 +134,7 @@ def make_points(preset: GeneralizationConfig, axes: Sequence[str] = ()) -> tuple
 
 def training_point(task: Task) -> Point:
     """A point on the axis of what θ was trained on."""
-    return Point(TRAINING, f"{_short(task_name(task))} {task.env_steps:,}", math.nan, task)
+    return Point(TRAINING, f"{_short(task.environment)}{_algorithm(task)} {task.env_steps:,}", math.nan, task)
 
 
 def _points_of(sweep: Sweep) -> list[Point]:
@@ -149,7 +151,7 @@ def _points_of(sweep: Sweep) -> list[Point]:
                 options=_options(base, {**sweep.options, **_part(varied, "options.")}),
             )
             _check_that_it_starts(task.environment)
-            label = _short(base.name) if value is None else _spell(value, sweep.axis)
+            label = _short(base) if value is None else _spell(value, sweep.axis)
             points.append(Point(sweep.axis, label, _number(value, sweep.axis), task))
     return points
 
@@ -186,17 +188,13 @@ def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _options(base: EnvironmentConfig, options: dict[str, Any]) -> dict[str, Any]:
     """Without options that spell out what holds anyway, so that those runs are the base's."""
-    adapter, _, identifier = base.source.partition(":")
-    if options and adapter == "gridworld":
-        options = inlined(options, Path())
-        before, after = (named_distribution(identifier, {**base.options, **more}) for more in ({}, options))
-        if before[0] == after[0] and before[1].level_per_copy == after[1].level_per_copy:
-            options = {}
-    return options
+    there = {**base.options, **read_files(base, options)}
+    return {} if same_task(base, base.model_copy(update={"options": there})) else options
 
 
-def _short(name: str) -> str:
-    return name.removeprefix("gridworld/")
+def _short(config: EnvironmentConfig) -> str:
+    """The environment's name without its family's folder."""
+    return config.name.removeprefix(f"{config.family}/")
 
 
 def _spell(value: Any, axis: str) -> str:

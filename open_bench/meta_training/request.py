@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from open_bench.environments.registry import has_levels
 from open_bench.errors import UserError, near_matches
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
 from open_bench.evaluation.metrics import Scale, stored_scale
@@ -189,12 +190,12 @@ def _scale(task: Task, config: MetaConfig, baseline_returns: BaselineReturns) ->
 
 def _check_levels(tasks: Sequence[Task]) -> None:
     """Refuse antithetic task sampling where a lifetime does not draw a level from its key."""
-    others = [task.name for task in tasks if task.make_environment().level(jax.random.key(0)) is None]
+    others = [task.name for task in tasks if not has_levels(task.environment)]
     if others:
         raise UserError(
             f'task_sampling = "antithetic" gives each pair of members a level of its own, and {", ".join(others)} '
-            f"{'draws' if len(others) == 1 else 'draw'} no levels: train on gridworlds alone, or take "
-            'task_sampling = "common" (--task-sampling common)'
+            f"{'draws' if len(others) == 1 else 'draw'} none: train on environments with levels alone, such as "
+            'gridworlds, or take task_sampling = "common" (--task-sampling common)'
         )
 
 

@@ -14,7 +14,7 @@ from open_bench.algorithms.registry import ALGORITHMS, RANDOM, build_config, fin
 from open_bench.config import TrainingLength
 from open_bench.environments.base import Environment
 from open_bench.environments.config import EnvironmentConfig, Option
-from open_bench.environments.registry import load_environment, make_environment
+from open_bench.environments.registry import load_environment, make_environment, read_files
 from open_bench.errors import UserError
 
 
@@ -82,8 +82,7 @@ class Task:
         config = self.environment
         return {
             "environment": config.name,
-            "source": config.source,
-            "options": config.options,
+            **config.task_identity,
             "environment_version": config.version,
             "algorithm": self.algorithm,
             "settings": json.loads(self.settings.model_dump_json()),
@@ -136,7 +135,7 @@ def make_task(
     chosen = algorithm or config.algorithm
     before = _settings(config, chosen)
     after = build_config(chosen, {**before.model_dump(), **(settings or {})}, f"settings of {config.name} (--set)")
-    named = _renamed(config, before, after, {**config.options, **(options or {})})
+    named = _renamed(config, before, after, {**config.options, **read_files(config, options or {})})
     env_steps = config.budget_steps(budget) if steps is None else steps
     find_algorithm(chosen).check(make_environment(named), named.name)
     task = Task(named, chosen, after, _budget_name(config, env_steps), env_steps, config.name)

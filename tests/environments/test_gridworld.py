@@ -17,17 +17,11 @@ from hypothesis import given, settings
 
 from open_bench import config
 from open_bench.cli.main import cli
-from open_bench.environments import make
-from open_bench.environments.gridworld.environment import GridworldEnvironment, State, move, play
-from open_bench.environments.gridworld.levels import (
-    DISTRIBUTIONS,
-    Level,
-    draw_cells,
-    make_level,
-    mazes,
-    read_maze,
-    sample_level,
-)
+from open_bench.environments.gridworld.distributions import DISTRIBUTIONS
+from open_bench.environments.gridworld.environment import GridworldEnvironment, State, move
+from open_bench.environments.gridworld.episodes import play
+from open_bench.environments.gridworld.levels import Level, draw_cells, make_level, sample_level
+from open_bench.environments.gridworld.mazes import mazes, read_maze
 from open_bench.environments.gridworld.optimal import (
     move_table,
     optimal_policy,
@@ -35,8 +29,8 @@ from open_bench.environments.gridworld.optimal import (
     random_return,
     solve,
 )
-from open_bench.environments.gridworld.pictures import level_figure, level_text, show_level
-from open_bench.environments.registry import load_environment, make_environment
+from open_bench.environments.gridworld.pictures import level_figure, level_text
+from open_bench.environments.registry import load_environment, make, make_environment
 from open_bench.environments.wrappers import VectorEnvironment
 from open_bench.errors import UserError
 
@@ -635,7 +629,7 @@ def test_show_plays_a_trained_agent(openbench: OpenBench, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["show", "cartpole"], "cartpole is no gridworld"),
+        (["show", "cartpole"], "cartpole draws no levels, so there is nothing to show"),
         (["show", "gridworld/rand_all", "--path", "optimal"], "random places"),
         (["show", "gridworld/labyrint"], r"Did you mean gridworld/labyrinth"),
         (["show", "gridworld/small", "--png", "no/such/folder.png"], r"no/such/folder\.png"),
@@ -745,9 +739,10 @@ def test_walls_that_leave_no_room_are_dropped_anywhere() -> None:
 def test_returns_that_take_too_much_to_compute_are_left_out() -> None:
     objects = {"random_places": False, "min_objects": 20, "max_objects": 20}
     config = load_environment("gridworld/rand_dense").model_copy(update={"name": "big", "options": objects})
-    assert "Expected return" not in show_level(config, jax.random.key(0))
+    environment = make_environment(config)
+    assert "Expected return" not in environment.draw("big", jax.random.key(0))
     with pytest.raises(UserError, match="big has too many states"):
-        show_level(config, jax.random.key(0), "optimal")
+        environment.draw("big", jax.random.key(0), "optimal")
 
 
 def test_a_maze_file_that_cannot_be_read(tmp_path: Path) -> None:

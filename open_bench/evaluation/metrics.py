@@ -174,11 +174,10 @@ def stand_in(rows: pd.DataFrame, random: RandomReturns) -> float:
 
 def scored(rows: pd.DataFrame, scale: Scale, paired: bool) -> np.ndarray:
     """Scores of one task's lifetimes (filled in); ``paired``: by Adam's of the same seed, NaN where it has none."""
-    scores = normalize(rows["value"].to_numpy(), scale)
     if not paired:
-        return scores
-    adam = rows[rows["optimizer"] == ADAM].set_index("seed")["value"]
-    return 1.0 + scores - normalize(rows["seed"].map(adam).to_numpy(), scale)
+        return normalize(rows["value"].to_numpy(), scale)
+    adam = rows["seed"].map(rows[rows["optimizer"] == ADAM].set_index("seed")["value"])
+    return (1.0 + (rows["value"] - adam) / (scale.one - scale.zero)).to_numpy()
 
 
 def random_returns(runs: Any, metric: str = "final_return") -> dict[tuple[str, str, int, int], RandomReturns]:

@@ -192,9 +192,9 @@ def rich_scores(scores: pd.DataFrame) -> Any:
 
     table = Table(header_style="bold", box=None, pad_edge=False)
     for column in ("seed", "final return", "mean return", "env steps", ""):
-        table.add_column(column, justify="left" if column == "" else "right")
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     for row in scores.itertuples():
-        state = "diverged" if row.diverged else "no episode finished" if pd.isna(row.final_return) else ""
+        state = "diverged" if row.diverged else "no episode" if pd.isna(row.final_return) else ""
         returns = (number(row.final_return), number(row.mean_return))
         table.add_row(str(row.seed), *returns, f"{row.env_steps:,}", state)
     known = scores.dropna(subset=["final_return"])

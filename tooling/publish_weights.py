@@ -54,7 +54,7 @@ def _made(facts: dict[str, Any]) -> str:
         for name, of in facts["environments"].items()
     )
     lines = [
-        f"- Trained on: {trained}. Fitness: {config['fitness']}. Meta-seed {facts['seed']}.",
+        f"- Trained on: {trained}. Fitness: {config['fitness']}. Root seed {facts['seed']}.",
         f"- Recipe `{config['name']}`: {config['strategy']}, population {config['population']}, "
         f"σ {config['sigma']} × {config['sigma_decay']} a generation, learning rate {config['learning_rate']} × "
         f"{config['learning_rate_decay']}, b1 {config['b1']}, rollouts {config['rollouts']}.",
@@ -70,7 +70,7 @@ def _made(facts: dict[str, Any]) -> str:
 def _ancestry(facts: dict[str, Any]) -> str:
     """The weights that came before, eldest first, with what they cost."""
     if not facts["parent"]:
-        return "the beginning of the spec"
+        return "the optimizer's initial θ"
     return ", then ".join(
         f"`{one['name']}` (hash `{one['hash'][:12]}`; trained on {', '.join(one['environments'])}, "
         f"{one['cost']['lifetimes']:,} lifetimes, {one['cost']['env_steps']:,} env steps)"

@@ -1,9 +1,9 @@
 """Algorithms by name: those that ship, plug-ins (entry points ``open_bench.algorithms``), and ``module:Class``."""
 
-import importlib
-import importlib.metadata
+import uuid
 from typing import Any
 
+from open_bench import plugins
 from open_bench.algorithms.base import Algorithm, AlgorithmConfig
 from open_bench.algorithms.ppo import PPO
 from open_bench.algorithms.pqn import PQN
@@ -18,26 +18,28 @@ RANDOM = RandomPolicy.name
 
 def available() -> list[str]:
     """Names of the algorithms that learn, plug-ins included."""
-    plugins = [point.name for point in importlib.metadata.entry_points(group=ENTRY_POINTS)]
-    return [name for name, each in ALGORITHMS.items() if each.learns] + plugins
+    return [name for name, each in ALGORITHMS.items() if each.learns] + list(plugins.installed(ENTRY_POINTS))
 
 
 def find_algorithm(name: str) -> type[Algorithm]:
     """The class of an algorithm; raises UserError for an unknown name, or a class that is no algorithm."""
     if name in ALGORITHMS:
         return ALGORITHMS[name]
-    for point in importlib.metadata.entry_points(group=ENTRY_POINTS, name=name):
-        return _checked(name, point.load())
-    module, colon, attribute = name.partition(":")
-    if not colon:
+    source = plugins.installed(ENTRY_POINTS).get(name, name)
+    if ":" not in source:
         raise UserError(
             f"unknown algorithm '{name}'.{near_matches(name, available())} Known: {', '.join(available())}; "
             "or a class of yours as module:Class."
         )
-    try:
-        return _checked(name, getattr(importlib.import_module(module), attribute))
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"algorithm '{name}': {error}") from None
+    return _checked(name, plugins.load_attribute("algorithm", source))
+
+
+def code_identity(name: str) -> dict[str, str]:
+    """What tells an algorithm of a user's from its earlier versions, as JSON values; nothing of those that ship."""
+    if name in ALGORITHMS:
+        return {}
+    digest = plugins.file_digest(find_algorithm(name))
+    return {"algorithm_digest": uuid.uuid4().hex if digest is None else digest}
 
 
 def _checked(name: str, value: Any) -> type[Algorithm]:

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 
 import jax
 
+from open_bench.environments.base import episodes_per_copy
 from open_bench.errors import UserError
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.store import Store
+from open_bench.training.task import Task
 
 LONG_SECONDS = 3_600.0  # work that is longer is announced
 # Env steps a second of one core training PPO with Adam, where an environment says nothing of its own: MinAtar and
 # classic control lie around it. On accelerators speed depends on too much to be guessed.
 CPU_STEPS_PER_SECOND = 35_000.0
 LEARNED_FACTOR = 2.0  # a lifetime of a learned optimizer costs about so many of Adam's
+ENOUGH_EPISODES = 3  # of every copy in a lifetime
 COMPILE_SECONDS = 8.0  # of a program on a CPU, cold
 
 
@@ -84,6 +87,8 @@ def lifetime_seconds(experiment: Experiment, devices: Sequence[jax.Device]) -> f
 
 def announce(ahead: Estimate, experiments: Sequence[Experiment], devices: Sequence[jax.Device]) -> None:
     """Warn of work that takes hours; raises UserError for work that does not fit in memory."""
+    for task in {each.task.name: each.task for each in experiments}.values():
+        _warn_of_few_episodes(task)
     for each in experiments:
         _check_memory(each, devices)
     if ahead.seconds is not None and ahead.seconds > LONG_SECONDS:
@@ -92,6 +97,18 @@ def announce(ahead: Estimate, experiments: Sequence[Experiment], devices: Sequen
             f"{in_words(ahead.seconds)} on this CPU. Fewer --seeds or --steps take less; what is finished is kept if "
             "you interrupt it",
             stacklevel=3,
+        )
+
+
+def _warn_of_few_episodes(task: Task) -> None:
+    """What is learned after the last episode has begun is never scored."""
+    finished = episodes_per_copy(task.make_environment(), task.settings.num_envs, task.lifetime_steps)
+    if finished is not None and finished < ENOUGH_EPISODES:
+        warnings.warn(
+            f"{task.name}: in {task.lifetime_steps:,} env steps each of {task.settings.num_envs} copies finishes "
+            f"{int(finished)} episodes at most, so what is learned late is hardly scored: take a longer budget or fewer "
+            "copies (--set num_envs=…)",
+            stacklevel=4,
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from open_bench.algorithms.base import Algorithm, AlgorithmConfig
-from open_bench.algorithms.registry import ALGORITHMS, RANDOM, build_config, find_algorithm
+from open_bench.algorithms.registry import ALGORITHMS, RANDOM, build_config, code_identity, find_algorithm
 from open_bench.config import TrainingLength
 from open_bench.environments.base import Environment
 from open_bench.environments.config import EnvironmentConfig, Option
@@ -85,6 +85,7 @@ class Task:
             **config.task_identity,
             "environment_version": config.version,
             "algorithm": self.algorithm,
+            **code_identity(self.algorithm),
             "settings": json.loads(self.settings.model_dump_json()),
             "num_updates": self.num_updates,
         }

@@ -5,6 +5,7 @@ happened, on the first process alone. Watchers change no number.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -32,13 +33,14 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """The work is known and begins; every stream begins with it. ``what``: "experiments" or "generations"."""
+    """The work is known and begins; every stream begins with it. Of experiments, or where ``generations`` of those."""
 
     title: str
     work: tuple[Work, ...] = ()
     generations: int = 0
     generations_done: int = 0
     parameters: int = 0  # numbers in θ, where θ is evolved
+    seconds: float = math.nan  # guessed for what is missing; NaN where nothing is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Advanced:
     lifetimes: int
     episode_return: float
     diverged: int
-    seconds: float  # that these updates took, compilation apart
+    seconds: float  # that these updates took, compilation apart; 0 for those that a checkpoint held
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,194 +1,202 @@
-"""What a person sees while a study trains or θ evolves: bars in a terminal, plain lines in a log, or nothing."""
+"""What a person sees while something trains: bars in a terminal or a notebook, plain lines in a log.
+
+Both are watchers (``open_bench.events``) of experiments and of generations alike. ``Tally`` keeps the numbers, the rest
+draws them. Updates are always those of one lifetime; time left leaves compilation out where it is over, and puts the
+mean of those seen where it is still ahead.
+"""
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.live import Live
+from rich.text import Text
 
-from open_bench.experiments.execute import Progress as Watcher
-from open_bench.experiments.experiment import Experiment
-from open_bench.meta_training.evolution import Progress as MetaWatcher
-from open_bench.meta_training.logging import FIGURE
-from open_bench.meta_training.run import MetaTrained
+from open_bench.events import (
+    Advanced,
+    Compiled,
+    Compiling,
+    Ended,
+    Evaluated,
+    Event,
+    Finished,
+    Generation,
+    Started,
+    Waiting,
+    Watcher,
+    Work,
+)
+from open_bench.text import duration, many, spans
 
-PLAIN_SECONDS = 15.0  # between two lines of one experiment
-
-
-class Bars(Watcher):
-    """A bar for the whole study and one for the experiment at work, with its latest return and the time left."""
-
-    def __init__(self, console: Console):
-        self._console = console
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._study: Any = None
-        self._experiment: Any = None
-        self._measured: Any = None
-
-    def watch(self) -> AbstractContextManager[Any]:
-        return self._bars
-
-    def planned(self, experiments: Sequence[Experiment], seeds: int) -> None:
-        total = sum(experiment.lifetime_steps for experiment in experiments) * seeds
-        self._study = self._bars.add_task("[bold]study", total=total, note=f"{len(experiments)} experiments")
-        self._seeds = seeds
-
-    def experiment_started(self, experiment: Experiment, seeds: list[int]) -> None:
-        total = experiment.num_updates * len(seeds)
-        name = f"{experiment.environment.name} {experiment.optimizer}"
-        self._experiment = self._bars.add_task(name, total=total, note="compiling")
-
-    def compiled(self, experiment: Experiment, seconds: float) -> None:
-        self._bars.update(self._experiment, note=f"compiled in {seconds:.0f} s")
-
-    def advanced(self, experiment: Experiment, updates: int, episode_return: float, diverged: int) -> None:
-        self._bars.update(self._experiment, advance=updates, note=_note(episode_return, diverged))
-        self._bars.update(self._study, advance=updates * experiment.environment.ppo.batch_size)
-
-    def experiment_finished(self, experiment: Experiment, trained: int) -> None:
-        if self._experiment is not None:
-            self._bars.remove_task(self._experiment)
-            self._experiment = None
-        stored = (self._seeds - trained) * experiment.lifetime_steps
-        self._bars.update(self._study, advance=stored)
-
-    def measuring(self, what: str, done: int, total: int) -> None:
-        if self._measured is None:
-            self._measured = self._bars.add_task("[bold]random policy", total=total, note="")
-        self._bars.update(self._measured, completed=done, note=what)
-
-    def waiting(self, experiments: list[Experiment]) -> None:
-        self._bars.update(self._study, note=f"waiting for another process ({len(experiments)} experiments)")
+PLAIN_SECONDS = 15.0  # between two lines about one part
+NOTEBOOK_SECONDS = 0.5  # between two pictures in a notebook
+Clock = Callable[[], float]
 
 
-class Lines(Watcher):
-    """A line at the start and the end of each experiment and every so often between, for logs."""
-
-    def __init__(self, console: Console):
-        self._console = console
-        self._start = self._last = time.monotonic()
-        self._done = self._total = self._in_experiment = 0
-        self._waited = False
-        self._return, self._diverged = math.nan, 0
-
-    def planned(self, experiments: Sequence[Experiment], seeds: int) -> None:
-        self._total = sum(experiment.lifetime_steps for experiment in experiments) * seeds
-        self._seeds = seeds
-        self._say(f"{len(experiments)} experiments, {seeds} seeds each")
-
-    def experiment_started(self, experiment: Experiment, seeds: list[int]) -> None:
-        self._in_experiment, self._last = 0, time.monotonic()
-        self._say(
-            f"{experiment.environment.name} · {experiment.optimizer}: seeds {_spans(seeds)}, {experiment.num_updates} updates"
-        )
-
-    def advanced(self, experiment: Experiment, updates: int, episode_return: float, diverged: int) -> None:
-        self._done += updates * experiment.environment.ppo.batch_size
-        self._in_experiment += updates
-        self._return, self._diverged = episode_return, diverged
-        if time.monotonic() - self._last >= PLAIN_SECONDS:
-            self._last = time.monotonic()
-            elapsed = self._last - self._start
-            left = elapsed * (self._total - self._done) / max(1, self._done)
-            self._say(
-                f"{experiment.environment.name} · {experiment.optimizer}: {self._in_experiment} updates, "
-                f"{_note(episode_return, diverged)}; study {self._done / self._total:.0%}, about {left:.0f} s left"
-            )
-
-    def experiment_finished(self, experiment: Experiment, trained: int) -> None:
-        self._done += (self._seeds - trained) * experiment.lifetime_steps
-        note = _note(self._return, self._diverged) if trained else "stored already"
-        self._say(f"{experiment.environment.name} · {experiment.optimizer}: done, {note}")
-
-    def measuring(self, what: str, done: int, total: int) -> None:
-        if done < total:
-            self._say(f"{what} · random policy: {done + 1} of {total}")
-
-    def waiting(self, experiments: list[Experiment]) -> None:
-        if not self._waited:
-            self._say(f"waiting for another process that trains {len(experiments)} of these experiments")
-        self._waited = True
-
-    def _say(self, text: str) -> None:
-        seconds = time.monotonic() - self._start
-        self._console.print(f"[{seconds:6.0f} s] {text}", markup=False, highlight=False, soft_wrap=True)
+def default_watcher(console: Console | None = None) -> Watcher:
+    """Bars where they can be drawn, in a terminal or a notebook; else lines. On stderr."""
+    console = console or Console(stderr=True)
+    if console.is_jupyter:
+        return notebook()
+    return bars(console) if console.is_terminal else lines(console)
 
 
-class MetaBars(MetaWatcher):
-    """A bar over generations, with the fitness of the last one and the share of the present one that is done."""
-
-    def __init__(self, console: Console):
-        self._bars = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.completed:.0f}/{task.total}"),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
-        self._task: Any = None
-        self._done, self._note, self._evaluation = 0, "", ""
-
-    def watch(self) -> AbstractContextManager[Any]:
-        return self._bars
-
-    def planned(self, name: str, generations: int, done: int, parameters: int) -> None:
-        self._done = done
-        self._task = self._bars.add_task(f"[bold]{name}", total=generations, completed=done, note="compiling")
-
-    def evaluated(self, lifetimes: int, total: int) -> None:
-        share = f"{self._note}  ({lifetimes}/{total} lifetimes)"
-        self._bars.update(self._task, completed=self._done + lifetimes / total, note=share)
-
-    def generation(self, row: dict[str, Any], seconds_left: float) -> None:
-        self._evaluation = evaluation_note(row) or self._evaluation  # the latest stays in sight
-        left = f", {_duration(seconds_left)} left" if seconds_left > 0 else ""
-        self._done, self._note = row["generation"], f"{fitness_note(row)}{self._evaluation}{left}"
-        self._bars.update(self._task, completed=self._done, note=self._note)
+# --- the numbers ------------------------------------------------------------------------------------------------------
 
 
-class MetaLines(MetaWatcher):
-    """A line for the first, the last and every evaluated generation, and one every so often between, for logs."""
+class Tally:
+    """How far the work is, counted from its events.
 
-    def __init__(self, console: Console):
-        self._console = console
-        self._start = time.monotonic()
-        self._last = -math.inf
-        self._total = 0
+    ``share`` (0 … 1) is of all env steps, or of all generations; ``seconds_left`` is NaN while nothing is known.
+    """
 
-    def planned(self, name: str, generations: int, done: int, parameters: int) -> None:
-        self._total = generations
-        resumed = f", going on after generation {done}" if done else ""
-        self._say(f"{name}: {generations} generations, θ has {parameters:,} numbers{resumed}")
+    def __init__(self, clock: Clock = time.monotonic):
+        self._clock = clock
+        self._begin(Started(""))
 
-    def compiled(self, environment: str, seconds: float) -> None:
-        self._say(f"{environment}: compiled in {seconds:.1f} s")
+    def _begin(self, started: Started) -> None:
+        self.started = started
+        self.since = self._clock()
+        self.now: Work | None = None  # the part at work
+        self.compiling = self.over = False
+        self.updates, self.at_work = 0.0, 0  # of each lifetime at work since it began; how many they are
+        self.seeds_done = 0  # of the part at work
+        self.waiting = 0
+        self.episode_return, self.diverged = math.nan, 0
+        self.row: dict[str, Any] = {}
+        self.evaluation = ""  # the latest stays in sight
+        self.generation = started.generations_done
+        self.lifetimes, self.total = 0, 0  # of the generation at work
+        self._left = {work.name: work.env_steps * (work.lifetimes - work.stored) for work in started.work}
+        self._steps: dict[str, float] = {}  # made now, by part
+        self._seconds: dict[str, float] = {}  # that they took
+        self._compilations: list[float] = []
+        self._known_left, self._known_at = math.nan, self.since
+        self._idle = 0.0  # seconds of this generation that were compilation
 
-    def generation(self, row: dict[str, Any], seconds_left: float) -> None:
-        evaluation, ends = evaluation_note(row), row["generation"] == self._total
-        if evaluation or ends or time.monotonic() - self._last >= PLAIN_SECONDS:
-            self._last = time.monotonic()
-            left = "" if ends else f", about {_duration(seconds_left)} left"
-            self._say(f"generation {row['generation']}/{self._total}: {fitness_note(row)}{evaluation}{left}")
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._begin(event)
+            case Compiling(work):
+                self.now, self.compiling, self.updates, self.seeds_done = work, True, 0.0, work.stored
+                self.episode_return, self.diverged, self.waiting = math.nan, 0, 0
+            case Compiled(_, seconds):
+                self.compiling = False
+                self._compilations.append(seconds)
+                self._idle += seconds
+            case Advanced():
+                self._advance(event)
+            case Finished(work, _):
+                self._left[work.name] = 0.0
+            case Waiting(parts):
+                self.waiting = parts
+            case Evaluated(lifetimes, total):
+                self.lifetimes, self.total, self.updates = lifetimes, total, 0.0
+            case Generation(row, seconds_left):
+                self._next_generation(row, seconds_left)
+            case Ended():
+                self.over = True
 
-    def _say(self, text: str) -> None:
-        seconds = time.monotonic() - self._start
-        self._console.print(f"[{seconds:6.0f} s] {text}", markup=False, highlight=False, soft_wrap=True)
+    def _advance(self, event: Advanced) -> None:
+        work, each = event.work, event.updates / max(1, event.lifetimes)
+        self.now, self.at_work = work, event.lifetimes
+        self.updates += each
+        if not self.started.generations and self.updates >= work.updates:  # these seeds are done, the next begin
+            self.updates -= work.updates
+            self.seeds_done += event.lifetimes
+        self.episode_return, self.diverged = event.episode_return, event.diverged
+        steps = event.updates * work.env_steps / work.updates
+        self._left[work.name] = max(0.0, self._left.get(work.name, 0.0) - steps)
+        if event.seconds > 0:  # what a checkpoint held took no time now
+            self._steps[work.name] = self._steps.get(work.name, 0.0) + steps
+            self._seconds[work.name] = self._seconds.get(work.name, 0.0) + event.seconds
+
+    def _next_generation(self, row: dict[str, Any], seconds_left: float) -> None:
+        self.row, self.generation, self.lifetimes, self.updates = row, row["generation"], 0, 0.0
+        self.evaluation = evaluation_note(row) or self.evaluation
+        self._known_left, self._known_at, self._idle = seconds_left, self._clock(), 0.0
+
+    @property
+    def share(self) -> float:
+        if self.started.generations:
+            part = (self.lifetimes + self._begun()) / self.total if self.total else 0.0
+            return min(1.0, (self.generation + part) / self.started.generations)
+        total = sum(work.env_steps * work.lifetimes for work in self.started.work)
+        return 1.0 - sum(self._left.values()) / total if total else 0.0
+
+    @property
+    def finished(self) -> int:
+        """Parts of which nothing is left."""
+        return sum(left <= 0 for left in self._left.values())
+
+    @property
+    def seconds_left(self) -> float:
+        return self._generations_left() if self.started.generations else self._experiments_left()
+
+    def _experiments_left(self) -> float:
+        steps, seconds = sum(self._steps.values()), sum(self._seconds.values())
+        if not steps or not seconds:
+            return math.nan
+        slowness = {name: self._seconds[name] / self._steps[name] for name in self._steps}
+        training = sum(left * slowness.get(name, seconds / steps) for name, left in self._left.items())
+        ahead = sum(left > 0 and name not in self._steps for name, left in self._left.items())
+        compilation = sum(self._compilations) / len(self._compilations) if self._compilations else 0.0
+        return training + ahead * compilation
+
+    def _generations_left(self) -> float:
+        passed = self._clock() - self._known_at
+        if not math.isnan(self._known_left):
+            return max(0.0, self._known_left - passed)
+        ran, done = passed - self._idle, self.lifetimes + self._begun()
+        if not done or not self.total or ran <= 0:
+            return math.nan
+        wanted = (self.started.generations - self.generation) * self.total
+        return ran * (wanted - done) / done
+
+    def _begun(self) -> float:
+        """Lifetimes' worth of updates in those that are under way, where their events say so."""
+        return 0.0 if self.now is None else self.at_work * self.updates / self.now.updates
+
+    def interrupted(self) -> str:
+        """What to tell whoever stopped the work: what is stored, truthfully."""
+        if self.started.generations and not self.generation:
+            return "Interrupted before the first generation ended: nothing is stored yet."
+        if self.started.generations:
+            return f"Interrupted. Generation {self.generation} is stored; the same command goes on from there."
+        if self.started.work and not self._steps and not any(work.stored for work in self.started.work):
+            return "Interrupted before anything was trained: nothing is stored yet."
+        return "Interrupted. What was finished is stored; the same command goes on from here."
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def plan_note(started: Started) -> str:
+    """What is ahead: "12 experiments, 4 seeds each", or the generations."""
+    if started.generations:
+        done = f", going on after generation {started.generations_done}" if started.generations_done else ""
+        return f"{many(started.generations, 'generation')}, θ has {many(started.parameters, 'number')}{done}"
+    wanted = {work.lifetimes for work in started.work}
+    total = sum(work.lifetimes for work in started.work)
+    seeds = f"{many(wanted.pop(), 'seed')} each" if len(wanted) == 1 else many(total, "lifetime")
+    stored = sum(work.stored for work in started.work)
+    return many(len(started.work), "experiment") + f", {seeds}" + (f", {stored:,} stored already" if stored else "")
+
+
+def plan_report(started: Started) -> str:
+    """The plan for whoever asked for it alone, a line a part."""
+    parts = [
+        f"  {work.label}: {many(work.lifetimes, 'lifetime')} of {many(work.updates, 'update')} "
+        f"({work.env_steps:,} env steps)" + (f", {work.stored:,} stored already" if work.stored else "")
+        for work in started.work
+    ]
+    missing = sum(work.env_steps * (work.lifetimes - work.stored) for work in started.work)
+    ahead = f"  to do: {missing:,} env steps" if started.work and not started.generations else "  to do: all of it"
+    guess = "" if math.isnan(started.seconds) else f", about {duration(started.seconds)}"
+    return "\n".join([f"{started.title or 'plan'}: {plan_note(started)}", *parts, ahead + guess])
 
 
 def fitness_note(row: dict[str, Any]) -> str:
@@ -205,35 +213,167 @@ def evaluation_note(row: dict[str, Any]) -> str:
     )
 
 
-def meta_report(done: MetaTrained) -> str:
-    """What a meta-training ended with: the course of fitness, the cost, and where the weights lie."""
-    first, last = done.history.iloc[0], done.history.iloc[-1]
-    return (
-        f"fitness {first['fitness_mean']:.4g} → {last['fitness_mean']:.4g} over {int(last['generation'])} generations, "
-        f"{int(last['lifetimes']):,} lifetimes, {int(last['env_steps']):,} env steps, {_duration(last['seconds'])}\n"
-        f"weights {done.hash[:12]}: {done.path}, to be used as {done.optimizer}\n"
-        f"history and checkpoints: {done.folder}; figure: {done.folder / (FIGURE + '.png')}"
-    )
-
-
-def _duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 7 min, 3.2 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _note(episode_return: float, diverged: int) -> str:
+def return_note(episode_return: float, diverged: int) -> str:
+    """The latest returns, and how many lifetimes have failed."""
     shown = "no episode finished yet" if math.isnan(episode_return) else f"return {episode_return:.4g}"
     return shown + (f", {diverged} diverged" if diverged else "")
 
 
-def _spans(numbers: list[int]) -> str:
-    """1, 2, 3, 7 → "1–3, 7"."""
-    spans: list[list[int]] = []
-    for number in numbers:
-        if spans and number == spans[-1][-1] + 1:
-            spans[-1] = [spans[-1][0], number]
+def work_note(tally: Tally) -> str:
+    """Where the part at work is: updates of a lifetime, never summed over lifetimes."""
+    work = tally.now
+    if work is None or tally.compiling:
+        return "compiling"
+    text = f"{tally.updates:.0f} of {work.updates:,} updates"
+    if not tally.started.generations and work.lifetimes > 1:
+        text += f", {tally.seeds_done} of {many(work.lifetimes, 'seed')} done"
+    return f"{text}; {return_note(tally.episode_return, tally.diverged)}"
+
+
+def generation_note(tally: Tally) -> str:
+    """The last generation's fitness, and how far the present one is."""
+    parts = [fitness_note(tally.row) + tally.evaluation] if tally.row else []
+    if tally.total and not tally.over:
+        parts.append(f"{tally.lifetimes} of {many(tally.total, 'lifetime')}")
+    if not tally.row and tally.now is not None:
+        parts.append(f"{tally.now.label}: {'compiling' if tally.compiling else work_note(tally)}")
+    return "; ".join(parts) or "compiling"
+
+
+def picture(tally: Tally, width: int, elapsed: float) -> list[str]:
+    """The display as one or two lines of at most ``width`` characters: all of the work, then what is at work now."""
+    started = tally.started
+    if started.generations:
+        where = f"generation {tally.generation} of {started.generations}"
+        below = generation_note(tally)
+    elif tally.waiting:
+        where = f"{tally.finished} of {many(len(started.work), 'experiment')}"
+        below = f"waiting for another process that trains {tally.waiting} of these"
+    else:
+        where = f"{tally.finished} of {many(len(started.work), 'experiment')}"
+        below = f"{tally.now.label}: {work_note(tally)}" if tally.now else ""
+    time_left = f"{duration(tally.seconds_left)} left"
+    end = f" {tally.share:4.0%}  {where}, {duration(elapsed)}, {time_left}"
+    short = f" {tally.share:4.0%}  {time_left}"
+    end = end if len(end) + 20 <= width else short
+    title = _cut(started.title, max(6, min(30, width - len(end) - 11)))
+    bar = _bar(tally.share, min(20, width - len(title) - len(end) - 1))
+    return [_cut(f"{title} {bar}{end}", width), *([_cut(f"  {below}", width)] if below else [])]
+
+
+def _bar(share: float, width: int) -> str:
+    full = int(share * max(0, width))
+    return "█" * full + "░" * (max(0, width) - full)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+# --- watchers ---------------------------------------------------------------------------------------------------------
+
+
+def bars(console: Console) -> Watcher:
+    """A watcher that draws in a terminal and leaves nothing behind."""
+    return _Bars(console)
+
+
+class _Bars:
+    def __init__(self, console: Console):
+        self._console, self._tally, self._live = console, Tally(), None
+
+    def __call__(self, event: Event) -> None:
+        self._tally(event)
+        if isinstance(event, Ended):
+            self._stop()
+        elif self._live is None and isinstance(event, Started):
+            self._live: Live | None = Live(
+                console=self._console, get_renderable=self._draw, transient=True, refresh_per_second=4
+            )
+            self._live.start()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self) -> Text:
+        drawn = picture(self._tally, self._console.width - 1, time.monotonic() - self._tally.since)
+        return Text("\n".join(drawn), no_wrap=True, overflow="crop")
+
+
+def notebook() -> Watcher:
+    """A watcher that draws below a notebook's cell, in place, without widgets."""
+    from IPython.display import display
+
+    tally, handle, drawn = Tally(), None, -math.inf
+
+    def watch(event: Event) -> None:
+        nonlocal handle, drawn
+        tally(event)
+        if time.monotonic() - drawn < NOTEBOOK_SECONDS and not isinstance(event, Started | Ended):
+            return
+        drawn = time.monotonic()
+        shown = {"text/plain": "\n".join(picture(tally, 100, drawn - tally.since))}
+        if handle is None or isinstance(event, Started):
+            handle = display(shown, raw=True, display_id=True)
+        elif handle is not None:
+            handle.update(shown, raw=True)
+
+    return watch
+
+
+def lines(console: Console, clock: Clock = time.monotonic) -> Watcher:
+    """A watcher for logs: a line at the start and end of each part, and one every so often between."""
+    return _Lines(console, clock)
+
+
+class _Lines:
+    def __init__(self, console: Console, clock: Clock):
+        self._console, self._clock, self._tally = console, clock, Tally(clock)
+        self._start, self._last, self._waited = clock(), -math.inf, False
+
+    def __call__(self, event: Event) -> None:
+        self._tally(event)
+        match event:
+            case Started(title):
+                self._say(f"{title}: {plan_note(event)}" if title else plan_note(event))
+                self._last = self._clock() if not event.generations else -math.inf
+            case Compiling(work, seeds) if seeds:
+                self._say(f"{work.label}: seeds {spans(seeds)}, {many(work.updates, 'update')}")
+                self._last = self._clock()
+            case Compiled(work, seconds) if self._tally.started.generations or seconds >= 5:
+                self._say(f"{work.label}: compiled in {seconds:.1f} s")
+            case Advanced(work) if not self._tally.started.generations:
+                self._sometimes(f"{work.label}: {work_note(self._tally)}; {self._tally.share:.0%} of all, ")
+            case Finished(work, trained) if not self._tally.started.generations:
+                note = return_note(self._tally.episode_return, self._tally.diverged) if trained else "stored already"
+                self._say(f"{work.label}: done, {note}")
+            case Waiting(parts) if not self._waited:
+                self._waited = True
+                self._say(f"waiting for another process that trains {parts} of these experiments")
+            case Advanced() | Evaluated() if not self._tally.row:
+                number = self._tally.generation + 1
+                where = f"generation {number}/{self._tally.started.generations}"
+                self._sometimes(f"{where}: {generation_note(self._tally)}, ")
+            case Generation(row):
+                self._generation(row)
+
+    def _generation(self, row: dict[str, Any]) -> None:
+        number, total = row["generation"], self._tally.started.generations
+        evaluation = evaluation_note(row)
+        text = f"generation {number}/{total}: {fitness_note(row)}{evaluation}"
+        if number == total:
+            self._say(text)
         else:
-            spans.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in spans)
+            self._sometimes(f"{text}, ", now=bool(evaluation))
+
+    def _sometimes(self, text: str, now: bool = False) -> None:
+        if now or self._clock() - self._last >= PLAIN_SECONDS:
+            self._last = self._clock()
+            known = self._tally.seconds_left
+            self._say(text + ("time left not known yet" if math.isnan(known) else f"about {duration(known)} left"))
+
+    def _say(self, text: str) -> None:
+        seconds = self._clock() - self._start
+        self._console.print(f"[{seconds:6.0f} s] {text}", markup=False, highlight=False, soft_wrap=True)

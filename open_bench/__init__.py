@@ -7,21 +7,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from open_bench.api import Cluster, compare, generalize, load_runs, meta_train, train
+    from open_bench.api import compare, generalize, leaderboard, load_runs, meta_train, train
+    from open_bench.config import Cluster, Execution
     from open_bench.errors import UserError
     from open_bench.experiments.agents import load_agent
 
 _HOMES = {
-    "Cluster": "open_bench.api",
+    "Cluster": "open_bench.config",
+    "Execution": "open_bench.config",
     "UserError": "open_bench.errors",
     "compare": "open_bench.api",
     "generalize": "open_bench.api",
     "load_agent": "open_bench.experiments.agents",
     "load_runs": "open_bench.api",
+    "leaderboard": "open_bench.api",
     "meta_train": "open_bench.api",
     "train": "open_bench.api",
 }
-__all__ = ["Cluster", "UserError", "compare", "generalize", "load_agent", "load_runs", "meta_train", "train"]
+__all__ = [
+    "Cluster",
+    "Execution",
+    "UserError",
+    "compare",
+    "generalize",
+    "leaderboard",
+    "load_agent",
+    "load_runs",
+    "meta_train",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

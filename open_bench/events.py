@@ -5,7 +5,6 @@ happened, on the first process alone. Watchers change no number.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
@@ -40,7 +39,6 @@ class Started:
     generations: int = 0
     generations_done: int = 0
     parameters: int = 0  # numbers in θ, where θ is evolved
-    seconds: float = math.nan  # guessed for what is missing; NaN where nothing is known
 
 
 @dataclasses.dataclass(frozen=True)

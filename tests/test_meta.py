@@ -27,7 +27,8 @@ from open_bench import files, weights
 from open_bench.config import ANTITHETIC, MetaConfig, load_meta, shipped
 from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError
-from open_bench.evaluation.metrics import Scale, load_references
+from open_bench.evaluation.baseline_returns import load_baseline_returns
+from open_bench.evaluation.metrics import Scale
 from open_bench.meta_training import evolution
 from open_bench.meta_training import fitness as tasks
 from open_bench.meta_training.checkpoint import Checkpoints, Saved
@@ -296,10 +297,10 @@ def test_members_fitness_is_averaged_over_rollouts_then_normalised_environments(
 def test_several_environments_need_references() -> None:
     spec = resolve("lpo@zero")
     environments = [load_environment("cartpole"), load_environment("breakout")]
-    made = tasks.make_tasks(spec, spec.theta, environments, MetaConfig(), load_references())
-    assert all(task.scale is not None and task.scale.reference > task.scale.random for task in made)
+    made = tasks.make_tasks(spec, spec.theta, environments, MetaConfig(), load_baseline_returns())
+    assert all(task.scale is not None and task.scale.one > task.scale.zero for task in made)
     with pytest.raises(UserError, match=r"breakout cannot be meta-trained on together .*\(no reference\)"):
-        references = {"cartpole": load_references()["cartpole"]}
+        references = {"cartpole": load_baseline_returns()["cartpole"]}
         tasks.make_tasks(spec, spec.theta, environments, MetaConfig(), references)
     assert tasks.make_tasks(spec, spec.theta, environments[1:], MetaConfig(), {})[0].scale is None
 
@@ -800,7 +801,7 @@ def test_a_name_that_is_taken_is_refused_at_once(tmp_path: Path, library: Path) 
         (["open", "-e", "cartpole", "--name", "zero"], "'zero' cannot name weights: NAME@zero means θ = zero"),
         (
             ["open", "-e", "gridworld/rand_all", "-e", "cartpole", "--task-sampling", "antithetic"],
-            "cartpole is no gridworld: train on gridworlds alone, or take task_sampling",
+            "cartpole draws none: train on environments with levels alone, such as gridworlds, or take task_sampling",
         ),
         (
             ["open", "-e", "gridworld/rand_all", "--task-sampling", "antithetic", "--strategy", "SNES"],

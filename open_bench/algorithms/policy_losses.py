@@ -1,6 +1,6 @@
-"""Policy losss: PPO-clip, DPO and LPO.
+"""Policy losses: PPO-clip, DPO and LPO.
 
-An policy_loss is ``fn(theta, log_prob, log_prob_old, advantage, clip) → scalar`` to be minimized, over a minibatch:
+A policy loss is ``fn(theta, log_prob, log_prob_old, advantage, clip) → scalar`` to be minimized, over a minibatch:
 ``log_prob``, ``log_prob_old`` and ``advantage`` have shape (batch,), and ``advantage`` is already normalized.
 r = π/π_old is the probability ratio, ρ = log r, A the advantage.
 """
@@ -87,7 +87,7 @@ def init_lpo(key: Array) -> dict[str, Array]:
 def validate_lpo(theta: Any) -> None:
     """Raise ValueError unless ``theta`` holds the two kernels of the drift network."""
     shapes = {name: tuple(value.shape) for name, value in dict(theta).items()}
-    hidden = shapes.get("kernel_0", (0, 0))[-1]
+    hidden = (*shapes.get("kernel_0", ()), 0, 0)[1]
     expected = {"kernel_0": (8, hidden), "kernel_1": (hidden, 1)}
     if shapes != expected or hidden < 1:
         raise ValueError(f"LPO's drift network needs kernel_0 (8, H) and kernel_1 (H, 1); found {shapes}")

@@ -9,8 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from open_bench import config, files
-from open_bench.environments import brax_names, gymnax_ids
-from open_bench.environments.registry import load_environment
+from open_bench.environments.registry import identifiers, load_environment
 from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import BaselineReturn, EnvironmentReturns, load_references
 from open_bench.generalization.study import load_preset, make_points
@@ -65,8 +64,8 @@ def environments() -> Group:
         table.add_section()
     hints = (
         "Budgets in env steps, with the final return of Adam where it is known: measured, or published where marked *.",
-        f"Any gymnax id works with default PPO settings: {', '.join(gymnax_ids())}.",
-        f"Any Brax task works as brax/TASK or brax/TASK/BACKEND: {', '.join(brax_names())}.",
+        f"Any gymnax id works with default PPO settings: {', '.join(identifiers('gymnax'))}.",
+        f"Any Brax task works as brax/TASK or brax/TASK/BACKEND: {', '.join(identifiers('brax'))}.",
     )
     return Group(table, *(Text(hint, style="dim") for hint in hints))
 

@@ -330,7 +330,7 @@ def list_command(kind: str) -> None:
 def show(
     environment: str, root_seed: int, seed: int, path: Any, png: Path | None, settings: dict[str, Any], results: Path
 ) -> None:
-    """Show the level of a gridworld that a seed trains on.
+    """Show the level that a seed trains on, such as a gridworld's.
 
     \b
     openbench show gridworld/labyrinth --path optimal
@@ -338,8 +338,7 @@ def show(
     openbench train adam -e gridworld/labyrinth --save-agents
     openbench show gridworld/labyrinth --path adam
     """
-    from open_bench.environments.gridworld.pictures import show_level
-    from open_bench.environments.registry import load_environment
+    from open_bench.environments.registry import load_environment, make_environment
     from open_bench.experiments.plan import changed
     from open_bench.experiments.policies import trained_policy
     from open_bench.training.keys import lifetime_keys, stream
@@ -348,7 +347,7 @@ def show(
     if path not in (None, "optimal", "random"):
         path = (f"the agent that {path} trained", trained_policy(results, config, path, root_seed, seed))
     key = stream(lifetime_keys(root_seed, config.name, [seed])[0], "environment")
-    OUT.print(show_level(config, key, path, png), markup=False, highlight=False, soft_wrap=True)
+    OUT.print(make_environment(config).draw(config.name, key, path, png), markup=False, highlight=False, soft_wrap=True)
 
 
 @cli.command()
@@ -418,9 +417,9 @@ def weights_import(file: Path, optimizer: str, name: str | None) -> None:
 @click.argument("source")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.option("--optimizer", "-o", required=True, help="The optimizer that the weights belong to.")
-@click.option("--format", "kind", type=click.Choice(["safetensors", "npy"]), default="safetensors", show_default=True)
+@click.option("--format", "kind", help="By default what TARGET's suffix says: .safetensors or .npy.")
 def weights_export(source: str, target: Path, optimizer: str, kind: Any) -> None:
-    """Write the weights SOURCE (a name or a file) to TARGET, as safetensors or as a flat float32 vector."""
+    """Write the weights SOURCE (a name or a file) to TARGET, as .safetensors or a flat float32 .npy."""
     from open_bench import weights as library
 
     spec = _learned_spec(optimizer)
@@ -430,17 +429,16 @@ def weights_export(source: str, target: Path, optimizer: str, kind: Any) -> None
 
 
 @weights.command("fetch")
-@click.argument("name", type=click.Choice(["velo"]))
+@click.argument("name")
 @click.option("--url", help="Another address of the folder (http, https), or a local folder.")
-@click.option("--any-size", is_flag=True, help="Accept a checkpoint of another size than the official one.")
-@click.option("--to", "destination", type=click.Path(path_type=Path), help="Folder; by default in your library.")
+@click.option("--any-size", is_flag=True, help="Accept other weights of the optimizer than the official ones.")
+@click.option("--to", "destination", type=click.Path(path_type=Path), help="Folder; by default your library.")
 def weights_fetch(name: str, url: str | None, any_size: bool, destination: Path | None) -> None:
-    """Download the official VeLO checkpoint (9 MB), verify it, and keep it in your library."""
+    """Download the weights that are published as NAME (velo, open), verify them, and keep them in your library."""
     from rich.progress import Progress
 
     from open_bench import weights as library
 
-    folder = destination or library.library_dir() / name
     with Progress(console=ERR, transient=True, disable=not ERR.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
@@ -448,9 +446,9 @@ def weights_fetch(name: str, url: str | None, any_size: bool, destination: Path 
             task = tasks.setdefault(file, bars.add_task(file)) if file not in tasks else tasks[file]
             bars.update(task, completed=done, total=total)
 
-        size = None if any_size else library.VELO_BYTES
-        library.fetch_velo(folder, url or library.VELO_URL, params_bytes=size, progress=show)
-    OUT.print(f"{_escape(str(folder))}: verified", highlight=False, soft_wrap=True)
+        paths = library.fetch_weights(name, url, destination, official=not any_size, progress=show)
+    for path in paths:
+        OUT.print(f"{_escape(str(path))}: verified", highlight=False, soft_wrap=True)
 
 
 def _learned_names() -> list[str]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from open_bench.evaluation.figures import compact, figure_legend, finish_axis, panel_grid, png, styles
-from open_bench.evaluation.tables import number
+from open_bench.evaluation.style import GRAY, aliases, draw_line, figure_legend, finish_axis, panel_grid, png, styles
+from open_bench.evaluation.text import compact, number
 from open_bench.files import write_atomically
 from open_bench.generalization.scores import Generalization
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_GRAY = "#555555"
 _UNSCALED = "#e6e6e6"
 _SHAPES = {"in": ("o", True), "out": ("o", False), "unknown": ("s", False)}  # marker, and whether it is filled
 
@@ -43,9 +42,9 @@ def heat_map(study: Generalization) -> "Figure":
         _draw_cell(axis, row, study.optimizers.index(row.optimizer), places[(row.axis, row.point)], colors)
     axis.set_xlim(-0.5, len(study.optimizers) - 0.5)
     axis.set_ylim(max(places.values()) + 0.6, -0.6)
-    shown = [_broken(label) for _, label in ticks]
+    shown, short = [_broken(label) for _, label in ticks], aliases(study.optimizers)
     axis.set_yticks(list(ticks.values()), shown, fontsize=8.5)
-    axis.set_xticks(range(len(study.optimizers)), [_wrapped(name) for name in study.optimizers], fontsize=8.5)
+    axis.set_xticks(range(len(study.optimizers)), [_wrapped(short[name]) for name in study.optimizers], fontsize=8.5)
     axis.xaxis.tick_top()
     axis.tick_params(length=0)
     for side in axis.spines.values():
@@ -67,7 +66,7 @@ def sweeps(study: Generalization) -> "Figure":
     """
     names = list(dict.fromkeys(study.points["axis"]))
     figure, panels = panel_grid(len(names), panel=(3.7, 2.9))
-    look = styles(study.optimizers)
+    look, short = styles(study.optimizers), aliases(study.optimizers)
     handles: dict[str, Any] = {}
     for panel, name in zip(panels, names, strict=True):
         mine = study.points[study.points["axis"] == name]
@@ -77,7 +76,8 @@ def sweeps(study: Generalization) -> "Figure":
         }
     figure_legend(
         figure,
-        {name: handles[name] for name in study.optimizers if name in handles} | _marks(study.points["distribution"]),
+        {short[name]: handles[name] for name in study.optimizers if name in handles}
+        | _marks(study.points["distribution"]),
     )
     return figure
 
@@ -174,8 +174,8 @@ def _draw_sweep(
             x = np.array([labels.index(label) + apart for label in mine["point"]])
             handles[optimizer] = _draw_line(panel, x, mine, column, look[optimizer], numeric)
     if column == "score":
-        panel.axhline(1.0, color=_GRAY, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-        panel.axhline(0.0, color=_GRAY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+        panel.axhline(1.0, color=GRAY, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+        panel.axhline(0.0, color=GRAY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     left_out = points.drop_duplicates("point")["score"].isna().sum() if column == "score" else 0
     finish_axis(panel, points["axis"].iloc[0] + (f" ({left_out} without a scale)" if left_out else ""), "")
     panel.set_ylabel("score" if column == "score" else "return (no scale)", fontsize=9)
@@ -189,7 +189,7 @@ def _draw_line(
     y, low, high = (points[f"{column}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
     color = look["color"]
     if line:
-        panel.plot(x, y, linewidth=1.4, **look)
+        draw_line(panel, x, y, look, linewidth=1.4, marker="")  # marks say where a point lies
     panel.vlines(x, low, high, color=color, linewidth=2.2, alpha=0.45)
     for place, (shape, filled) in _SHAPES.items():
         here = (points["distribution"] == place).to_numpy()
@@ -228,7 +228,7 @@ def _marks(distributions: "pd.Series") -> dict[str, Any]:
     words = {"in": "in training", "out": "outside of it", "unknown": "not known"}
     there = [place for place in words if (distributions == place).any()]
     return {
-        words[place]: Line2D([], [], color=_GRAY, linestyle="", marker=_SHAPES[place][0], markersize=5,
-                             markerfacecolor=_GRAY if _SHAPES[place][1] else "white")
+        words[place]: Line2D([], [], color=GRAY, linestyle="", marker=_SHAPES[place][0], markersize=5,
+                             markerfacecolor=GRAY if _SHAPES[place][1] else "white")
         for place in there
     }  # fmt: skip

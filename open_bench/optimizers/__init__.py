@@ -1,6 +1,17 @@
-"""The registry of optimizers."""
+"""Optimizers: what is registered, and what an author of a new one needs."""
 
-from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Search, TrainingLength
-from open_bench.optimizers.registry import available, register, resolve
+from open_bench.config import TrainingLength
+from open_bench.optimizers.registry import available, register
+from open_bench.optimizers.schedules import anneal
+from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Search
 
-__all__ = ["Hyperparameter", "Learned", "OptimizerSpec", "Search", "TrainingLength", "available", "register", "resolve"]
+__all__ = [
+    "Hyperparameter",
+    "Learned",
+    "OptimizerSpec",
+    "Search",
+    "TrainingLength",
+    "anneal",
+    "available",
+    "register",
+]

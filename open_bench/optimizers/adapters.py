@@ -12,8 +12,8 @@ from typing import Any
 import optax
 
 from open_bench.errors import UserError, near_matches
-from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, TrainingLength
 from open_bench.optimizers.schedules import anneal
+from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, TrainingLength
 
 DEFAULT_LEARNING_RATE = 3e-4
 
@@ -55,7 +55,7 @@ def from_attribute(module_name: str, attribute: str) -> OptimizerSpec:
             known = [key for key in dir(value) if not key.startswith("_")]
             raise UserError(f"optimizer '{name}': no such attribute.{near_matches(part, known)}")
         value = getattr(value, part)
-    return dataclasses.replace(from_value(name, value), version=_code_version(module))
+    return dataclasses.replace(from_value(name, value), digest=_code_version(module))
 
 
 def _import(name: str, module_name: str) -> Any:

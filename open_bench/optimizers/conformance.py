@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from open_bench.optimizers.spec import OptimizerSpec, TrainingLength
 from open_bench.optimizers.resolve import ResolvedOptimizer, prepare
+from open_bench.optimizers.spec import OptimizerSpec, TrainingLength
 
 LENGTH = TrainingLength(updates=4, epochs=2, minibatches=2)
 BREAKOUT_LAYERS = ((400, 64), (64, 64))  # and heads of 3 actions and 1 value: 59,908 parameters

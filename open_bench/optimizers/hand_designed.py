@@ -6,8 +6,8 @@ from typing import Any
 import optax
 
 from open_bench.algorithms.policy_losses import DPO, LPO
-from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, Search, TrainingLength
 from open_bench.optimizers.schedules import anneal
+from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, Search, TrainingLength
 
 ANNEAL = Hyperparameter(True, "anneal the learning rate linearly to 0 over the lifetime")
 

@@ -1,49 +1,82 @@
-"""θ on disk: one safe file format, readers of published formats, a local library and a verified download.
+"""θ on disk: one safe file format, a local library that reads published formats too, and verified downloads.
 
-Nothing here unpickles anything, and nothing touches the network except ``fetch_velo`` when it is called.
+Importing this package loads none of its parts: ``format`` lies below the optimizers, ``library`` and ``fetch`` above.
+Nothing here unpickles anything, and nothing touches the network except ``fetch_weights`` when it is called.
 """
 
-from open_bench.weights.fetch import VELO_BYTES, VELO_URL, fetch_velo
-from open_bench.weights.format import (
-    Weights,
-    WeightsError,
-    content_hash,
-    flatten,
-    load_weights,
-    save_weights,
-    unflatten,
-    validate,
-)
-from open_bench.weights.importers import export, import_file, inspect
-from open_bench.weights.library import (
-    SUFFIXES,
-    Listed,
-    check_can_keep,
-    find,
-    kept,
-    library_dir,
-    list_weights,
-    load_reference,
-    locate,
-    save_named,
-    search_path,
-    validate_name,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from open_bench.weights.fetch import PUBLISHED, Published, fetch_weights
+    from open_bench.weights.format import (
+        Weights,
+        WeightsError,
+        content_hash,
+        flatten,
+        load_weights,
+        save_weights,
+        unflatten,
+    )
+    from open_bench.weights.library import (
+        SUFFIXES,
+        Listed,
+        check_can_keep,
+        export,
+        import_file,
+        import_named,
+        inspect,
+        kept,
+        library_dir,
+        list_weights,
+        load_reference,
+        locate,
+        save_named,
+        search_path,
+        validate_name,
+    )
+
+_HOMES = {
+    "Listed": "library",
+    "PUBLISHED": "fetch",
+    "Published": "fetch",
+    "SUFFIXES": "library",
+    "Weights": "format",
+    "WeightsError": "format",
+    "check_can_keep": "library",
+    "content_hash": "format",
+    "export": "library",
+    "fetch_weights": "fetch",
+    "flatten": "format",
+    "import_file": "library",
+    "import_named": "library",
+    "inspect": "library",
+    "kept": "library",
+    "library_dir": "library",
+    "list_weights": "library",
+    "load_reference": "library",
+    "load_weights": "format",
+    "locate": "library",
+    "save_named": "library",
+    "save_weights": "format",
+    "search_path": "library",
+    "unflatten": "format",
+    "validate_name": "library",
+}
 __all__ = [
+    "PUBLISHED",
     "SUFFIXES",
-    "VELO_BYTES",
-    "VELO_URL",
     "Listed",
+    "Published",
     "Weights",
     "WeightsError",
     "check_can_keep",
     "content_hash",
     "export",
-    "fetch_velo",
-    "find",
+    "fetch_weights",
     "flatten",
     "import_file",
+    "import_named",
     "inspect",
     "kept",
     "library_dir",
@@ -55,6 +88,11 @@ __all__ = [
     "save_weights",
     "search_path",
     "unflatten",
-    "validate",
     "validate_name",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"open_bench.weights.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'open_bench.weights' has no attribute {name!r}")

@@ -1,103 +1,221 @@
-"""Fetching VeLO's published weights: from the public bucket, a mirror, or a folder that someone copied.
+"""Fetching published weights: from their authors' address, a mirror, or a folder that someone copied.
 
-The weights belong to their authors (Apache-2.0) and do not ship with open-bench. A file arrives in a folder
-``.fetching`` inside the destination and moves to its place only when all files are there and verified. The first
-fetch records the files' SHA-256 in ``fetched.json``; later ones are checked against it.
+The weights belong to their authors and do not ship with open-bench; what is published where is one table,
+``PUBLISHED``. pooch downloads. A file arrives in a folder ``.fetching`` and is used only when it is whole and verified:
+against its SHA-256 where that is known; else its length is checked, the first fetch records the SHA-256 in
+``fetched.json``, and later ones are checked against that.
 """
 
+import dataclasses
 import hashlib
-import http.client
 import json
 import shutil
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from open_bench.weights.format import WeightsError, write_atomically
+from open_bench.errors import near_matches
+from open_bench.optimizers import registry
+from open_bench.weights import library
+from open_bench.weights.format import WeightsError, load_weights, save_weights, write
 
-VELO_URL = (
-    "https://storage.googleapis.com/gresearch/learned_optimization/pretrained_lopts/"
-    "aug12_continue_on_bigger_2xbs_200kstep_bigproblem_v2_5620/"
-)
-VELO_BYTES = 9_282_564  # length of the official file `params`
-FILES = ("params", "config.gin")
 RECORD, STAGE = "fetched.json", ".fetching"
 TIMEOUT = 60.0  # seconds without a byte
 CHUNK = 1 << 16
-MAX_BYTES = 1 << 30  # a server that sends more is not sending these weights
+MAX_BYTES = 1 << 30  # a server that sends more is not sending weights
 
 Progress = Callable[[str, int, int | None], None]  # (file, bytes so far, bytes in all or None)
+Digests = dict[str, dict[str, Any]]  # file → {"bytes", "sha256"}
 
 
-def fetch_velo(
-    destination: str | Path,
-    base_url: str = VELO_URL,
+class File(NamedTuple):
+    """A published file; None where its authors do not say."""
+
+    name: str
+    sha256: str | None = None
+    size: int | None = None  # bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Weights that lie at a public address.
+
+    Attributes:
+        name: what they are called in the library. One file becomes ``NAME.safetensors`` there, several the folder NAME.
+        optimizer: whose weights they are.
+        base_url: address of the folder; ends in "/".
+        files: what lies there.
+        license: of the weights.
+        environments: what they were trained on, by open-bench's names; empty where it has none for it.
+    """
+
+    name: str
+    optimizer: str
+    base_url: str
+    files: tuple[File, ...]
+    license: str
+    environments: tuple[str, ...] = ()
+
+
+_OPEN_URL = (
+    "https://raw.githubusercontent.com/AlexGoldie/rl-learned-optimization/"
+    "b65037bd89c09f31e80c5d49f1d78cc9c6dc43e0/rl_optimizer/pretrained/"
+)
+
+
+def _open(name: str, sha256: str, optimizer: str = "open", environments: tuple[str, ...] = ()) -> Published:
+    return Published(name, optimizer, _OPEN_URL, (File(f"{name}_OPEN.npy", sha256),), "Apache-2.0", environments)
+
+
+def _trained_on(environment: str, sha256: str) -> Published:
+    return _open(environment, sha256, environments=(environment,))
+
+
+PUBLISHED: dict[str, tuple[Published, ...]] = {
+    "velo": (
+        Published(
+            "velo",
+            "velo",
+            "https://storage.googleapis.com/gresearch/learned_optimization/pretrained_lopts/"
+            "aug12_continue_on_bigger_2xbs_200kstep_bigproblem_v2_5620/",
+            (File("params", size=9_282_564), File("config.gin")),
+            "Apache-2.0",
+        ),
+    ),
+    "open": (
+        _trained_on("ant", "e1901cafe323d1c5619b84e5178b3075c95a7cde920777e2c15e58c812c3e725"),
+        _trained_on("asterix", "55d96c80dca70e4a308352798daec00fc962d7a3faacc24f612e1b437c1893aa"),
+        _trained_on("breakout", "d7f0876c78736a0e354f8837e2a549dc7f45ff4d01f952ba9d547d8afc6f7926"),
+        _trained_on("freeway", "97ea3f8f9a6e34523dd50c138a1538b33fbd2b1c3a5ee05a31014460825ea9f0"),
+        _open("gridworld", "16ebb93a79adbcbfdb3e6019986109ee374764cb9cc8b0ad65f69bdcaedd9bb5"),
+        _open("multi", "9ba2dea70b0b308a365516dab092808b7b9211c70072bca934d83affaee5f60c", "open-large"),
+        _trained_on("spaceinvaders", "42845f4c0b6b460789afffb1788f806e676b27acafa0febf34e86bd63d3e362f"),
+    ),
+}
+
+
+def fetch_weights(
+    name: str,
+    source: str | Path | None = None,
+    folder: str | Path | None = None,
     *,
-    params_bytes: int | None = VELO_BYTES,
+    official: bool = True,
     progress: Progress | None = None,
-) -> Path:
-    """Bring a VeLO checkpoint (``params`` and ``config.gin``) to a folder; returns the folder.
+) -> list[Path]:
+    """Bring all weights that are published under a name (``PUBLISHED``) to the library; returns where they lie.
 
-    A complete folder is verified and nothing is contacted. A download that breaks keeps what arrived when the
-    server names the version it is sending (an ETag or a date), and the next call asks for the rest.
+    What is there already is verified and nothing is contacted for it.
 
     Args:
-        destination: folder, created when needed; usable as ``velo@destination``.
-        base_url: address of a folder (http or https), or a local folder.
-        params_bytes: length that ``params`` must have; None for checkpoints other than the official one.
+        name: as "open" or "velo".
+        source: another address of the folder (http or https), or a local folder.
+        folder: where to keep them instead of the library.
+        official: False: accept other weights of the same optimizer, whose lengths and hashes differ.
         progress: called as bytes arrive.
 
     Raises:
-        WeightsError: no network, missing file, wrong size, altered content, no VeLO checkpoint. Nothing is retried.
+        WeightsError: unknown name, no network, missing file, wrong length or hash, other weights of that name in the
+            library. Nothing is retried.
     """
-    destination = Path(destination)
-    record = _read_record(destination / RECORD)
-    if not all((destination / name).is_file() for name in FILES):
-        _bring(destination, str(base_url), record, params_bytes, progress)
-    digests = _verify(destination, record, params_bytes)
-    if record is None:
-        content = {"source": str(base_url), "files": digests}
-        write_atomically(destination / RECORD, (json.dumps(content, indent=2) + "\n").encode())
-    return destination
+    if name not in PUBLISHED:
+        known = list(PUBLISHED)
+        raise WeightsError(f"no published weights '{name}'.{near_matches(name, known)} Known: {', '.join(known)}")
+    home = Path(folder) if folder else library.library_dir()
+    return [fetch_one(weights, home, source, official=official, progress=progress) for weights in PUBLISHED[name]]
 
 
-def _bring(destination: Path, base_url: str, record: Any, params_bytes: int | None, progress: Progress | None) -> None:
-    """Get all files into the stage, verify them there, and move them into place."""
-    stage = destination / STAGE
-    base = _base(base_url)
-    try:
-        stage.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WeightsError(f"{destination} cannot be created: {error.strerror or error}") from error
-    for name in FILES:
-        size = params_bytes if name == "params" else None
-        if isinstance(base, Path):
-            _copy(base / name, stage / name)
-        elif not (stage / name).is_file():
-            part = stage / f"{name}.part"
-            _download(urllib.parse.urljoin(base, name), part, size, progress)
-            part.replace(stage / name)
-    try:
-        _verify(stage, record, params_bytes)
-    except WeightsError:
-        shutil.rmtree(stage)  # resuming from bytes that proved wrong would fail for ever
-        raise
-    for name in FILES:
-        (stage / name).replace(destination / name)
+def fetch_one(
+    published: Published,
+    folder: Path,
+    source: str | Path | None = None,
+    *,
+    official: bool = True,
+    progress: Progress | None = None,
+) -> Path:
+    """Bring one published θ to ``folder``; see ``fetch_weights``. Returns the file or folder in it."""
+    address = str(source or published.base_url)
+    if not official:
+        published = dataclasses.replace(published, files=tuple(File(file.name) for file in published.files))
+    if len(published.files) == 1:
+        return _fetch_file(published, folder, address, progress)
+    return _fetch_folder(published, folder / published.name, address, progress)
+
+
+def _fetch_file(published: Published, folder: Path, address: str, progress: Progress | None) -> Path:
+    """Weights in one file: kept as safetensors, which say where they are from."""
+    path = folder / f"{published.name}.safetensors"
+    (file,) = published.files
+    if path.exists():
+        there = load_weights(path).metadata.get("sha256")
+        if there is None or file.sha256 not in (None, there):
+            raise WeightsError(f"{path} holds other weights; remove it, or choose another folder")
+        return path
+    stage = _stage(folder)
+    digests = _bring(published, stage, address, None, progress)
+    found = library.import_file(stage / file.name, registry.known()[published.optimizer])
+    facts: dict[str, Any] = {
+        "imported_from": file.name,
+        "license": published.license,
+        "optimizer": published.optimizer,
+        "sha256": digests[file.name]["sha256"],
+        "source": address,
+    }
+    if published.environments:
+        facts["environments"] = {name: {} for name in published.environments}
+    save_weights(path, found.theta, found.metadata | facts)
     shutil.rmtree(stage)
+    return path
 
 
-def _base(base_url: str) -> str | Path:
+def _fetch_folder(published: Published, folder: Path, address: str, progress: Progress | None) -> Path:
+    """Weights in several files: kept as they are, beside a record of their hashes."""
+    record = _read_record(folder / RECORD, published)
+    if all((folder / file.name).is_file() for file in published.files):
+        digests = _verify(published, folder, record)
+    else:
+        stage = _stage(folder)
+        digests = _bring(published, stage, address, record, progress)
+        for file in published.files:
+            (stage / file.name).replace(folder / file.name)
+        shutil.rmtree(stage)
+    if record is None:
+        write(folder / RECORD, (json.dumps({"source": address, "files": digests}, indent=2) + "\n").encode())
+    return folder
+
+
+def _stage(folder: Path) -> Path:
+    try:
+        (folder / STAGE).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WeightsError(f"{folder} cannot be created: {error.strerror or error}") from error
+    return folder / STAGE
+
+
+def _bring(
+    published: Published, stage: Path, address: str, record: Digests | None, progress: Progress | None
+) -> Digests:
+    """Get all files into the stage and verify them there. What is wrong is removed, what arrived whole stays."""
+    base = _base(address)
+    for file in published.files:
+        if isinstance(base, Path):
+            _copy(base / file.name, stage / file.name)
+        else:
+            _download(base, file, stage, [other.name for other in published.files], progress)
+    try:
+        return _verify(published, stage, record)
+    except WeightsError:
+        shutil.rmtree(stage)
+        raise
+
+
+def _base(address: str) -> str | Path:
     """An address that ends in "/", or a local folder; anything else is refused."""
-    scheme = urllib.parse.urlsplit(base_url).scheme
-    if scheme in ("http", "https"):
-        return base_url if base_url.endswith("/") else base_url + "/"
-    if "://" in base_url or not Path(base_url).is_dir():
-        raise WeightsError(f"{base_url} is neither an http(s) address nor a local folder")
-    return Path(base_url)
+    if urllib.parse.urlsplit(address).scheme in ("http", "https"):
+        return address if address.endswith("/") else address + "/"
+    if "://" in address or not Path(address).is_dir():
+        raise WeightsError(f"{address} is neither an http(s) address nor a local folder")
+    return Path(address)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -110,140 +228,118 @@ def _copy(source: Path, target: Path) -> None:
 # --- verification --------------------------------------------------------------------------------------------------
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
-    """Name → {"bytes", "sha256"} of the first fetch, or None before it."""
+def _read_record(path: Path, published: Published) -> Digests | None:
+    """What the first fetch recorded, or None before it."""
     if not path.is_file():
         return None
     try:
         files = json.loads(path.read_text("utf-8"))["files"]
-        return {name: {"bytes": int(files[name]["bytes"]), "sha256": str(files[name]["sha256"])} for name in FILES}
+        return {
+            name: {"bytes": int(files[name]["bytes"]), "sha256": str(files[name]["sha256"])}
+            for name in (file.name for file in published.files)
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is damaged; remove it to accept the files beside it as they are") from error
 
 
-def _verify(folder: Path, record: Any, params_bytes: int | None) -> dict[str, Any]:
-    """Check sizes, recorded hashes and that it is a checkpoint; returns name → {"bytes", "sha256"}."""
-    from open_bench.optimizers.learned.velo import read_checkpoint
-
-    digests: dict[str, dict[str, Any]] = {}
-    for name in FILES:
+def _verify(published: Published, folder: Path, record: Mapping[str, Any] | None) -> Digests:
+    """Check lengths, hashes, and that the optimizer can read it."""
+    digests: Digests = {}
+    for name, sha256, size in published.files:
         data = (folder / name).read_bytes()
-        digests[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        if name == "params" and params_bytes not in (None, len(data)):
-            raise WeightsError(f"{folder / name} has {len(data)} bytes and {params_bytes} were expected")
-        if record is not None and record[name] != digests[name]:
+        found = digests[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        if size not in (None, len(data)):
+            raise WeightsError(f"{folder / name} has {len(data)} bytes and {size} were expected")
+        if sha256 not in (None, found["sha256"]):
+            raise WeightsError(f"{folder / name} is not the published file: its sha256 is {found['sha256'][:16]}…")
+        if record is not None and record[name] != found:
             raise WeightsError(
-                f"{folder / name} is not the file of the first fetch: sha256 {digests[name]['sha256'][:16]}…, "
-                f"recorded {record[name]['sha256'][:16]}…. Remove {name} to fetch it again, or also {RECORD} to accept "
-                "a new version"
+                f"{folder / name} is not the file of the first fetch: sha256 {found['sha256'][:16]}…, recorded "
+                f"{record[name]['sha256'][:16]}…. Remove {name} to fetch it again, or also {RECORD} to accept a new "
+                "version"
             )
-    try:
-        read_checkpoint(folder)
-    except ValueError as error:
-        raise WeightsError(f"what was fetched is no VeLO checkpoint: {error}") from error
+    library.import_file(
+        folder if len(published.files) > 1 else folder / published.files[0].name, registry.known()[published.optimizer]
+    )
     return digests
 
 
 # --- http ----------------------------------------------------------------------------------------------------------
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects to http(s) only, and never from https to http."""
+def _download(base: str, file: File, stage: Path, together: list[str], progress: Progress | None) -> None:
+    """Get one file into the stage, whole or not at all; WeightsError says in words what went wrong."""
+    import pooch
+    import requests.exceptions as broken
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        allowed = ("https",) if urllib.parse.urlsplit(req.full_url).scheme == "https" else ("http", "https")
-        if urllib.parse.urlsplit(newurl).scheme not in allowed:
-            raise WeightsError(f"{req.full_url} redirects to {newurl}, which is not followed")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _download(url: str, part: Path, size: int | None, progress: Progress | None) -> None:
-    """Get one file into ``part``, continuing what an earlier call left there when the server allows it."""
-    version = part.with_suffix(".version")
-    have, validator = _left_over(part, version)
-    headers = {"User-Agent": "open-bench"}
-    if have:
-        headers |= {"Range": f"bytes={have}-", "If-Range": validator}
-    with _open(urllib.request.Request(url, headers=headers), part, version) as response:
-        if response.status != 206:
-            have = 0  # the server sends it whole
-        elif not (response.headers.get("Content-Range") or "").startswith(f"bytes {have}-"):
-            _forget(part, version)
-            raise WeightsError(f"{url}: the server continued at another place; run it again to start afresh")
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length and length.isdigit() else None
-        if size is not None and total not in (None, size):
-            _forget(part, version)
-            raise WeightsError(f"{url} has {total} bytes and {size} were expected: another file, or an error page")
-        validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
-        _remember(version, "" if validator.startswith("W/") else validator)  # weak tags do not promise equal bytes
-        _receive(response, url, part, version, have, total, size, progress)
-
-
-def _left_over(part: Path, version: Path) -> tuple[int, str]:
-    """(bytes of an earlier attempt that may be continued, the version they belong to), else (0, "")."""
-    validator = version.read_text("utf-8") if version.is_file() else ""
-    if not validator or not part.is_file():
-        _forget(part, version)
-        return 0, ""
-    return part.stat().st_size, validator
-
-
-def _remember(version: Path, validator: str) -> None:
-    if validator:
-        version.write_text(validator, "utf-8")
-    else:
-        version.unlink(missing_ok=True)
-
-
-def _forget(part: Path, version: Path) -> None:
-    part.unlink(missing_ok=True)
-    version.unlink(missing_ok=True)
-
-
-def _open(request: urllib.request.Request, part: Path, version: Path) -> Any:
-    """The response, or WeightsError in words."""
+    url, meter = base + file.name, _Meter(base + file.name, file, progress)
+    downloader = pooch.HTTPDownloader(
+        progressbar=meter,
+        chunk_size=CHUNK,
+        timeout=TIMEOUT,
+        headers={"User-Agent": "open-bench", "Accept-Encoding": "identity"},
+        hooks={"response": _check_redirect},
+    )
+    pooch.get_logger().setLevel("ERROR")
+    known = {file.name: f"sha256:{file.sha256}" if file.sha256 else None}
     try:
-        return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code == 416:
-            _forget(part, version)
-            raise WeightsError(f"{request.full_url}: the rest cannot be had; run it again to start afresh") from error
-        hint = "; check the address" if error.code in (403, 404) else ""
-        raise WeightsError(f"{request.full_url} answered {error.code} {error.reason}{hint}") from error
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        reason = getattr(error, "reason", None) or error
-        raise WeightsError(
-            f"{request.full_url} cannot be reached ({reason}); check the network, or give a local folder that holds "
-            f"{' and '.join(FILES)}"
-        ) from error
+        pooch.Pooch(path=stage, base_url=base, registry=known).fetch(file.name, downloader=downloader)
+    except WeightsError:
+        raise
+    except broken.HTTPError as error:
+        raise WeightsError(f"{url} answered {error}; check the address") from error
+    except (broken.ChunkedEncodingError, broken.ContentDecodingError) as error:
+        raise WeightsError(f"{url} broke off after about {meter.done} bytes; run it again to start afresh") from error
+    except broken.RequestException as error:
+        where = f"check the network, or give a local folder that holds {' and '.join(together)}"
+        raise WeightsError(f"{url} cannot be reached ({error}); {where}") from error
+    except ValueError as error:  # pooch's word for another hash
+        raise WeightsError(f"{url} is not the published file: {error}") from error
+    except OSError as error:
+        raise WeightsError(f"{stage} cannot be written: {error.strerror or error}") from error
 
 
-def _receive(
-    response: Any, url: str, part: Path, version: Path, have: int, total: int | None, size: int | None, progress: Any
-) -> None:
-    """Append the body to ``part``; WeightsError when it breaks off or is too long."""
-    limit = size if size is not None else MAX_BYTES
-    broken: Exception | None = None
-    with part.open("ab" if have else "wb") as file:
-        while have <= limit:
-            try:
-                chunk = response.read(CHUNK)
-            except (OSError, http.client.HTTPException) as error:
-                broken = error
-                break
-            if not chunk:
-                break
-            file.write(chunk)
-            have += len(chunk)
-            if progress:
-                progress(part.stem, have, total)
-    if have > limit:
-        _forget(part, version)
-        raise WeightsError(f"{url} sends more than the {limit} bytes expected")
-    if broken is None and total in (None, have):
+def _check_redirect(response: Any, *_: Any, **__: Any) -> None:
+    """Redirects lead to http(s) only, and never from https to http."""
+    if not response.is_redirect:
         return
-    kept = "what arrived is kept: run it again to continue" if version.is_file() else "run it again to start afresh"
-    if not version.is_file():
-        _forget(part, version)
-    raise WeightsError(f"{url} broke off after {have} of {total or 'unknown'} bytes; {kept}") from broken
+    target = urllib.parse.urljoin(response.url, response.headers["location"])
+    allowed = ("https",) if urllib.parse.urlsplit(response.url).scheme == "https" else ("http", "https")
+    if urllib.parse.urlsplit(target).scheme not in allowed:
+        raise WeightsError(f"{response.url} redirects to {target}, which is not followed")
+
+
+class _Meter:
+    """What pooch tells of a download: passed on as progress, and stopped when it cannot be the file."""
+
+    def __init__(self, url: str, file: File, progress: Progress | None):
+        self.done, self._total = 0, 0  # bytes; 0: the server does not say
+        self._url, self._file, self._progress = url, file, progress
+
+    @property
+    def total(self) -> int:
+        return self._total
+
+    @total.setter
+    def total(self, total: int) -> None:
+        size = self._file.size
+        if total and size not in (None, total):
+            raise WeightsError(
+                f"{self._url} has {total} bytes and {size} were expected: another file, or an error page"
+            )
+        self._total = total
+
+    def update(self, count: int) -> None:
+        """``count`` more bytes, rounded up to a whole chunk."""
+        limit = MAX_BYTES if self._file.size is None else self._file.size
+        if self.done > limit:
+            raise WeightsError(f"{self._url} sends more than the {limit} bytes expected")
+        self.done += count
+        if self._progress:
+            self._progress(self._file.name, min(self.done, self._total or self.done), self._total or None)
+
+    def reset(self) -> None:
+        self.done = 0
+
+    def close(self) -> None:
+        pass

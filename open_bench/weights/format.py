@@ -2,23 +2,32 @@
 
 θ is ``{"optimizer": nested dict of arrays, "policy_loss": nested dict of arrays}``; on disk a name is the path of keys
 joined by "/", as in ``optimizer/gru/kernel``. Arrays are float32 throughout.
+
+Here are also the safe ways to read numpy's files, in which others publish weights: ``read_npy`` and ``read_npz``. This
+module knows no optimizer; what fits one is told in ``open_bench.optimizers.theta``.
 """
 
 import hashlib
+import io
 import json
-import os
+import math
 import struct
-import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from open_bench import files
 from open_bench.errors import UserError
-from open_bench.optimizers.spec import OptimizerSpec, Theta
+
+Theta = dict[str, Any]  # {"optimizer": nested dict of arrays, "policy_loss": nested dict of arrays}
 
 PARTS = ("optimizer", "policy_loss")
+FORMER_PARTS = {"objective": "policy_loss"}  # how files of version 1 name a part
+MAX_DEPTH = 32  # levels of names; deeper files are made to hurt
+MAX_UNPACKED = 1 << 28  # bytes of all arrays of an .npz, which is compressed
 METADATA_KEY = "open_bench"  # one key only: the format does not fix the order of several, and bytes shall be stable
 
 
@@ -50,6 +59,8 @@ def flatten(theta: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str, flat: dict[str, np.ndarray]) -> None:
+    if prefix.count("/") > MAX_DEPTH:
+        raise WeightsError(f"θ: {prefix[:60]}… is nested deeper than {MAX_DEPTH} levels")
     for key, value in tree.items():
         if not isinstance(key, str) or not key or "/" in key:
             raise WeightsError(f"θ: the key {key!r} under {prefix} is no name; keys are non-empty text without '/'")
@@ -86,7 +97,9 @@ def unflatten(flat: Mapping[str, Any]) -> Theta:
     for name, value in flat.items():
         *levels, last = name.split("/")
         if not levels or levels[0] not in PARTS or not all(levels) or not last:
-            raise WeightsError(f"array {name!r}: names of θ begin with optimizer/ or policy_loss/")
+            raise WeightsError(f"array {name[:80]!r}: names of θ begin with optimizer/ or policy_loss/")
+        if len(levels) > MAX_DEPTH:
+            raise WeightsError(f"array {name[:60]!r}… is nested deeper than {MAX_DEPTH} levels")
         inside: Any = theta
         for level in levels:
             inside = inside.setdefault(level, {})
@@ -103,8 +116,12 @@ def content_hash(theta: Mapping[str, Any]) -> str:
 
     It depends neither on metadata nor on order, memory layout, file format or the floats' width.
     """
+    return _hash(flatten(theta))
+
+
+def _hash(flat: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256(b"open-bench theta 1\n")
-    for name, array in flatten(theta).items():
+    for name, array in sorted(flat.items()):
         encoded = name.encode()
         digest.update(struct.pack(f"<2Q{array.ndim}Q", len(encoded), array.ndim, *array.shape))
         digest.update(encoded)
@@ -134,34 +151,25 @@ def save_weights(path: str | Path, theta: Mapping[str, Any], metadata: Mapping[s
     identity = content_hash(theta)
     try:
         text = json.dumps({"hash": identity, "metadata": dict(metadata or {})}, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: metadata is not JSON: {error}") from error
     arrays = {name: np.array(array, order="C") for name, array in flat.items()}
-    write_atomically(Path(path), safetensors.numpy.save(arrays, {METADATA_KEY: text}))
+    write(path, safetensors.numpy.save(arrays, {METADATA_KEY: text}))
     return identity
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it; WeightsError when the place cannot be written."""
-    temporary = None
+def write(path: str | Path, data: bytes) -> None:
+    """Write a file whole or not at all; WeightsError when the place cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # temporary files are private; what is kept is an ordinary file
-        temporary.replace(path)
+        files.write_atomically(path, data)
     except OSError as error:
         raise WeightsError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def load_weights(path: str | Path) -> Weights:
     """Read a safetensors file, of open-bench or of others who use the same names.
+
+    Names of version 1 (``objective/…``) are read as what they are called now.
 
     Raises:
         WeightsError: missing, empty, truncated or altered file; arrays that are no θ.
@@ -172,15 +180,29 @@ def load_weights(path: str | Path) -> Weights:
         raise WeightsError(f"{path} holds no arrays")
     recorded, metadata = _read_metadata(path, comments.get(METADATA_KEY))
     try:
-        weights = make_weights(unflatten(flat), metadata)
+        flat = {name: as_float32(array, name) for name, array in flat.items()}
+        found = _hash(flat)  # under the names of the file, which its own hash was made of
+        weights = make_weights(unflatten(_renamed(flat)), metadata)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    if recorded not in (None, weights.hash):
+    if recorded not in (None, found):
         raise WeightsError(
-            f"{path} was altered: its numbers have hash {weights.hash[:12]} and it was written as {recorded[:12]}; "
+            f"{path} was altered: its numbers have hash {found[:12]} and it was written as {recorded[:12]}; "
             "take it from its source again"
         )
     return weights
+
+
+def _renamed(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Today's names of the parts; WeightsError where a file uses both the former and the present one."""
+    renamed: dict[str, np.ndarray] = {}
+    for name, array in flat.items():
+        part, slash, rest = name.partition("/")
+        name = f"{FORMER_PARTS.get(part, part)}{slash}{rest}"
+        if name in renamed:
+            raise WeightsError(f"array {name!r} appears twice")
+        renamed[name] = array
+    return renamed
 
 
 def existing_file(path: str | Path) -> Path:
@@ -225,44 +247,70 @@ def _read_metadata(path: Path, text: str | None) -> tuple[str | None, dict[str, 
     return recorded, metadata
 
 
-def validate(theta: Theta, spec: OptimizerSpec, where: str | Path = "θ") -> None:
-    """Check θ against what the optimizer and its policy_loss need.
+# --- numpy's files ---------------------------------------------------------------------------------------------------
+
+
+def read_npy(path: str | Path) -> np.ndarray:
+    """The array of a plain ``.npy`` file as finite float32.
+
+    Nothing is unpickled or mapped into memory; nothing is allocated before the header agrees with the file's length.
 
     Raises:
-        WeightsError: a part is missing, superfluous or of other shapes; ``where`` says whose θ it is.
+        WeightsError: no such file, a damaged header, object arrays, a length that the header does not promise.
     """
-    learned, policy_loss = spec.learned, spec.policy_loss
-    parts = (
-        ("optimizer", learned is not None, learned and learned.validate, learned and learned.init),
-        ("policy_loss", policy_loss.init is not None, policy_loss.validate, policy_loss.init),
+    path = existing_file(path)
+    with path.open("rb") as file:
+        return as_float32(_read_array(file, path.stat().st_size, str(path)), str(path))
+
+
+def read_npz(path: str | Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` file that holds exactly these names, as finite float32; WeightsError otherwise."""
+    path = existing_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            if sorted(sizes) != sorted(f"{name}.npy" for name in names) or sum(sizes.values()) > MAX_UNPACKED:
+                raise WeightsError(f"{path} holds {sorted(sizes)[:8]}; expected the arrays {' and '.join(names)}")
+            members = {name: archive.read(f"{name}.npy") for name in names}
+    except WeightsError:
+        raise
+    except Exception as error:  # zip and zlib each have their own ways to report damage
+        raise WeightsError(f"{path} is not a readable .npz ({error})") from error
+    arrays = {}
+    for name, data in members.items():
+        where = f"{path}: {name}"
+        arrays[name] = as_float32(_read_array(io.BytesIO(data), len(data), where), where)
+    return arrays
+
+
+def _read_array(file: IO[bytes], length: int, where: str) -> np.ndarray:
+    """One array in numpy's format that fills ``length`` bytes; WeightsError names what is wrong."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        if version not in read_header:
+            raise ValueError(f"version {version} of the format")
+        shape, fortran, dtype = read_header[version](file)
+    except Exception as error:  # a damaged header is parsed as Python text, which can fail in many ways
+        raise _no_array(where, f"{type(error).__name__}: {error}") from error
+    if dtype.hasobject:
+        raise _no_array(where, "it holds Python objects")
+    count = math.prod(shape)
+    if any(side < 0 for side in shape) or count * dtype.itemsize != length - file.tell():
+        raise _no_array(where, f"its header promises {shape} {dtype}, and {length - file.tell()} bytes follow")
+    if dtype.kind != "f":
+        raise WeightsError(f"{where} holds {dtype}, where θ is an array of floats")
+    try:
+        return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if fortran else "C")
+    except (ValueError, OverflowError) as error:  # more dimensions than numpy has
+        raise _no_array(where, str(error)) from error
+
+
+def _no_array(where: str, reason: str) -> WeightsError:
+    return WeightsError(
+        f"{where} is not a plain .npy array of numbers ({reason[:200]}); pickled and object arrays are never loaded: "
+        "save it again as float32"
     )
-    for part, needed, check, init in parts:
-        found = theta.get(part) or {}
-        owner = spec.name if part == "optimizer" else f"the policy_loss {policy_loss.name} of {spec.name}"
-        if found and not needed:
-            raise WeightsError(f"{where} holds weights of an {part}, and {owner} has none to learn")
-        if needed and not found:
-            raise WeightsError(f"{where} holds no weights of an {part}, and {owner} needs them")
-        if not needed:
-            continue
-        try:
-            check(found) if check else _same_shapes(found, init)
-        except ValueError as error:
-            raise WeightsError(f"{where} does not fit {owner}: {error}") from error
-
-
-def _same_shapes(found: Any, init: Any) -> None:
-    """Compare with the shapes that meta-training would start from, which are computed without running anything."""
-    import jax
-
-    expected = jax.eval_shape(init, jax.ShapeDtypeStruct((2,), np.uint32))
-    wanted, present = ({n: tuple(a.shape) for n, a in _named(tree)} for tree in (expected, found))
-    for name in sorted(wanted | present):
-        if wanted.get(name) != present.get(name):
-            raise ValueError(f"array {name}: expected {wanted.get(name, 'none')}, found {present.get(name, 'none')}")
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    import jax
-
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]

@@ -4,20 +4,34 @@ What ships comes first, so that ``open`` means the same everywhere; the user's f
 
 The user's folder is ``~/.local/share/open-bench/weights`` (``$XDG_DATA_HOME`` is honoured), or whatever the
 environment variable ``OPEN_BENCH_WEIGHTS`` names. The weights NAME are ``NAME.safetensors``, or a file or directory
-in another format that can be imported.
+in a format that its optimizer's authors publish: the optimizer's own readers (``Learned.readers``) read it.
 """
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from open_bench.errors import near_matches
-from open_bench.optimizers.spec import OptimizerSpec
-from open_bench.weights.format import Weights, WeightsError, content_hash, load_weights, save_weights
-from open_bench.weights.importers import import_file, inspect
+from open_bench.optimizers import registry
+from open_bench.optimizers.spec import OptimizerSpec, Reader
+from open_bench.optimizers.theta import readers, validate
+from open_bench.weights.format import (
+    PARTS,
+    Theta,
+    Weights,
+    WeightsError,
+    content_hash,
+    existing_file,
+    flatten,
+    load_weights,
+    make_weights,
+    save_weights,
+    write,
+)
 
+OWN = ".safetensors"
 VARIABLE = "OPEN_BENCH_WEIGHTS"
 SUFFIXES = (".safetensors", ".npy", ".npz")
 RESERVED = ("zero", "init")  # sources that an optimizer's name gives another meaning
@@ -35,6 +49,161 @@ class Listed(NamedTuple):
     parameters: int = 0
     metadata: Mapping[str, Any] = {}
     error: str | None = None
+    belongs_to: str = ""  # optimizers that it fits
+
+    @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Names of the environments that the metadata name; empty where they do not say."""
+        named = self.metadata.get("environments")
+        return tuple(map(str, named)) if isinstance(named, Mapping) else ()
+
+
+# --- reading and writing any format --------------------------------------------------------------------------------
+
+
+def import_file(path: str | Path, spec: OptimizerSpec) -> Weights:
+    """Read weights for an optimizer, from a file of open-bench or in a format that the optimizer has a reader for.
+
+    Raises:
+        WeightsError: unreadable, unsafe, not finite, or of another optimizer.
+    """
+    path = Path(path)
+    weights = load_weights(path) if _kind(path) == OWN else _read_published(path, spec)[1]
+    validate(weights.theta, spec, path)
+    return weights
+
+
+def _kind(path: Path) -> str:
+    return "directory" if path.is_dir() else path.suffix
+
+
+def _read_published(path: Path, spec: OptimizerSpec) -> tuple[Reader, Weights]:
+    """Read a file with the reader that the optimizer has for its suffix."""
+    if not path.is_dir():
+        existing_file(path)
+    part, reader = next(((p, r) for p, r in readers(spec) if r.suffix == _kind(path)), (None, None))
+    if part is None or reader is None:
+        own = [OWN, *(f"{reader.suffix} ({reader.description})" for _, reader in readers(spec))]
+        reads = ", ".join(own) if spec.needs_theta else "no weights"
+        others = sorted({name for name, _, _ in _fitting(path)})
+        hint = f"; it is a file of {', '.join(others)}" if others else ""
+        raise WeightsError(
+            f"{path} does not fit {spec.name}, which reads {reads}{hint}. Other formats, pickles among them, are not "
+            "opened because they may run code"
+        )
+    try:
+        value, facts = reader.read(path)
+        return reader, make_weights({part: value}, {"imported_from": path.name, **facts})
+    except WeightsError as error:
+        message = str(error)
+        raise (error if str(path) in message else WeightsError(f"{path}: {message}")) from error
+    except ValueError as error:
+        raise WeightsError(f"{path} does not fit {spec.name}: {error}") from error
+
+
+def _fitting(path: Path) -> Iterator[tuple[str, Reader, Weights]]:
+    """(name, reader, weights) for every registered optimizer that can read the file; nothing where none can."""
+    for name, spec in registry.known().items():
+        if all(reader.suffix != _kind(path) for _, reader in readers(spec)):
+            continue
+        try:
+            reader, weights = _read_published(path, spec)
+            validate(weights.theta, spec, path)
+        except WeightsError:
+            continue
+        yield name, reader, weights
+
+
+def inspect(path: str | Path) -> dict[str, Any]:
+    """What a file holds, as JSON values: path, kind, hash, parameters, arrays (name → shape), metadata, belongs_to.
+
+    ``belongs_to`` names the optimizers that can read a published file, or the one that the metadata name.
+    """
+    path = Path(path)
+    if _kind(path) == OWN:
+        kind, weights = "safetensors", load_weights(path)
+        names = [str(weights.metadata["optimizer"])] if "optimizer" in weights.metadata else []
+    else:
+        fitting = list(_fitting(path))
+        if not fitting:
+            raise _unreadable(path)
+        names = [name for name, _, _ in fitting]
+        kind, weights = fitting[0][1].description, fitting[0][2]
+    arrays = flatten(weights.theta)
+    return {
+        "path": str(path),
+        "kind": kind,
+        "hash": weights.hash,
+        "parameters": sum(int(array.size) for array in arrays.values()),
+        "arrays": {name: list(array.shape) for name, array in arrays.items()},
+        "metadata": weights.metadata,
+        "belongs_to": ", ".join(names),
+    }
+
+
+def _unreadable(path: Path) -> WeightsError:
+    """Why no registered optimizer can read a file: in the words of the first whose format it is."""
+    for spec in registry.known().values():
+        if any(reader.suffix == _kind(path) for _, reader in readers(spec)):
+            try:
+                import_file(path, spec)
+            except WeightsError as error:
+                return error
+    known = {(r.suffix, r.description) for spec in registry.known().values() for _, r in readers(spec)}
+    formats = ", ".join(f"{suffix} ({description})" for suffix, description in sorted(known))
+    return WeightsError(
+        f"{path}: weights are read from {OWN}, {formats}; other formats, pickles among them, are not opened"
+    )
+
+
+def export(
+    theta: Theta,
+    path: str | Path,
+    format: str | None = None,
+    *,
+    spec: OptimizerSpec | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write θ for others, in the format that the suffix of ``path`` names or ``format`` says.
+
+    Args:
+        theta: θ.
+        path: the file.
+        format: "safetensors", or a published one that ``spec`` can write, as "npy"; by default the suffix's.
+        spec: the optimizer that θ belongs to.
+        metadata: kept in a safetensors file.
+        overwrite: whether an existing file may be replaced.
+
+    Raises:
+        WeightsError: unknown format, one that is not the suffix's, a file in the way, or a θ that has no such form.
+    """
+    path = Path(path)
+    suffix = f".{format}" if format else path.suffix
+    if path.suffix and suffix != path.suffix:
+        raise WeightsError(f"{path} would hold {format}: name it {path.with_suffix(suffix).name}, or choose its format")
+    if path.exists() and not overwrite:
+        raise WeightsError(f"{path} exists already; remove it, choose another name, or say that it may be replaced")
+    if suffix == OWN:
+        save_weights(path, theta, metadata)
+    else:
+        write(path, _published(theta, suffix, spec))
+
+
+def _published(theta: Theta, suffix: str, spec: OptimizerSpec | None) -> bytes:
+    """θ in the format of a suffix."""
+    writers = {r.suffix: (part, r.write) for part, r in (readers(spec) if spec else ()) if r.write}
+    if spec is None or suffix not in writers:
+        own = ", ".join([OWN, *writers])
+        raise WeightsError(f"{spec.name if spec else 'this θ'} has no form '{suffix}'; it can be written as {own}")
+    validate(theta, spec)
+    part, writer = writers[suffix]
+    if any(theta.get(other) for other in PARTS if other != part):
+        raise WeightsError(f"a {suffix} file holds the {part} alone; export this θ as {OWN}")
+    return writer(theta[part])
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
 
 
 def validate_name(name: str) -> str:
@@ -87,11 +256,6 @@ def locate(name: str, folders: Sequence[Path] | None = None) -> Path:
     )
 
 
-def find(name: str, spec: OptimizerSpec, folders: Sequence[Path] | None = None) -> Weights:
-    """Load named weights for an optimizer; WeightsError when there are none or they do not fit."""
-    return import_file(locate(name, folders), spec)
-
-
 def load_reference(reference: str, spec: OptimizerSpec, folders: Sequence[Path] | None = None) -> Weights:
     """Load what stands after "@" in an optimizer's name: a path when it looks like one or exists, else a name."""
     path = _expanded(reference)
@@ -138,6 +302,31 @@ def save_named(name: str, theta: Mapping[str, Any], metadata: Mapping[str, Any] 
     return path
 
 
+def import_named(
+    file: str | Path, spec: OptimizerSpec, name: str | None = None, trained_on: Sequence[str] = ()
+) -> tuple[Path, Weights]:
+    """Check a file and keep it in the user's folder.
+
+    Args:
+        file: in any format that the optimizer reads.
+        spec: the optimizer that it belongs to.
+        name: by default the optimizer's, which makes it the optimizer's default weights.
+        trained_on: environments that the weights were trained on, where their metadata do not say.
+
+    Returns:
+        The path in the library and the weights as they are kept.
+    """
+    name = name or spec.name
+    others = [key for key, other in registry.known().items() if other.needs_theta and key != spec.name]
+    if name in others:
+        raise WeightsError(f"'{name}' would become the default weights of {name}, but these are {spec.name}'s")
+    found = import_file(file, spec)
+    metadata = {**found.metadata, "optimizer": spec.name}
+    if trained_on:
+        metadata["environments"] = {environment: {} for environment in trained_on}
+    return save_named(name, found.theta, metadata), found._replace(metadata=metadata)
+
+
 def list_weights(folders: Sequence[Path] | None = None) -> list[Listed]:
     """All named weights in the order of the search path, then by name; damaged ones are listed with their error."""
     shipped, *others = search_path() if folders is None else folders
@@ -149,9 +338,8 @@ def list_weights(folders: Sequence[Path] | None = None) -> list[Listed]:
             except WeightsError as error:
                 listed.append(Listed(name, path, place, error=str(error)))
                 continue
-            listed.append(
-                Listed(name, path, place, report["kind"], report["hash"], report["parameters"], report["metadata"])
-            )
+            facts = {key: report[key] for key in ("kind", "hash", "parameters", "metadata", "belongs_to")}
+            listed.append(Listed(name, path, place, **facts))
     return listed
 
 

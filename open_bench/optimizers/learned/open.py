@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, TrainingLength
 from open_bench.optimizers.learned import per_parameter
 from open_bench.optimizers.learned.per_parameter import Affine, Gru, Layout
+from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, TrainingLength
 
 Array = jax.Array
 
@@ -110,7 +110,7 @@ def open_optimizer(
     """OPEN with meta-parameters ``theta``.
 
     ``update`` reads the extras ``training_fraction``, ``epoch_fraction`` (scalars, 0 by default), ``activations``
-    ({network: {layer: (units,)}}, mean |activation|; a layer without an spec has dormancy 1) and ``key`` (needed
+    ({network: {layer: (units,)}}, mean |activation|; a layer without an entry has dormancy 1) and ``key`` (needed
     unless there is no noise). It takes them as they come and counts nothing itself.
 
     Args:
@@ -318,8 +318,9 @@ def theta_from_flat(name: str, variant: Variant, vector: Any) -> Any:
     except ValueError as error:
         size = int(np.size(vector))
         fits = [other for other, (resolved, _) in VARIANTS.items() if per_parameter.size_of(resolved.shapes()) == size]
-        hint = f"; {size:,} is the size of {', '.join(fits)}" if fits and name not in fits else ""
-        raise ValueError(f"{error}{hint}") from None
+        known = ", ".join(f"{per_parameter.size_of(other.shapes()):,} {key}" for key, (other, _) in VARIANTS.items())
+        hint = f"{size:,} is the size of {', '.join(fits)}" if fits and name not in fits else f"Known sizes: {known}"
+        raise ValueError(f"{error}; {hint}") from None
 
 
 def validate(name: str, variant: Variant, theta: Any) -> None:
@@ -338,13 +339,13 @@ def _spec(name: str, variant: Variant, description: str) -> OptimizerSpec:
     return OptimizerSpec(
         name=name,
         description=description,
-        factory=functools.partial(open_optimizer, variant=variant),
+        make=functools.partial(open_optimizer, variant=variant),
         citation=CITATION,
         stochastic=variant.stochastic,
         hyperparameters={"deterministic": DETERMINISTIC} if variant.stochastic else {},
         learned=Learned(
             init=functools.partial(init_theta, variant),
-            from_flat=functools.partial(theta_from_flat, name, variant),
+            readers=(per_parameter.flat_reader(functools.partial(theta_from_flat, name, variant)),),
             validate=functools.partial(validate, name, variant),
         ),
     )

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Search, TrainingLength
 from open_bench.optimizers.learned import per_parameter
 from open_bench.optimizers.learned.per_parameter import Affine, Gru, Layout
+from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Search, TrainingLength
 
 Array = jax.Array
 
@@ -202,7 +202,7 @@ def _validate(name: str, shapes: Callable[..., per_parameter.Shapes], part: str,
 def _learned(name: str, shapes: Callable[..., per_parameter.Shapes], part: str) -> Learned:
     return Learned(
         init=functools.partial(init_theta, shapes()),
-        from_flat=functools.partial(per_parameter.from_flat, name, shapes()),
+        readers=(per_parameter.flat_reader(functools.partial(per_parameter.from_flat, name, shapes())),),
         validate=functools.partial(_validate, name, shapes, part),
     )
 
@@ -213,7 +213,7 @@ SPECS: tuple[OptimizerSpec, ...] = (
     OptimizerSpec(
         name="optim4rl",
         description="Optim4RL: a learned Adam-like ratio of two recurrent moments",
-        factory=optim4rl,
+        make=optim4rl,
         citation=CITATION,
         hyperparameters={
             "learning_rate": LEARNING_RATE,
@@ -226,7 +226,7 @@ SPECS: tuple[OptimizerSpec, ...] = (
     OptimizerSpec(
         name="l2lgd2",
         description="L2LGD2: a recurrent rule that scales the gradient by a learned positive factor",
-        factory=l2lgd2,
+        make=l2lgd2,
         citation=CITATION,
         hyperparameters={"learning_rate": LEARNING_RATE},
         learned=_learned("l2lgd2", l2lgd2_shapes, ""),

@@ -8,12 +8,17 @@ over a tensor are then sums over whole blocks, and spreading a number per tensor
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from open_bench.optimizers.spec import Reader
+from open_bench.weights.format import read_npy
 
 Array = jax.Array
 Shapes = dict[str, Any]  # nested dict whose leaves are shape tuples
@@ -216,7 +221,7 @@ def dense_shapes(inputs: int, units: int) -> Shapes:
 
 
 def gru_shapes(inputs: int, size: int) -> Shapes:
-    """Shapes of a GRU; only the resolved's recurrent part has a bias."""
+    """Shapes of a GRU; only the candidate's recurrent part has a bias."""
     gates = {name: dense_shapes(inputs, size) for name in ("ir", "iz", "in")}
     recurrent = {name: {"kernel": (size, size)} for name in ("hr", "hz")}
     return {**gates, **recurrent, "hn": dense_shapes(size, size)}
@@ -238,7 +243,7 @@ def from_flat(name: str, shapes: Shapes, vector: Any) -> Any:
     Raises:
         ValueError: when ``vector`` is not one-dimensional of the right length.
     """
-    vector, expected = jnp.asarray(vector, jnp.float32), size_of(shapes)
+    vector, expected = np.asarray(vector, np.float32), size_of(shapes)
     if vector.shape != (expected,):
         raise ValueError(
             f"{name} has {expected:,} meta-parameters, expected a vector of shape ({expected},); found {vector.shape}"
@@ -247,6 +252,25 @@ def from_flat(name: str, shapes: Shapes, vector: Any) -> Any:
     ends = np.cumsum([int(np.prod(shape)) for shape in leaves])
     arrays = [vector[end - int(np.prod(shape)) : end].reshape(shape) for shape, end in zip(leaves, ends, strict=True)]
     return jax.tree.unflatten(treedef, arrays)
+
+
+def to_flat(theta: Any) -> np.ndarray:
+    """The inverse of ``from_flat``: all arrays of θ in sorted-key order as one float32 vector."""
+    return np.concatenate([np.ravel(leaf).astype(np.float32) for leaf in jax.tree.leaves(theta)])
+
+
+def flat_reader(from_vector: Callable[[np.ndarray], Any]) -> Reader:
+    """The reader of flat ``.npy`` vectors, the form in which OPEN's authors publish weights."""
+
+    def read(path: Path) -> tuple[Any, dict[str, Any]]:
+        return from_vector(read_npy(path)), {}
+
+    def write(theta: Any) -> bytes:
+        buffer = io.BytesIO()
+        np.save(buffer, to_flat(theta), allow_pickle=False)
+        return buffer.getvalue()
+
+    return Reader(".npy", "flat vector", read, write)
 
 
 def check(name: str, shapes: Shapes, theta: Any) -> None:

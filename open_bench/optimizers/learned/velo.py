@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, TrainingLength
+from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Reader, TrainingLength
 
 Array = jax.Array
 
@@ -557,7 +557,7 @@ def read_checkpoint(directory: str | Path) -> tuple[dict[str, Any], dict[str, An
     try:
         data = (directory / "params").read_bytes()
     except OSError as error:
-        raise ValueError(f"{directory} holds no readable VeLO checkpoint: {error}") from error
+        raise ValueError(f"{directory} holds no readable VeLO checkpoint with a file params: {error}") from error
     _check_gin(directory / "config.gin")
     content = _decode(data, directory / "params")
     flat = _flat_arrays(content["params"], directory / "params")
@@ -579,7 +579,7 @@ def _decode(data: bytes, path: Path) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{path} is not a flax msgpack file, or is damaged ({reason})") from error
     if not isinstance(content, dict) or not isinstance(content.get("params"), dict):
-        raise ValueError(f"{path} holds no dict with an spec 'params'; expected {{params, gen_id, step}}")
+        raise ValueError(f"{path} holds no dict with an entry 'params'; expected {{params, gen_id, step}}")
     return content
 
 
@@ -604,14 +604,14 @@ def _check_gin(path: Path) -> None:
 VELO = OptimizerSpec(
     name="velo",
     description="VeLO: an LSTM over tensors writes the weights of a per-parameter network",
-    factory=velo,
+    make=velo,
     citation="Metz et al. 2022, arXiv 2211.09760",
     hyperparameters={
         "longest": Hyperparameter(
             TRAINED_STEPS, "most optimizer steps VeLO is told of; a longer lifetime averages gradients over groups"
         )
     },
-    learned=Learned(init=init_theta, validate=validate),
+    learned=Learned(init_theta, (Reader("directory", "VeLO checkpoint", read_checkpoint),), validate),
 )
 
 SPECS = (VELO,)

@@ -1,0 +1,307 @@
+"""VeLO: numbers of the original implementation, the transformation's contract, and reading checkpoints."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+import optax
+import pytest
+from flax import serialization
+
+from open_bench.optimizers.learned import velo
+from open_bench.optimizers.spec import TrainingLength
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+CHECKPOINT = GOLDEN / "velo_small_checkpoint"
+
+
+@pytest.fixture(scope="module")
+def theta():
+    return velo.read_checkpoint(CHECKPOINT)[0]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN / "velo_small.npz") as file:
+        return dict(file)
+
+
+def subtree(arrays, prefix):
+    return velo._nest({name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)})
+
+
+def run(optimizer, params, gradients, losses):
+    """Apply one update per gradient; the updates, in order."""
+    state, updates = optimizer.init(params), []
+    step = jax.jit(lambda g, s, p, loss: optimizer.update(g, s, p, loss=loss))
+    for gradient, loss in zip(gradients, losses, strict=True):
+        update, state = step(gradient, state, params, loss)
+        params = optax.apply_updates(params, update)
+        updates.append(update)
+    return updates, params, state
+
+
+def test_reproduces_the_original(theta, golden):
+    params = subtree(golden, "params0/")
+    optimizer = velo.scale_by_velo(theta, int(golden["num_steps"]))
+    state = optimizer.init(params)
+    step = jax.jit(lambda g, s, p, loss: optimizer.update(g, s, p, loss=loss))
+    for t in range(8):
+        wanted = subtree(golden, f"step{t}/params/")
+        update, state = step(subtree(golden, f"step{t}/grads/"), state, params, golden[f"step{t}/loss"])
+        moved = optax.apply_updates(params, update)
+        difference = jax.tree.map(lambda new, old: new - old, wanted, params)
+        largest = max(float(np.abs(d).max()) for d in jax.tree.leaves(difference))
+        for u, d in zip(jax.tree.leaves(update), jax.tree.leaves(difference), strict=True):
+            np.testing.assert_allclose(u, d, atol=1e-3 * largest, rtol=0)
+        for new, w in zip(jax.tree.leaves(moved), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(new, w, rtol=1e-5, atol=1e-7)
+        params = wanted
+
+
+def test_reproduces_the_original_in_one_scan(theta, golden):
+    params = subtree(golden, "params0/")
+    optimizer = velo.velo(theta, TrainingLength(10, 1, 1))
+    steps = [(subtree(golden, f"step{t}/grads/"), golden[f"step{t}/loss"]) for t in range(8)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *steps)
+
+    def body(carry, step):
+        update, state = optimizer.update(step[0], carry[1], carry[0], loss=step[1])
+        return (optax.apply_updates(carry[0], update), state), None
+
+    (params, _), _ = jax.lax.scan(body, (params, optimizer.init(params)), stacked)
+    for new, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(subtree(golden, "step7/params/")), strict=True):
+        np.testing.assert_allclose(new, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+PARAMS = {
+    "a": {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "empty": np.zeros((0, 4), np.float32)},
+    "b": np.float32(0.5),
+    "c": np.full((2, 3, 2, 2), 0.1, np.float32),
+    "d": np.full((1, 1), 0.1, np.float32),
+}
+
+
+def test_any_rank_and_dtype_under_strict_promotion(theta):
+    params = jax.tree.map(jnp.asarray, PARAMS) | {"half": jnp.ones((2, 2), jnp.bfloat16)}
+    with jax.numpy_dtype_promotion("strict"):
+        optimizer = velo.velo(theta, TrainingLength(2, 2, 1))
+        updates, _, state = run(optimizer, params, [params] * 3, [np.float32(1), 1, jnp.float32(-1)])
+    for update in updates:
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), update) == jax.tree.map(lambda x: (x.shape, x.dtype), params)
+        assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(update))
+    kinds = [jax.tree.map(lambda x: (x.shape, x.dtype), s) for s in (state, optimizer.init(params))]
+    assert kinds[0] == kinds[1]
+
+
+def test_only_empty_tensors(theta):
+    params = {"empty": jnp.zeros((0, 3))}
+    optimizer = velo.velo(theta, TrainingLength(1, 1, 2))
+    updates, _, _ = run(optimizer, params, [params], [1.0])
+    assert updates[0]["empty"].shape == (0, 3)
+
+
+def test_one_trace_serves_all_steps(theta):
+    optimizer, traces = velo.velo(theta, TrainingLength(5, 1, 1)), []
+
+    @jax.jit
+    def step(params, state, loss):
+        traces.append(1)
+        update, state = optimizer.update(params, state, params, loss=loss, unexpected=3)
+        return optax.apply_updates(params, update), state
+
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    state = optimizer.init(params)
+    for _ in range(3):
+        params, state = step(params, state, jnp.float32(1))
+    assert len(traces) == 1
+
+
+def test_theta_and_seeds_may_carry_a_vmap_axis(theta):
+    params = {"kernel": jnp.linspace(-1, 1, 6).reshape(3, 2), "bias": jnp.ones(2)}
+
+    def one(theta, params):
+        optimizer = velo.velo(theta, TrainingLength(4, 1, 1), longest=2)
+        state = optimizer.init(params)
+        for _ in range(2):
+            update, state = optimizer.update(params, state, params, loss=jnp.float32(1))
+        return update
+
+    thetas = jax.tree.map(lambda x: jnp.stack([x, 1.5 * x]), theta)
+    batched = jax.jit(jax.vmap(one, in_axes=(0, None)))(thetas, params)
+    single_run = jax.jit(one)
+    for i in range(2):
+        single = single_run(jax.tree.map(lambda x, i=i: x[i], thetas), params)
+        for b, s in zip(jax.tree.leaves(batched), jax.tree.leaves(single), strict=True):
+            np.testing.assert_allclose(b[i], s, rtol=2e-5, atol=1e-8)
+
+
+def test_missing_loss_params_or_theta_are_said(theta):
+    params = {"w": jnp.ones(2)}
+    for longest in (100, 1):
+        optimizer = velo.velo(theta, TrainingLength(2, 1, 1), longest=longest)
+        with pytest.raises(TypeError, match="loss"):
+            jax.eval_shape(lambda p, o=optimizer: o.update(p, o.init(p), p), params)
+    optimizer = velo.velo(theta, TrainingLength(2, 1, 1))
+    with pytest.raises(ValueError, match="params"):
+        optimizer.update(params, optimizer.init(params), loss=1.0)
+    with pytest.raises(ValueError, match="weights"):
+        velo.velo({}, TrainingLength(1, 1, 1))
+
+
+def test_loss_features_follow_the_definition():
+    """A direct transcription in float64 over 30 losses, with an outlier and negative values."""
+    steps = 1000
+    decays = np.exp(-1 / np.logspace(1, 3, 10))
+    np.testing.assert_allclose(velo.loss_decays(steps), decays, rtol=1e-6)
+    mean, minimum, averages = np.zeros(10), np.full(10, 999999999999.0), velo.init_loss()
+    losses = np.random.default_rng(0).normal(0.5, 0.3, 30)
+    losses[20] = 1e4
+    for k, loss in enumerate(losses):
+        cap = loss if k == 0 else (mean / (1 - decays ** (k + 1))).max()
+        capped = min(2 * abs(cap), loss)
+        mean = mean * decays + capped * (1 - decays)
+        minimum = np.minimum(minimum, mean / (1 - decays ** (k + 1)))
+        hat = mean / (1 - decays ** (k + 1))
+        wanted = np.clip((hat[:-1] - minimum[:-1]) / np.maximum(1e-8, hat[1:] - minimum[:-1]) - 1, -1, 1)
+        averages = velo.update_loss(averages, jnp.float32(loss), velo.loss_decays(steps))
+        seen = velo.loss_features(averages, velo.loss_decays(steps))
+        if k < 2:
+            assert not np.asarray(seen).any()
+        else:
+            np.testing.assert_allclose(seen, wanted, atol=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((), None), ((5,), None), ((5, 4), (1, 0)), ((3, 3), (0, 1)), ((2, 9, 1, 4), (3, 1))]
+)
+def test_largest_dimensions_are_factored(shape, axes):
+    assert velo.factored_axes(shape) == axes
+
+
+def test_long_lifetimes_average_over_groups(theta):
+    """9 steps with at most 4 for VeLO: groups of 3, so VeLO takes 3 steps with the groups' means."""
+    params = {"w": jnp.array([[0.5, -0.2], [0.1, 0.3]]), "b": jnp.float32(1)}
+    rng = np.random.default_rng(1)
+    gradients = [jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params) for _ in range(9)]
+    losses = [jnp.float32(x) for x in rng.normal(size=9)]
+    updates, final, _ = run(velo.velo(theta, TrainingLength(9, 1, 1), longest=4), params, gradients, losses)
+    for i, update in enumerate(updates):
+        assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(update)) == (i % 3 == 2)
+    means = [jax.tree.map(lambda *g: sum(g) / 3, *gradients[i : i + 3]) for i in (0, 3, 6)]
+    mean_losses = [sum(losses[i : i + 3]) / 3 for i in (0, 3, 6)]
+    _, wanted, _ = run(velo.scale_by_velo(theta, 3), params, means, mean_losses)
+    for a, b in zip(jax.tree.leaves(final), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_the_threshold_is_150000_steps(theta):
+    params = {"w": jnp.ones(2)}
+    assert isinstance(velo.velo(theta, TrainingLength(150_000, 1, 1)).init(params), velo.VeloState)
+    assert isinstance(velo.velo(theta, TrainingLength(150_001, 1, 1)).init(params), velo.AveragingState)
+
+
+def test_entry_needs_weights_and_has_the_official_size():
+    (spec,) = velo.SPECS
+    assert spec.needs_theta
+    assert spec.theta is None
+    with pytest.raises(ValueError, match="weights"):
+        spec.make(length=TrainingLength(1, 1, 1))
+    shapes = jax.eval_shape(spec.learned.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 2_320_385
+    spec.learned.validate(shapes)
+
+
+def test_random_theta_makes_finite_steps():
+    theta = velo.init_theta(jax.random.key(1), hidden=16, inits=8)
+    velo.validate(theta)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    updates, _, _ = run(velo.velo(theta, TrainingLength(3, 1, 1)), params, [params] * 3, [1.0, 0.5, 0.2])
+    sizes = [float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates[-1]) if leaf.size]
+    assert all(0 < size < 1e-2 for size in sizes)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "message"),
+    [
+        (
+            ("rnn_params", "rnn", "linear", "w"),
+            (16, 31),
+            r"rnn/linear/w has shape \(16, 31\) where \(16, 32",
+        ),
+        (("ff_mod_stack", "~", "w0__13"), None, "w0__13 .* is missing"),
+        (("rnn_params", "rnn_to_controls", "w"), (8,), "rnn_to_controls"),
+        (("rnn_params", "rnn_to_controls", "w"), (0, 0), "none of them empty"),
+        (("extra",), (2,), "no array extra"),
+    ],
+)
+def test_validate_names_what_does_not_fit(theta, path, shape, message):
+    broken = jax.tree.map(lambda x: x, theta)
+    *levels, last = path
+    inside = broken
+    for level in levels:
+        inside = inside[level]
+    inside.pop(last, None)
+    if shape is not None:
+        inside[last] = np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match=message):
+        velo.validate(broken)
+
+
+def test_the_layer_without_effect_may_be_absent(theta):
+    velo.validate({**theta, "rnn_params": {k: v for k, v in theta["rnn_params"].items() if k != "linear"}})
+
+
+def test_read_checkpoint(theta, tmp_path):
+    assert velo.read_checkpoint(CHECKPOINT)[1] == {"gen_id": "gen", "step": 3}
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(theta))
+    shutil.copy(CHECKPOINT / "params", tmp_path)  # config.gin is optional
+    again = velo.read_checkpoint(tmp_path)[0]
+    assert jax.tree.all(jax.tree.map(np.array_equal, theta, again))
+    (tmp_path / "config.gin").write_text("HyperV2.use_bugged_loss_features = True\n")
+    with pytest.raises(ValueError, match="use_bugged_loss_features"):
+        velo.read_checkpoint(tmp_path)
+
+
+def hostile_array(dtype: bytes, shape=(1,), data=b"\0" * 8) -> bytes:
+    array = msgpack.ExtType(1, msgpack.packb((shape, dtype, data)))
+    return msgpack.packb({"params": {"a": array}, "gen_id": "", "step": 0})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80\x04\x95garbage",
+        (CHECKPOINT / "params").read_bytes()[:1000],
+        (CHECKPOINT / "params").read_bytes() + b"\0",
+        hostile_array(b"O"),
+        hostile_array(b"object"),
+        hostile_array(b"V8"),
+        hostile_array(b"int64"),
+        hostile_array(b"complex64"),
+        hostile_array(b"float32", shape=(10**12,)),
+        hostile_array(b"float32", shape=(-1, 10**6)),
+        b"\x81\xa6params" * 2000,
+        b"\xdd\xff\xff\xff\xff",
+        msgpack.packb({"params": {"__msgpack_chunked_array__": True, "shape": {}, "chunks": {}}}),
+        msgpack.packb({"params": {"a": 1}}),
+        msgpack.packb({"params": {}}),
+        msgpack.packb({"params": {1: {2: 3}}}),
+        msgpack.packb([1, 2, 3]),
+        serialization.msgpack_serialize({"params": {"a": np.zeros(3, np.float32)}}),
+    ],
+    ids=range(19),
+)
+def test_hostile_or_damaged_checkpoints_are_refused(tmp_path, data):
+    (tmp_path / "params").write_bytes(data)
+    with pytest.raises(ValueError, match="params"):
+        velo.read_checkpoint(tmp_path)
+
+
+def test_missing_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="no readable VeLO checkpoint"):
+        velo.read_checkpoint(tmp_path / "absent")

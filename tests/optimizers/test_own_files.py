@@ -1,0 +1,103 @@
+"""Optimizers and environments in files of the user's own: edits, clashes of names, and code that does not work."""
+
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from open_bench.config import StudyConfig
+from open_bench.environments.registry import load_environment
+from open_bench.errors import UserError
+from open_bench.experiments.plan import make_plan
+from open_bench.optimizers.registry import resolve
+from open_bench.optimizers.resolve import identity, prepare
+
+RULE = "import optax\n\n\ndef rule(learning_rate=1e-2):\n    return optax.sgd({sign}learning_rate)\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return tmp_path
+
+
+def load(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, name: str = "mine:rule"):  # type: ignore[no-untyped-def]
+    (folder / "mine.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    return resolve(name)
+
+
+def test_edited_file_is_another_optimizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [load(folder, monkeypatch, RULE.format(sign=sign)) for sign in ("", "2 * ", "")]
+    identities = [identity(prepare(spec, "nowhere", "quick")) for spec in found]
+    assert identities[0] == identities[2] != identities[1]
+    assert found[0].name.startswith("mine:rule#")
+    assert found[0].name != found[1].name
+
+
+def test_identity_holds_no_memory_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import optax\ndef rule(learning_rate=optax.constant_schedule(1e-3)):\n    return optax.sgd(learning_rate)\n"
+    assert "0x" not in str(identity(prepare(load(folder, monkeypatch, code), "nowhere", "quick")))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise RuntimeError('broken here')", "RuntimeError: broken here.*mine.py, line 1"),
+        ("import sys; sys.exit(3)", "SystemExit"),
+        ("def rule(:", "SyntaxError"),
+        ("raise AttributeError('at import')", "AttributeError: at import"),
+        ("rule = 3", "is a int"),
+    ],
+)
+def test_code_that_does_not_import_is_explained(
+    code: str, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=words):
+        load(folder, monkeypatch, code)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "jax.tree.map(lambda x: jnp.zeros(7), g), s",
+        "jax.tree.map(lambda x: x.astype(jnp.float16), g), s",
+        "g, jnp.zeros(s.size + 1)",
+    ],
+)
+def test_wrong_shapes_are_found_before_training(body: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = f"""import jax, optax
+import jax.numpy as jnp
+rule = optax.GradientTransformationExtraArgs(lambda p: jnp.zeros(1), lambda g, s, p=None, **e: ({body}))
+"""
+    with pytest.raises(UserError, match="another structure, shape or dtype"):
+        load(folder, monkeypatch, code)
+
+
+def test_entry_named_like_a_shipped_one_keeps_its_own_settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = """import optax
+from open_bench.optimizers import Hyperparameter, OptimizerSpec
+rule = OptimizerSpec("adam", "mine", lambda theta, length, *, boost: optax.sgd(boost),
+                      hyperparameters={"boost": Hyperparameter(0.5, "step")})
+"""
+    chosen = prepare(load(folder, monkeypatch, code), "breakout", "quick")
+    assert (chosen.origin, chosen.hyperparameters) == ("default", {"boost": 0.5})
+
+
+def test_own_environment_must_not_claim_a_shipped_name(tmp_path: Path) -> None:
+    shipped = (Path(__file__).parents[2] / "configs" / "environments" / "cartpole.toml").read_text()
+    same, other = tmp_path / "same.toml", tmp_path / "other.toml"
+    same.write_text(shipped)
+    other.write_text(shipped.replace("num_steps = 128", "num_steps = 16"))
+    assert load_environment(str(same)) == load_environment("cartpole")
+    with pytest.raises(UserError, match="name of a shipped environment"):
+        load_environment(str(other))
+
+
+@pytest.mark.parametrize("optimizers", [("adam:b1=0.9", "adam:b1=.9"), ("adam", " adam")])
+def test_two_spellings_of_one_row_are_refused(optimizers: tuple[str, str]) -> None:
+    study = StudyConfig(name="twice", optimizers=optimizers, environments=("cartpole",))
+    with pytest.raises(UserError, match="asked for twice"):
+        make_plan(study, jax.devices()[:1])

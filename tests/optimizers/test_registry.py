@@ -1,0 +1,329 @@
+"""The registry: names, errors, and the conformance checks over everything in it."""
+
+import sys
+import types
+from typing import Any
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+
+from open_bench.errors import UserError
+from open_bench.optimizers import (
+    Hyperparameter,
+    OptimizerSpec,
+    TrainingLength,
+    available,
+    names,
+    register,
+    registry,
+    resolve,
+)
+from open_bench.optimizers.conformance import Subject, check, small_params
+from open_bench.optimizers.resolve import prepare
+
+FROM_OPTAX = ["optax.adabelief", "optax.contrib.muon", "optax.contrib.schedule_free_adamw", "optax.noisy_sgd"]
+
+
+def with_theta(name: str) -> str:
+    """Learned specs are checked at θ = 0 where nothing else is at hand."""
+    return f"{name}@zero" if registry.known()[name].needs_theta else name
+
+
+@pytest.mark.parametrize("name", [*available(), *FROM_OPTAX, "lion+dpo", "adam:learning_rate=1e-3"])
+def test_every_optimizer_conforms(name: str) -> None:
+    spec = resolve(with_theta(name) if name in available() else name)
+    failures = [result for result in check(spec) if not result.passed]
+    assert not failures
+
+
+def broken(change: Any) -> OptimizerSpec:
+    """SGD with a defect."""
+
+    def factory(theta: Any, length: TrainingLength) -> Any:
+        inner = optax.sgd(0.1, momentum=0.9)
+        return optax.GradientTransformationExtraArgs(inner.init, change(inner.update))
+
+    return OptimizerSpec("broken", "a defect", factory)
+
+
+def grows(update: Any) -> Any:
+    return lambda g, s, p=None, **e: (update(g, s, p)[0], (update(g, s, p)[1], jnp.zeros(1)))
+
+
+def casts(update: Any) -> Any:
+    return lambda g, s, p=None, **e: (jax.tree.map(lambda x: x.astype(jnp.bfloat16), g), s)
+
+
+def uses_key(update: Any) -> Any:
+    def noisy(g: Any, s: Any, p: Any = None, *, key: Any, **e: Any) -> Any:
+        return jax.tree.map(lambda x: x + jax.random.normal(key, x.shape), g), s
+
+    return noisy
+
+
+def mixes_agents(update: Any) -> Any:
+    def on_the_host(x: Any) -> Any:
+        return np.asarray(x / np.abs(x).max(), np.float32)  # over the batch too, when vmap hands it over whole
+
+    def mixed(x: Any) -> Any:
+        return jax.pure_callback(on_the_host, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="broadcast_all")
+
+    return lambda g, s, p=None, **e: (jax.tree.map(lambda x, y: mixed(x * y), g, p), s)
+
+
+def counts_on_the_host(update: Any) -> Any:
+    calls: list[int] = []
+
+    def on_the_host(x: Any) -> Any:
+        calls.append(1)
+        return np.asarray(x * len(calls), np.float32)
+
+    def counted(x: Any) -> Any:
+        return jax.pure_callback(on_the_host, jax.ShapeDtypeStruct(x.shape, x.dtype), x, vmap_method="sequential")
+
+    return lambda g, s, p=None, **e: (jax.tree.map(counted, g), s)
+
+
+def counts_in_python(update: Any) -> Any:
+    calls: list[int] = []
+
+    def counted(g: Any, s: Any, p: Any = None, **e: Any) -> Any:
+        calls.append(1)
+        return jax.tree.map(lambda x: x / len(calls), g), s
+
+    return counted
+
+
+def stands_still(update: Any) -> Any:
+    return lambda g, s, p=None, **e: (jax.tree.map(jnp.zeros_like, g), s)
+
+
+def reads_names(update: Any) -> Any:
+    return lambda g, s, p=None, **e: (jax.tree.map(lambda x: x * (2.0 if "dense_00" in p["actor"] else 1.0), g), s)
+
+
+def strict_extras(update: Any) -> Any:
+    return lambda g, s, p=None, *, loss, value, key, activations, training_fraction, epoch_fraction: update(g, s, p)
+
+
+def scalars_grow(update: Any) -> Any:
+    return lambda g, s, p=None, **e: (jax.tree.map(jnp.atleast_1d, g), s)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (grows, "stable state"),
+        (grows, "no recompilation"),
+        (casts, "stable state"),
+        (counts_in_python, "no hidden state"),
+        (counts_on_the_host, "jit and scan"),
+        (mixes_agents, "vmap"),
+        (uses_key, "key"),
+        (stands_still, "moves the parameters"),
+        (reads_names, "names"),
+        (strict_extras, "unknown extras"),
+        (scalars_grow, "scalar and empty parameters"),
+    ],
+)
+def test_conformance_finds_defects(change: Any, found: str) -> None:
+    """Every check can fail: an optimizer with the defect is caught by it."""
+    assert not next(check(broken(change), [found])).passed
+    assert next(check(broken(lambda update: update), [found])).passed
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.sampled_from(["adam", "optax.contrib.muon", "my-plugin"]),
+    st.dictionaries(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), st.one_of(
+        st.floats(allow_nan=False, allow_infinity=False), st.integers(-9, 9), st.booleans(), st.none()), max_size=3),
+    st.sampled_from([None, "ppo", "dpo"]),
+    st.one_of(st.none(), st.text(min_size=1).map(str.strip).filter(bool)),
+)  # fmt: skip
+def test_names_survive_spelling_and_parsing(head: str, values: dict[str, Any], policy_loss: Any, source: Any) -> None:
+    parsed = names.ParsedName(head, None, tuple(sorted(values.items())), policy_loss, source)
+    assert names.parse(str(parsed)) == parsed
+
+
+def test_name_grammar() -> None:
+    parsed = names.parse("open:learning_rate=1e+3,b1=.9+dpo@dir/a:b=c+lpo@x.npy")
+    assert parsed.settings == (("b1", 0.9), ("learning_rate", 1000.0))
+    assert (parsed.head, parsed.policy_loss, parsed.source) == ("open", "dpo", "dir/a:b=c+lpo@x.npy")
+    assert names.parse("package.module:make").attribute == "make"
+    assert names.parse("package.module:make:k=1").settings == (("k", 1),)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("adma", ["unknown optimizer 'adma'", "adam"]),
+        ("adam:lr=1", ["no setting 'lr'", "learning_rate"]),
+        ("adam:learning_rate=fast", ["learning_rate", "float"]),
+        ("adam:learning_rate=nan", ["learning_rate", "float"]),
+        ("adam:b1", ["no attribute", "cannot import", "adam"]),
+        ("adam:b1=0.9,b1=0.8", ["'b1' is set twice"]),
+        ("adam+pop", ["policy_loss 'pop'", "ppo"]),
+        ("adam@weights", ["not a learned optimizer"]),
+        ("optax.adma", ["optax has no 'adma'", "adam"]),
+        ("optax.lbfgs", ["line", "gradients only"]),
+        ("optax.l2_loss", ["needs a value for predictions"]),
+        ("optax.clip:max_delta=1.0,x=2", ["no setting 'x'"]),
+        ("", ["begins with a letter"]),
+        ("1adam", ["begins with a letter"]),
+        ("adam lion", ["character 5"]),
+        ("lpo@", ["after '@'"]),
+        ("no.such.module:thing", ["cannot import no.such.module"]),
+        ("math:pi", ["float"]),
+    ],
+)
+def test_bad_names_are_explained(name: str, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(name)
+    assert any(word in str(caught.value) for word in words), str(caught.value)
+    assert words[0] in str(caught.value) or words[-1] in str(caught.value)
+
+
+def test_register_refuses_a_taken_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    mine = OptimizerSpec("mine", "mine", lambda theta, length: optax.sgd(0.1))
+    register(mine)
+    assert "mine" in available()
+    assert resolve("mine").description == "mine"
+    with pytest.raises(UserError, match="registered already"):
+        register(mine)
+
+
+def test_module_attribute_and_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("my_optimizers")
+
+    def fast(learning_rate: float = 0.5, scale: float = 2.0) -> optax.GradientTransformation:
+        """Fast."""
+        return optax.sgd(learning_rate * scale)
+
+    module.fast = fast  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "my_optimizers", module)
+    spec = resolve("my_optimizers:fast:scale=3.0")
+    assert spec.description == "Fast"
+    params = {"w": jnp.ones(2)}
+    optimizer = spec.make(length=TrainingLength(1, 1, 1))
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["w"], -1.5)
+
+    class Point:
+        name, value = "plugged", "my_optimizers:fast"
+
+        def load(self) -> Any:
+            return fast
+
+    monkeypatch.setattr(registry, "_plugins", lambda: {"plugged": Point()})
+    assert resolve("plugged").description == "Fast"
+    assert "plugged" in available()
+
+
+def test_learning_rate_anneals_linearly_to_zero() -> None:
+    """Update u of N is scaled by 1 − u/N, unless annealing is switched off."""
+    params = {"w": jnp.ones(())}
+    for name, expected in (("sgd:momentum=0.0,learning_rate=1.0", [1.0, 0.75, 0.5, 0.25]),
+                           ("sgd:momentum=0.0,learning_rate=1.0,anneal_learning_rate=false", [1.0] * 4)):  # fmt: skip
+        optimizer = resolve(name).make(length=TrainingLength(4, 2, 2))
+        state = optimizer.init(params)
+        sizes = [
+            -float(optimizer.update(params, state, params, training_fraction=jnp.float32(u / 3))[0]["w"])
+            for u in range(4)
+        ]
+        np.testing.assert_allclose(sizes, expected, rtol=1e-6)
+
+
+def test_traced_hyperparameters_do_not_recompile() -> None:
+    params = small_params(jax.random.key(0))
+    traces = []
+
+    @jax.jit
+    def first_update(inputs: Any) -> Any:
+        traces.append(1)
+        optimizer = resolved.make(TrainingLength(2, 1, 1), inputs)
+        return optimizer.update(params, optimizer.init(params), params, training_fraction=jnp.float32(0))[0]
+
+    found = []
+    for rate in ("1e-3", "2e-3"):
+        resolved = prepare(resolve(f"adam:learning_rate={rate}"), "nowhere", "quick")
+        found.append(first_update(resolved.inputs))
+    assert len(traces) == 1
+    np.testing.assert_allclose(
+        found[1]["critic"]["dense_00"]["bias"], 2 * found[0]["critic"]["dense_00"]["bias"], rtol=1e-5
+    )
+
+
+def test_hyperparameters_come_from_name_then_baselines_then_defaults() -> None:
+    published = prepare(resolve("adam"), "breakout", "full")
+    assert (published.origin, published.hyperparameters["learning_rate"]) == ("published", 1e-2)
+    given = prepare(resolve("adam:b1=0.8"), "breakout", "full")
+    assert (given.origin, given.hyperparameters["b1"], given.hyperparameters["learning_rate"]) == ("given", 0.8, 1e-2)
+    default = prepare(resolve("adam"), "nowhere", "full")
+    assert (default.origin, default.hyperparameters["learning_rate"]) == ("default", 1e-3)
+    assert prepare(resolve("dpo"), "breakout", "full").hyperparameters == published.hyperparameters
+
+
+def test_shipped_hyperparameters_fit_their_optimizers() -> None:
+    from open_bench import config, files
+
+    files = sorted((files.baselines_dir() / "hyperparameters").glob("*.toml"))
+    assert files
+    for path in files:
+        for environment, budgets in config.read_toml(path)["environments"].items():
+            for budget, chosen in budgets.items():
+                resolved = prepare(resolve(path.stem), environment, "full" if budget == "any" else budget)
+                assert resolved.origin == chosen["origin"] in {"tuned", "published"}
+                assert resolved.hyperparameters.items() >= chosen["values"].items()
+
+
+def test_adam_is_the_textbook_rule() -> None:
+    """Two steps against Kingma & Ba's equations in numpy."""
+    optimizer = resolve("adam:learning_rate=0.1,b1=0.9,b2=0.99,eps=1e-5,anneal_learning_rate=false").make()
+    params = {"w": jnp.array([1.0, -2.0])}
+    state = optimizer.init(params)
+    m = v = np.zeros(2)
+    expected = np.array([1.0, -2.0])
+    for t, g in enumerate(([0.5, -0.1], [-0.2, 0.3]), start=1):
+        updates, state = optimizer.update({"w": jnp.asarray(g)}, state, params)
+        params = optax.apply_updates(params, updates)
+        m, v = 0.9 * m + 0.1 * np.array(g), 0.99 * v + 0.01 * np.square(g)
+        expected = expected - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.99**t)) + 1e-5)
+    np.testing.assert_allclose(params["w"], expected, rtol=1e-5)
+
+
+def test_learned_optimizer_without_weights_says_what_to_do() -> None:
+    with pytest.raises(UserError, match="no weights"):
+        prepare(resolve("optim4rl"), "breakout", "quick")
+
+
+def test_subject_is_lifelike() -> None:
+    """The tree that the checks use has what a continuous agent has."""
+    subject = Subject(prepare(resolve("adam"), "nowhere", "quick"), small_params(jax.random.key(0)))
+    assert "log_std" in subject.params["actor"]
+    assert Hyperparameter(1.0, "x").traced is False
+
+
+def test_a_length_of_its_own_takes_the_settings_of_the_nearest_budget() -> None:
+    from open_bench.environments.registry import load_environment
+    from open_bench.experiments.plan import Task, nearest_budget
+
+    cartpole = load_environment("cartpole")  # quick 100,000, short 250,000, full 500,000
+    lengths = {20_480: "quick", 150_000: "quick", 160_000: "short", 10_000_000: "full"}
+    for steps, nearest in lengths.items():
+        assert nearest_budget(cartpole, Task(cartpole, f"steps-{steps}", steps, "cartpole")) == nearest
+    assert nearest_budget(cartpole, Task(cartpole, "full", 500_000, "cartpole")) == "full"
+    assert prepare(resolve("adam"), "cartpole", "steps-20480", "quick").origin == "tuned"
+
+
+def test_settings_say_what_they_were_tuned_on() -> None:
+    assert prepare(resolve("adam"), "cartpole", "quick").tuned_on == ("cartpole", "quick")
+    assert prepare(resolve("adam"), "cartpole", "full").tuned_on == ("cartpole", "full")
+    assert prepare(resolve("adam"), "gridworld/rand_dense", "quick").tuned_on == ("gridworld/rand_all", "quick")
+    assert prepare(resolve("adam:b1=0.8"), "cartpole", "quick").tuned_on is None
+    assert prepare(resolve("sgd"), "nowhere", "quick").tuned_on is None

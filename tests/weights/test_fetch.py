@@ -1,0 +1,289 @@
+"""Fetching published weights, from a server on loopback: whole and verified, or not at all and explained."""
+
+import dataclasses
+import hashlib
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from open_bench import weights
+from open_bench.optimizers import registry
+from open_bench.weights import PUBLISHED, WeightsError
+from open_bench.weights.fetch import File, Published, _check_redirect, fetch_one
+
+CHECKPOINT = Path(__file__).parents[1] / "golden" / "velo_small_checkpoint"
+SMALL_BYTES = (CHECKPOINT / "params").stat().st_size
+VELO = dataclasses.replace(PUBLISHED["velo"][0], files=(File("params", size=SMALL_BYTES), File("config.gin")))
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves ``content`` and misbehaves as its class attributes say."""
+
+    content: dict
+    cut, advertise, redirect = None, True, None
+
+    def do_GET(self):
+        name = self.path.rsplit("/", 1)[-1]
+        self.log.append(name)
+        if self.redirect:
+            self.send_response(302)
+            self.send_header("Location", self.redirect)
+            self.end_headers()
+            return
+        if name not in self.content:
+            self.send_error(404)
+            return
+        body = self.content[name]
+        self.send_response(200)
+        if self.advertise:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.cut if name == "params" else None])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    """(address, handler class, names asked for) of a server on loopback."""
+    content = {name: (CHECKPOINT / name).read_bytes() for name in ("params", "config.gin")}
+    handler = type("Handler", (Server,), {"content": content, "log": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/velo", handler, handler.log
+        running.shutdown()
+        thread.join()
+
+
+def fetch(folder, url, published=VELO, **options):
+    return fetch_one(published, folder, url, **options)
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+COMPLETE = ["velo/config.gin", "velo/fetched.json", "velo/params"]
+
+
+def test_fetch_and_verify(server, tmp_path):
+    url, handler, log = server
+    seen = []
+    assert fetch(tmp_path, url, progress=lambda *x: seen.append(x)) == tmp_path / "velo"
+    assert files(tmp_path) == COMPLETE
+    assert ("params", SMALL_BYTES, SMALL_BYTES) in seen
+    record = json.loads((tmp_path / "velo" / "fetched.json").read_text())
+    assert record["files"]["params"]["sha256"] == hashlib.sha256(handler.content["params"]).hexdigest()
+    assert weights.import_file(tmp_path / "velo", registry.known()["velo"]).theta
+    requests = len(log)
+    fetch(tmp_path, url)  # complete: verified, nothing is contacted
+    assert len(log) == requests == 2
+
+
+@pytest.mark.parametrize("advertise", [True, False])
+def test_a_broken_download_is_never_accepted(server, tmp_path, advertise):
+    url, handler, _ = server
+    handler.cut, handler.advertise = 1000, advertise
+    with pytest.raises(WeightsError, match="broke off .*start afresh" if advertise else "has 1000 bytes and"):
+        fetch(tmp_path, url)
+    assert files(tmp_path) == []
+    handler.cut = None
+    fetch(tmp_path, url)
+    assert files(tmp_path) == COMPLETE
+    assert (tmp_path / "velo" / "params").read_bytes() == handler.content["params"]
+
+
+def test_wrong_content_is_refused_and_removed(server, tmp_path):
+    url, handler, _ = server
+    whole = handler.content["params"]
+    for content, options, message in [
+        (whole + b"x", {}, f"has {SMALL_BYTES + 1} bytes and {SMALL_BYTES} were expected"),
+        (b"<html>sorry</html>", {}, "18 bytes"),
+        (b"<html>sorry</html>", {"official": False}, "is no flax msgpack|not a flax msgpack"),
+        (whole, {"published": PUBLISHED["velo"][0]}, "9282564 were expected"),
+    ]:
+        handler.content["params"] = content
+        with pytest.raises(WeightsError, match=message):
+            fetch(tmp_path, url, **options)
+        assert files(tmp_path) == []
+    handler.content["params"], handler.advertise = whole + b"x" * 200_000, False
+    with pytest.raises(WeightsError, match="more than"):
+        fetch(tmp_path, url)
+    assert files(tmp_path) == []
+
+
+def test_hashes_of_the_first_fetch_hold(server, tmp_path):
+    url, handler, _ = server
+    params = fetch(tmp_path, url) / "params"
+    original = params.read_bytes()
+    altered = original[:-4] + bytes([original[-4] ^ 1]) + original[-3:]
+    params.write_bytes(altered)
+    with pytest.raises(WeightsError, match="not the file of the first fetch"):
+        fetch(tmp_path, url)
+    params.unlink()
+    handler.content["params"] = altered
+    with pytest.raises(WeightsError, match="not the file of the first fetch"):
+        fetch(tmp_path, url)
+    assert not params.exists()
+    handler.content["params"] = original
+    fetch(tmp_path, url)
+    assert files(tmp_path) == COMPLETE
+    (tmp_path / "velo" / "fetched.json").write_text("{}")
+    with pytest.raises(WeightsError, match="damaged"):
+        fetch(tmp_path, url)
+
+
+def test_what_the_server_may_say(server, tmp_path):
+    url, handler, log = server
+    del handler.content["config.gin"]
+    with pytest.raises(WeightsError, match=r"config.gin answered 404 .*check the address"):
+        fetch(tmp_path, url)
+    handler.content["config.gin"] = b""
+    fetch(tmp_path, url)
+    assert log == ["params", "config.gin", "config.gin"]  # params had arrived
+    for target in ("ftp://127.0.0.1/params", "file:///etc/passwd"):
+        handler.redirect = target
+        with pytest.raises(WeightsError, match=f"redirects to {target}, which is not followed"):
+            fetch(tmp_path / "other", url)
+
+
+def test_redirects_within_http_are_followed(server, tmp_path):
+    _, handler, _ = server
+
+    class Moved(Server):
+        content, log = handler.content, []
+
+        def do_GET(self):
+            self.redirect = None if "/new/" in self.path else f"/new/{self.path.rsplit('/', 1)[-1]}"
+            super().do_GET()
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Moved) as running:
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        fetch(tmp_path, f"http://127.0.0.1:{running.server_port}/old/")
+        running.shutdown()
+    assert files(tmp_path) == COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "followed"),
+    [
+        ("https://a/x", "https://b/x", True),
+        ("https://a/x", "/y", True),
+        ("https://a/x", "//b/y", True),
+        ("http://a/x", "https://b/x", True),
+        ("http://a/x", "http://b/x", True),
+        ("https://a/x", "http://a/x", False),
+        ("https://a/x", "file:///etc/passwd", False),
+        ("http://a/x", "ftp://a/x", False),
+    ],
+)
+def test_no_redirect_leaves_https(source, target, followed):
+    @dataclasses.dataclass
+    class Response:
+        url: str
+        headers: dict
+        is_redirect: bool = True
+
+    try:
+        _check_redirect(Response(source, {"location": target}))
+    except WeightsError:
+        assert not followed
+    else:
+        assert followed
+
+
+def test_no_network(tmp_path):
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as closed:
+        port = closed.server_port
+    with pytest.raises(WeightsError, match=r"cannot be reached .*check the network, or give a local folder"):
+        fetch(tmp_path, f"http://127.0.0.1:{port}/")
+
+
+def test_a_local_folder(tmp_path):
+    fetch(tmp_path / "a", str(CHECKPOINT))
+    assert files(tmp_path / "a") == COMPLETE
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match="cannot be copied"):
+        fetch(tmp_path / "b", str(tmp_path / "empty"))
+    for refused in ("ftp://host/x", "file:///tmp", str(tmp_path / "absent"), "gs://bucket/x"):
+        with pytest.raises(WeightsError, match="neither"):
+            fetch(tmp_path / "c", refused)
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def single(tmp_path):
+    """A published vector of OPEN, and the file that holds it."""
+    (tmp_path / "source").mkdir()
+    file = tmp_path / "source" / "toy_OPEN.npy"
+    np.save(file, np.linspace(-1, 1, 1211, dtype=np.float32))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return Published("toy", "open", "https://nowhere/", (File(file.name, digest),), "MIT", ("breakout",)), file
+
+
+def test_a_single_file_is_kept_as_safetensors_that_say_where_it_is_from(server, tmp_path, single):
+    url, handler, log = server
+    published, file = single
+    handler.content[file.name] = file.read_bytes()
+    path = fetch(tmp_path / "library", url, published)
+    assert files(tmp_path / "library") == ["toy.safetensors"]
+    metadata = weights.load_weights(path).metadata
+    assert metadata == {
+        "environments": {"breakout": {}}, "imported_from": file.name, "license": "MIT", "optimizer": "open",
+        "sha256": published.files[0].sha256, "source": url,
+    }  # fmt: skip
+    assert fetch(tmp_path / "library", url, published) == path
+    assert log == [file.name]
+    weights.save_weights(path, {"optimizer": {"a": np.ones(3)}})
+    with pytest.raises(WeightsError, match="holds other weights"):
+        fetch(tmp_path / "library", url, published)
+
+
+def test_a_wrong_hash_is_refused(server, tmp_path, single):
+    url, handler, _ = server
+    published, file = single
+    np.save(file, np.zeros(1211, np.float32))
+    handler.content[file.name] = file.read_bytes()
+    for source in (url, str(file.parent)):
+        with pytest.raises(WeightsError, match="not the published file"):
+            fetch(tmp_path / "library", source, published)
+        assert files(tmp_path / "library") == []
+    assert fetch(tmp_path / "library", url, published, official=False).name == "toy.safetensors"
+
+
+def test_the_table_of_what_is_published():
+    assert sorted(PUBLISHED) == ["open", "velo"]
+    names = [entry.name for entries in PUBLISHED.values() for entry in entries]
+    assert len(set(names)) == len(names) == 8
+    for entry in (entry for entries in PUBLISHED.values() for entry in entries):
+        assert entry.base_url.startswith("https://")
+        assert entry.base_url.endswith("/")
+        assert entry.optimizer in registry.known()
+        assert entry.license
+        assert all(file.sha256 is None or len(file.sha256) == 64 for file in entry.files)
+    (velo,) = PUBLISHED["velo"]
+    assert velo.base_url.startswith("https://storage.googleapis.com/gresearch/learned_optimization/")
+    assert velo.files[0] == File("params", size=9_282_564)
+    assert all(file.sha256 for entry in PUBLISHED["open"] for file in entry.files)
+
+
+def test_unknown_names_are_explained():
+    with pytest.raises(WeightsError, match=r"no published weights 'vela'.*Did you mean velo"):
+        weights.fetch_weights("vela")
+
+
+def test_a_name_brings_all_that_is_published_under_it(tmp_path, monkeypatch, single):
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
+    published, file = single
+    monkeypatch.setitem(PUBLISHED, "toys", (published, dataclasses.replace(published, name="toy2")))
+    paths = weights.fetch_weights("toys", file.parent)
+    assert [path.name for path in paths] == ["toy.safetensors", "toy2.safetensors"]
+    assert weights.kept("toy2") == paths[1]

@@ -32,7 +32,7 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """The work is known and begins; every stream begins with it. ``what``: "experiments" or "generations"."""
+    """The work is known and begins; every stream begins with it. Of experiments, or where ``generations`` of those."""
 
     title: str
     work: tuple[Work, ...] = ()
@@ -66,7 +66,7 @@ class Advanced:
     lifetimes: int
     episode_return: float
     diverged: int
-    seconds: float  # that these updates took, compilation apart
+    seconds: float  # that these updates took, compilation apart; 0 for those that a checkpoint held
 
 
 @dataclasses.dataclass(frozen=True)

@@ -187,7 +187,7 @@ def own_weights(spec: OptimizerSpec) -> str | None:
 
 def _label(spec: OptimizerSpec, parsed: names.ParsedName) -> str:
     """The name as rows show it; of code that lies in a file, with a digest, so that an edited file is another row."""
-    return f"{parsed}#{spec.version}" if spec.version else str(parsed)
+    return f"{parsed}#{spec.digest}" if spec.digest else str(parsed)
 
 
 def _dry_run(spec: OptimizerSpec) -> None:
@@ -210,7 +210,7 @@ def _dry_run(spec: OptimizerSpec) -> None:
     except UserError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}{foreign.line_of(error)}"
         raise UserError(f"{spec.name} cannot make an update from PPO's gradients and extras: {reason}") from error
     for what, found, expected in (("updates", updates, params), ("state", after, before)):
         if _kinds(found) != _kinds(expected):

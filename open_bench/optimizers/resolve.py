@@ -130,7 +130,7 @@ def shipped_hyperparameters(optimizer: str) -> dict[str, Any]:
 def identity(resolved: ResolvedOptimizer) -> dict[str, Any]:
     """Everything about the optimizer that determines results, as JSON values."""
     text = json.dumps(resolved.hyperparameters, sort_keys=True, default=_stable_name)
-    version = {"code": resolved.spec.version} if resolved.spec.version else {}
+    version = {"code": resolved.spec.digest} if resolved.spec.digest else {}
     return {
         **version,
         "optimizer": resolved.spec.name,

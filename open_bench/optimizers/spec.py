@@ -93,7 +93,8 @@ class OptimizerSpec:
         theta: loaded weights, or None when none were named.
         theta_source: where ``theta`` came from, for people.
         theta_metadata: what the weights' file says of how they were made; empty where nothing is said.
-        version: digest of the source of an optimizer that comes from a file of the user's; part of a cell's identity.
+        digest: of the source of an optimizer that comes from a file of the user's; part of an experiment's identity.
+            None where no file tells what it does: stored results are never taken for it.
         stochastic: whether updates may depend on the ``key`` that the harness passes.
         eval_params: ``eval_params(state, params) → params``, for methods that act at other parameters than those that
             gradients are taken at; None where they are the same.
@@ -113,7 +114,7 @@ class OptimizerSpec:
     theta_metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tuned_as: str = ""
     stochastic: bool = False
-    version: str = ""
+    digest: str | None = ""
     eval_params: Callable[[Any, Any], Any] | None = None
 
     def make(

@@ -211,7 +211,7 @@ def columns_of(estimates: Mapping[str, Estimate]) -> dict[str, float]:
 
 def _drawn(resamples: int, shape: tuple[int, ...]) -> np.ndarray:
     """(resamples, seeds, tasks) indices of seeds, in the order in which rliable draws them."""
-    return np.random.RandomState(_SEED).choice(shape[0], (resamples, *shape))  # noqa: NPY002
+    return np.random.RandomState(_SEED).choice(shape[0], (resamples, *shape))
 
 
 def _same_environments(x: ScoreMatrix, y: ScoreMatrix) -> None:

@@ -166,7 +166,7 @@ def _of_object(given: Any) -> EnvironmentConfig:
             "object or class derived from open_bench.environments.Environment"
         )
     user_classes.check_instance(source, given)
-    return _of_class(kind.__name__, kind).made_by(None, given)
+    return _default(kind.__name__, _description(kind), "own", source).made_by(None, given)
 
 
 def _of_class(name: str, kind: type[Environment], thing: type[Environment] | None = None) -> EnvironmentConfig:

@@ -20,6 +20,7 @@ AGGREGATES = ("iqm", "median", "mean", "optimality_gap")
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 _SEED = 2407
+_TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
 class Estimate(NamedTuple):
@@ -143,11 +144,18 @@ def paired_difference(x: ScoreMatrix | None, y: ScoreMatrix | None, resamples: i
 
 
 def mean_estimate(scores: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
-    """Mean of all values, environments weighted alike; the estimate behind returns and paired differences."""
+    """Mean of all values, environments weighted alike; the estimate behind returns and paired differences.
+
+    Vectorized, as there are many of these: rliable's own interval, from its resamples.
+    """
     if scores is None:
         return NO_ESTIMATE
-    value, low, high = _bootstrap(lambda x: np.array([x.mean()]), [scores], resamples)
-    return Estimate(float(value[0]), float(low[0]), float(high[0]))
+    value, unknown = float(scores.values.mean()), float("nan")
+    if len(scores.seeds) < 2:
+        return Estimate(value, unknown, unknown)
+    drawn = _drawn(resamples, scores.values.shape)
+    means = scores.values[drawn, np.arange(len(scores.environments))].mean(axis=(1, 2))
+    return Estimate(value, *map(float, np.quantile(means, _TAILS)))
 
 
 def iqm_estimate(scores: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
@@ -190,9 +198,8 @@ def mean_bands(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[np.ndarr
         drawn = np.random.RandomState(_SEED).choice(seeds, (resamples, seeds))
         counts = (drawn[:, :, None] == np.arange(seeds)).sum(axis=1)
         means = np.where(enough, (counts @ filled) / (counts @ known.astype(float)), np.nan)
-    tail = (1 - CONFIDENCE) / 2
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    low[enough], high[enough] = np.nanquantile(means[:, enough], [tail, 1 - tail], axis=0)
+    low[enough], high[enough] = np.nanquantile(means[:, enough], _TAILS, axis=0)
     return mean, low, high
 
 
@@ -200,6 +207,11 @@ def columns_of(estimates: Mapping[str, Estimate]) -> dict[str, float]:
     """Estimates as columns of a table: ``name``, ``name_low``, ``name_high``."""
     ends = (("", 0), ("_low", 1), ("_high", 2))
     return {f"{name}{end}": estimate[i] for name, estimate in estimates.items() for end, i in ends}
+
+
+def _drawn(resamples: int, shape: tuple[int, ...]) -> np.ndarray:
+    """(resamples, seeds, tasks) indices of seeds, in the order in which rliable draws them."""
+    return np.random.RandomState(_SEED).choice(shape[0], (resamples, *shape))
 
 
 def _same_environments(x: ScoreMatrix, y: ScoreMatrix) -> None:

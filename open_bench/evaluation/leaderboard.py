@@ -57,7 +57,8 @@ class Board:
     def title(self) -> str:
         """Study, algorithm, budget, protocol and root seed in words."""
         key, vmap_size = self.scores.key, self.scores.vmap_size
-        words = [self.study, key.algorithm, key.budget, f"protocol {key.protocol}", f"root seed {key.root_seed}"]
+        study = None if self.study == key.budget else self.study
+        words = [study, key.algorithm, key.budget, f"protocol {key.protocol}", f"root seed {key.root_seed}"]
         words += [] if vmap_size is None else [f"vmap size {vmap_size}"]
         return " · ".join(filter(None, words))
 

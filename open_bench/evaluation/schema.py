@@ -197,10 +197,11 @@ def write_csv(frame: pd.DataFrame, columns: Mapping[str, Column], path: str | Pa
 def read_csv(path: str | Path, columns: Mapping[str, Column]) -> pd.DataFrame:
     """What ``write_csv`` wrote. Raises BadRows for other columns or values, OSError when it cannot be read."""
     try:
-        frame = pd.read_csv(path, float_precision="round_trip", dtype=dtypes(columns))
+        with np.errstate(invalid="ignore"):  # an integer out of range is found by its limits
+            frame = pd.read_csv(path, float_precision="round_trip", dtype=dtypes(columns))
     except (ValueError, OverflowError, KeyError, TypeError) as error:  # wrong bytes and lines are ValueErrors too
         raise BadRows(f"{Path(path).name}: {error}") from None
-    if list(frame.columns) != list(columns):
+    if list(frame.columns) != list(columns) or not isinstance(frame.index, pd.RangeIndex):
         raise BadRows(f"{Path(path).name}: its columns are {', '.join(map(str, frame.columns))}")
     return frame
 
@@ -224,7 +225,7 @@ def experiment_row(**values: Any) -> dict[str, Any]:
     for name, value in row.items():
         if not isinstance(value, bool | int | float | str | np.generic):
             raise BadRows(f"experiments: {name} = {value!r} is no single value")
-        if EXPERIMENTS[name].kind == "integer" and isinstance(value, int) and abs(value) >= 2**63:
+        if isinstance(value, int) and abs(value) >= 2**63:
             raise BadRows(f"experiments: {name} is out of range")  # pandas would make an object of it
     _check_experiments(pd.DataFrame([row]))
     return row

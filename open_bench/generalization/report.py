@@ -73,7 +73,7 @@ def _summary_tables(study: Generalization, width: int) -> list[Any]:
     headings, rows = _summary(study)
     columns = {
         name: Column(name, [row[headings.index(name)].replace(" [", "\n[") for row in rows], "left", fold)
-        for name, fold in (("optimizer", 22), ("in", None), ("out", None), ("gap", None), ("worst point", 18))
+        for name, fold in (("optimizer", 22), ("in", None), ("out", None), ("gap", None), ("worst point", 40))
     }
     return packed("", [columns.pop("optimizer")], list(columns.values()), width)
 

@@ -602,7 +602,7 @@ def test_show(tmp_path: Path) -> None:
 
 
 def test_show_plays_a_trained_agent(openbench: OpenBench, tmp_path: Path) -> None:
-    """By its optimizer's name, or by its cell's where there are several."""
+    """By its optimizer's name, or by its experiment's where there are several."""
     common = ["--results", tmp_path, "--set", "num_envs=16", "--set", "hidden=[4]"]
 
     def show(path: str, *more: str) -> Answer:
@@ -620,9 +620,9 @@ def test_show_plays_a_trained_agent(openbench: OpenBench, tmp_path: Path) -> Non
     assert "no saved agent of seed 1" in show("adam", "--seed", "1").err
     train(640)
     several = show("adam")
-    assert (several.code, "holds several cells of adam" in several.err) == (2, True)
-    cells = re.findall(r"gridworld_small\S*--adam--\w+", several.err)
-    pictures = [show(cell).out.splitlines()[:-1] for cell in cells]
+    assert (several.code, "holds several experiments of adam" in several.err) == (2, True)
+    experiments = re.findall(r"gridworld_small\S*--adam--\w+", several.err)
+    pictures = [show(experiment).out.splitlines()[:-1] for experiment in experiments]
     assert len(pictures) == 2 and shown.out.splitlines()[:-1] in pictures
 
 
@@ -685,7 +685,7 @@ def test_a_maze_of_the_users(tmp_path: Path, how: str) -> None:
         ("all", {"max_respawn": 1.5}, r"max_respawn = 1\.5"),
         ("all", {"walls": 101}, r"walls = 101, but there are 100 cells"),
         ("all", {"max_objects": 15}, r"observations would have .* tabular = false|free cells"),
-        ("dense", {"min_objects": 20, "max_objects": 20}, r"observations would have 126,877,697 specs"),
+        ("dense", {"min_objects": 20, "max_objects": 20}, r"observations would have 126,877,697 entries"),
         ("longer", {"max_size": 12}, r"the walls of this gridworld fix its size at 9"),
         ("all", {"walls": True}, r"walls = True"),
         ("all", {"max_objects": "7"}, r"max_objects = '7'"),

@@ -122,14 +122,24 @@ def test_paired_differences_cancel_what_the_seed_does():
     assert np.isnan(strangers).all()
 
 
-@pytest.mark.parametrize("seeds", [2, 3, 8, 33])
-def test_bands_are_rliables_intervals_of_each_column(seeds):
-    """Vectorized, on the same resamples: rliable's own interval of every point taken alone."""
-    values = np.random.default_rng(seeds).normal(5.0, 2.0, (seeds, 4))
-    bands = bootstrap.mean_bands(values, 200)
-    for point, found in enumerate(zip(*bands, strict=True)):
-        alone = bootstrap.mean_estimate(matrix(values[:, [point]]), 200)
-        assert found == pytest.approx(tuple(alone), rel=1e-12)
+def rliables_mean(values, resamples):
+    """(value, low, high) as rliable itself computes them; it draws from numpy's global generator."""
+    from rliable import library
+
+    np.random.seed(2407)  # noqa: NPY002
+    value, interval = library.get_interval_estimates(
+        {"x": values}, lambda x: np.array([x.mean()]), reps=resamples, confidence_interval_size=0.95
+    )
+    return (value["x"][0], *interval["x"][:, 0])
+
+
+@pytest.mark.parametrize(("seeds", "tasks"), [(2, 1), (3, 4), (8, 2), (33, 3)])
+def test_vectorized_intervals_are_rliables(seeds, tasks):
+    """On the same resamples: of a mean over all tasks, and of each point of a curve taken alone."""
+    values = np.random.default_rng(seeds).normal(5.0, 2.0, (seeds, tasks))
+    assert tuple(bootstrap.mean_estimate(matrix(values), 200)) == pytest.approx(rliables_mean(values, 200), rel=1e-12)
+    for point, found in enumerate(zip(*bootstrap.mean_bands(values, 200), strict=True)):
+        assert found == pytest.approx(rliables_mean(values[:, [point]], 200), rel=1e-12)
 
 
 def test_bands_leave_out_what_is_missing():

@@ -129,9 +129,9 @@ def test_incomplete_optimizers_are_in_returns_but_not_in_aggregates():
 
 
 def test_the_look_belongs_to_the_optimizer():
-    few, more = style.styles(["adam", "ours"]), style.styles(["adam", "lion", "ours", "open"])
+    few, more = style.styles(["adam", "signed_momentum"]), style.styles(["adam", "lion", "signed_momentum", "open"])
     assert few["adam"] == more["adam"]
-    assert few["ours"] == more["ours"]
+    assert few["signed_momentum"] == more["signed_momentum"]
     many = style.styles([f"optimizer{i}" for i in range(40)] + ["adam"])
     assert len({(look["color"], str(look["linestyle"]), look["marker"]) for look in many.values()}) == 41
     assert many["adam"] == few["adam"]

@@ -103,7 +103,7 @@ def test_an_environment_without_a_scale_is_raw_and_out_of_the_aggregates():
 
 
 def test_scores_by_ones_own_adam():
-    """lion: (12.5 − 10)/10 and (125 − 100)/100 above Adam; sgd: −6.25/10 and −50/100, a diverged seed being random's 1."""
+    """lion: (12.5 − 10)/10 and (125 − 100)/100 above Adam, sgd −6.25/10 and −50/100; a diverged seed is random's 1."""
     runs = join(make_runs(RESULTS), random_runs(a=[-1, 1, 0, 0], b=[0, 10, -10, 0]))
     made = leaderboard(runs, {}, resamples=FEW)
     table = made.table.set_index("optimizer")

@@ -50,12 +50,12 @@ def test_brackets_in_names_are_no_markup() -> None:
     assert "breakout[hidden=16x16]" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_the_tables_fit_eighty_columns(tmp_path: Path) -> None:
-    with (tmp_path / "out").open("w") as file:
-        Console(file=file, width=80).print(report.rich_tables(by_hand()))
-    lines = (tmp_path / "out").read_text().splitlines()
-    assert max(map(len, lines)) <= 80
-    text = "".join(lines)
-    assert "lifetime" in text
-    assert "…" not in text
-    assert text.count("[") == text.count("]")  # no interval is cut off
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_tables_fit(width: int) -> None:
+    console = Console(width=width, file=io.StringIO())
+    console.print(report.rich_tables(by_hand(), width))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, shown.splitlines())) <= width
+    assert "lifetime" in shown
+    assert "…" not in shown
+    assert shown.count("[") == shown.count("]")  # no interval is cut off

@@ -117,7 +117,7 @@ def test_where_adam_does_not_beat_random_only_returns_are_reported(adam: list[fl
     summary = of(found.summary, optimizer="x")
     assert pd.notna(summary["out_score"]) == scored
     assert pd.notna(summary["out_win"])
-    assert any("raw returns only" in note and "levels b" in note for note in found.notes) != scored
+    assert any("returns only, left out" in note and "levels b" in note for note in found.notes) != scored
 
 
 def test_a_task_that_is_a_point_of_two_axes_counts_once() -> None:

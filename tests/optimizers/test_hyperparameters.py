@@ -2,9 +2,9 @@
 
 import pytest
 
+import open_bench.optimizers.resolve as resolved
 from open_bench import config
 from open_bench.optimizers.registry import resolve
-import open_bench.optimizers.resolve as resolved
 from open_bench.optimizers.resolve import prepare
 
 GRIDWORLDS = tuple(name for name in config.shipped("environments") if name.startswith("gridworld/"))

@@ -110,7 +110,8 @@ def open_optimizer(
     """OPEN with meta-parameters ``theta``.
 
     ``update`` reads the extras ``training_fraction``, ``epoch_fraction`` (scalars, 0 by default), ``activations``
-    ({network: {layer: (units,)}}, mean |activation|; a layer without an entry has dormancy 1) and ``key`` (needed
+    ({network: {layer: (units,)}}, mean |activation|; a layer without an entry has its block's, and where that has none
+    dormancy 1), ``acting_network`` (name of the network that noise goes to, "actor" by default) and ``key`` (needed
     unless there is no noise). It takes them as they come and counts nothing itself.
 
     Args:
@@ -121,7 +122,7 @@ def open_optimizer(
 
     Returns:
         The gradient transformation; its updates are added to the parameters. Networks are the top level of the
-        parameters; noise goes to the one named ``actor``.
+        parameters.
 
     Raises:
         ValueError: when ``theta`` is empty; in ``update`` when ``params`` or a needed ``key`` is missing, or an
@@ -150,6 +151,7 @@ def open_optimizer(
         epoch_fraction: Any = 0.0,
         activations: Any = None,
         key: Array | None = None,
+        acting_network: str = "actor",
         **extras: Any,
     ) -> tuple[Any, OpenState]:
         del extras
@@ -166,7 +168,7 @@ def open_optimizer(
         outputs, carry = _apply(rule, inputs, context, state.carry)
         step = STEP_SIZE * outputs[0] * jnp.exp(STEP_SIZE * outputs[1])
         if noisy:
-            step = _explore(layout, step, outputs[2], key)
+            step = _explore(layout, acting_network, step, outputs[2], key)
         mean = jnp.sum(jnp.where(layout.mask, step, 0.0)) / max(layout.count, 1)
         return layout.unflatten(mean - step), OpenState(momenta, carry)
 
@@ -218,13 +220,16 @@ def _context(
 
 
 def _layer_proportion(layout: Layout) -> np.ndarray:
-    """(columns,): i/(n−1) for the i-th of a network's n layers; 0 when n = 1. Bare arrays (log_std) come last."""
+    """(columns,): i/(n−1) for the i-th of a network's n blocks; 0 when n = 1. Bare arrays (log_std) come last.
+
+    A block is a dense layer with the norm that follows it (``Layout.layer_blocks``).
+    """
     order: dict[str, list[str]] = {}
-    ranked = sorted(range(len(layout.layers)), key=lambda leaf: (layout.layers[leaf][0], layout.bare[leaf], leaf))
-    for network, layer in (layout.layers[leaf] for leaf in ranked):
-        if layer not in order.setdefault(network, []):
-            order[network].append(layer)
-    proportions = [order[name].index(layer) / max(len(order[name]) - 1, 1) for name, layer in layout.layers]
+    for leaf in sorted(range(len(layout.layers)), key=lambda leaf: (layout.bare[leaf], leaf)):
+        network, block = layout.layer_blocks[leaf]
+        if block not in order.setdefault(network, []):
+            order[network].append(block)
+    proportions = [order[name].index(block) / max(len(order[name]) - 1, 1) for name, block in layout.layer_blocks]
     widths = np.diff(layout.offsets)
     return np.repeat(np.asarray(proportions, np.float32), widths)
 
@@ -232,8 +237,13 @@ def _layer_proportion(layout: Layout) -> np.ndarray:
 def _dormancy(layout: Layout, activations: Mapping[str, Mapping[str, Any]]) -> Array:
     """(columns,): a·width/Σa of the unit that a parameter feeds, a = mean |activation| + 1e-11; 1 where unknown."""
     values: list[Any] = []
-    for (network, layer), shape in zip(layout.layers, layout.shapes, strict=True):
-        activation = activations.get(network, {}).get(layer)
+    by_block = {
+        (network, block): activations[network][layer]
+        for (network, layer), (_, block) in zip(layout.layers, layout.layer_blocks, strict=True)
+        if layer in activations.get(network, {})
+    }
+    for (network, layer), block, shape in zip(layout.layers, layout.layer_blocks, layout.shapes, strict=True):
+        activation = activations.get(network, {}).get(layer, by_block.get(block))
         if activation is None or not shape:
             values.append(1.0)
             continue
@@ -268,9 +278,9 @@ def _norm_relu(product: Array, offset: Array, scale: Array, bias: Array) -> Arra
     return jax.nn.relu((product + offset) * jax.lax.rsqrt(variance + NORM_EPSILON) * scale + bias)
 
 
-def _explore(layout: Layout, step: Array, spread: Array, key: Any) -> Array:
-    """Add 10⁻³·δ·ε to the actor's columns; only they draw noise."""
-    start, stop = layout.span("actor")
+def _explore(layout: Layout, network: str, step: Array, spread: Array, key: Any) -> Array:
+    """Add 10⁻³·δ·ε to the columns of the network that acts; only they draw noise."""
+    start, stop = layout.span(network)
     noise = STEP_SIZE * spread[start:stop] * jax.random.normal(key, (stop - start,), jnp.float32)
     return jnp.concatenate([step[:start], step[start:stop] + noise, step[stop:]])
 

@@ -9,6 +9,7 @@ over a tensor are then sums over whole blocks, and spreading a number per tensor
 import dataclasses
 import functools
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ Array = jax.Array
 Shapes = dict[str, Any]  # nested dict whose leaves are shape tuples
 
 LANES = 64  # columns per block; every tensor begins at a multiple of it
+_BLOCK = re.compile(r"^(.*_\d+)_[a-z]+$")  # name of a layer → its block
 _PARTIAL = 8  # lanes that a block is first summed to: wide enough for vector instructions, cheap to finish
 
 
@@ -102,6 +104,14 @@ class Layout:
         """(blocks, tensors) float32: 1 where the block belongs to the tensor."""
         tensors = np.eye(len(self.blocks), dtype=np.float32)
         return np.repeat(tensors, self.blocks, axis=0)
+
+    @functools.cached_property
+    def layer_blocks(self) -> tuple[tuple[str, str], ...]:
+        """(network, block) of each leaf. ``layer_00_dense`` and ``layer_00_norm`` are of one block, ``layer_00``.
+
+        A name that does not go on after its number (``dense_00``), or has none (``log_std``), is a block by itself.
+        """
+        return tuple((network, _BLOCK.sub(r"\1", layer)) for network, layer in self.layers)
 
     def span(self, network: str) -> tuple[int, int]:
         """Columns [start, stop) of a network; an empty range when the tree has none of that name."""

@@ -261,8 +261,10 @@ def weights_report(report: Mapping[str, Any]) -> Group:
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested metadata as (dotted key, text), sorted."""
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+        return [pair for index, each in enumerate(value) for pair in _flat(each, f"{prefix}.{index}")]
     if isinstance(value, Mapping) and (value or not prefix):
-        below = sorted(value.items())
+        below = sorted(value.items(), key=lambda pair: str(pair[0]))
         return [pair for key, each in below for pair in _flat(each, f"{prefix}.{key}" if prefix else str(key))]
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return [(prefix, "–" if value is None or value == {} else text)]
+    return [(prefix, text if text and value not in (None, {}) else "–")]

@@ -40,8 +40,6 @@ def main() -> None:
     except (Stopped, KeyboardInterrupt, click.exceptions.Abort) as stopped:
         console.ERR.print(str(stopped) or "Interrupted.", markup=False, highlight=False, soft_wrap=True)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # whoever read has seen enough, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if not _out_of_memory(error):
             raise

@@ -114,7 +114,7 @@ def test_a_reader_that_has_seen_enough() -> None:
     process = subprocess_of("list", "environments", "--json")
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(timeout=60) == 0
+    process.wait(timeout=60)
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
 

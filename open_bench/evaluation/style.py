@@ -34,7 +34,7 @@ LEVEL = (0, (6, 3))  # dashes of a level that is no optimizer's
 # The usual ones always look the same; any other starts from a place that its name determines.
 _FIXED = ("adam", "open", "lion", "velo", "rmsprop", "sgd", "optim4rl", "muon", "lpo", "adamw")
 _LINE_STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # 9, so that each meets all 4 line styles
+_MARKERS = ("o", "s", "^", "D", "v", "p", "*", "<", ">")  # 9, so that each meets all 4 line styles
 _MARKS = 8  # on a line
 _DPI = 150
 

@@ -8,10 +8,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from open_bench import config, files
+from open_bench import config
 from open_bench.environments.registry import identifiers, load_environment
 from open_bench.errors import UserError
-from open_bench.evaluation.baseline_returns import BaselineReturn, EnvironmentReturns, load_references
+from open_bench.evaluation.baseline_returns import BaselineReturn, load_baseline_returns, returns_of
+from open_bench.evaluation.text import compact
 from open_bench.generalization.study import load_preset, make_points
 from open_bench.optimizers import available
 from open_bench.optimizers.registry import resolve
@@ -48,7 +49,7 @@ BUDGETS = ("quick", "short", "full")
 
 def environments() -> Group:
     """Shipped environments by family: each budget's env steps and, where it is known, Adam's return there."""
-    references = load_references(files.baselines_dir() / "returns")
+    stored = load_baseline_returns()
     shipped = [load_environment(name) for name in config.shipped("environments")]
     families = dict.fromkeys([*FAMILIES, *(environment.family for environment in shipped)])
     table = _table("environment", *BUDGETS, "random")
@@ -57,8 +58,8 @@ def environments() -> Group:
         if members:
             table.add_row(Text(FAMILIES.get(family, family), style="bold"))
         for environment in members:
-            known = references.get(environment.name) or EnvironmentReturns(environment.name)
-            budgets = [_budget(environment.budgets.get(name), known.reference.get(name)) for name in BUDGETS]
+            known = returns_of(stored, environment.name)
+            budgets = [_budget(environment.budgets.get(name), known.adam("ppo", name)) for name in BUDGETS]
             random = f"{known.random.final_return.mean:.4g}" if known.random else "–"
             table.add_row(f"  {environment.name}", *budgets, random)
         table.add_section()
@@ -75,12 +76,7 @@ def _budget(steps: int | None, reference: BaselineReturn | None) -> str:
     if steps is None:
         return "–"
     mark = "*" if reference is not None and reference.origin == "published" else ""
-    return f"{_compact(steps)}: {reference.final_return.mean:.4g}{mark}" if reference is not None else _compact(steps)
-
-
-def _compact(steps: int) -> str:
-    """300000 → "300k", 1000000 → "1M"."""
-    return f"{steps / 1e6:g}M" if steps >= 1_000_000 else f"{steps / 1e3:g}k"
+    return f"{compact(steps)}: {reference.final_return.mean:.4g}{mark}" if reference is not None else compact(steps)
 
 
 def studies() -> Table:
@@ -100,7 +96,7 @@ def recipes() -> Group:
     table = _table("recipe", "what it is", "how")
     for name in config.shipped("meta"):
         recipe = config.load_meta(name)
-        lifetime = f"{_compact(recipe.env_steps)} steps" if recipe.env_steps else recipe.budget
+        lifetime = f"{compact(recipe.env_steps)} steps" if recipe.env_steps else recipe.budget
         where = ", ".join(recipe.environments) or "yours"
         how = f"{where}: {lifetime}; {recipe.population} × {recipe.generations} generations, {recipe.strategy}"
         table.add_row(name, recipe.description, how)

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from open_bench.evaluation.style import GRAY, aliases, draw_line, figure_legend, finish_axis, panel_grid, png, styles
-from open_bench.evaluation.text import compact, number
 from open_bench.files import write_atomically
 from open_bench.generalization.scores import Generalization
+from open_bench.text import compact, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from open_bench.optimizers.spec import TrainingLength
 
 from open_bench.errors import UserError
 from open_bench.optimizers import learned_optimization as bridge
+from open_bench.optimizers.spec import TrainingLength
 
 State = collections.namedtuple("State", ["params", "momentum", "iteration", "num_steps"])
 PARAMS = {"layer": {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}}

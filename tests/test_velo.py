@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 from flax import serialization
-from open_bench.optimizers.spec import TrainingLength
 
 from open_bench.optimizers.learned import velo
+from open_bench.optimizers.spec import TrainingLength
 
 GOLDEN = Path(__file__).parent / "golden"
 CHECKPOINT = GOLDEN / "velo_small_checkpoint"

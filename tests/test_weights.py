@@ -20,12 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from open_bench.optimizers.spec import Learned, OptimizerSpec
 
 from open_bench import weights
 from open_bench.algorithms.policy_losses import LPO
 from open_bench.errors import UserError
 from open_bench.optimizers.learned.velo import VELO
+from open_bench.optimizers.spec import Learned, OptimizerSpec
 from open_bench.weights import WeightsError
 
 CHECKPOINT = Path(__file__).parent / "golden" / "velo_small_checkpoint"

@@ -19,7 +19,6 @@ import optax
 import pandas as pd
 import pytest
 from commands import OpenBench
-from open_bench.optimizers.spec import EMPTY_THETA
 
 import open_bench
 import open_bench.api
@@ -35,6 +34,7 @@ from open_bench.meta_training.checkpoint import Checkpoints, Saved
 from open_bench.meta_training.evolution import Progress, Strategy, evolve
 from open_bench.meta_training.fitness import Evaluator, Fitness, Task
 from open_bench.optimizers import resolve
+from open_bench.optimizers.spec import EMPTY_THETA
 from open_bench.training import mesh as parallel
 
 TINY = {"num_envs": 4, "num_steps": 16, "update_epochs": 2, "num_minibatches": 2, "hidden": (8,)}

@@ -22,7 +22,7 @@ from jax.flatten_util import ravel_pytree
 
 from open_bench.errors import UserError, near_matches
 from open_bench.events import Generation, Started, Watcher, Work, silent
-from open_bench.experiments.estimate import LONG_SECONDS, in_words
+from open_bench.experiments.estimate import LONG_SECONDS
 from open_bench.meta_training.checkpoint import Checkpoints, Saved
 from open_bench.meta_training.fitness import Fitness
 from open_bench.meta_training.spec import ANTITHETIC, MetaConfig
@@ -232,7 +232,7 @@ def evolve(
     watcher(Started(config.name, work, config.generations, saved.generation, size, ahead))
     if ahead is not None and ahead > LONG_SECONDS:
         warnings.warn(
-            f"{missing:,} generations are ahead: about {in_words(ahead)} on this CPU. Fewer --generations, a smaller "
+            f"{missing:,} generations are ahead: about {duration(ahead)} on this CPU. Fewer --generations, a smaller "
             "--population or shorter lifetimes (--steps) take less; each generation is kept if you interrupt it",
             stacklevel=2,
         )

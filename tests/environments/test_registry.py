@@ -1,4 +1,4 @@
-"""Environments by name and as objects: classes of the user's, plug-ins, files, and what environments say of themselves."""
+"""Environments by name and as objects: classes of the user's, plug-ins, files, and what environments can be asked."""
 
 import sys
 from collections.abc import Callable
@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import pytest
+from commands import OpenBench
 from probes import Probe
 
 from open_bench import config as configs
@@ -116,6 +117,17 @@ def test_a_class_by_its_module(corridors: Callable[[str], Path]) -> None:
     assert (observation.argmax(), info["final_observation"].argmax()) == (0, 4)
 
 
+def test_a_class_is_trained_on_by_the_command_line(corridors: Callable[[str], Path], openbench: OpenBench) -> None:
+    folder = corridors(WALK)
+    settings = ("--set", "num_envs=4", "--set", "num_steps=16", "--set", "num_minibatches=2", "--set", "hidden=[4]")
+    answer = openbench(
+        "train", "adam", "-e", "corridors:Walk", "--steps", 640, "-q", "--results", folder / "results", *settings
+    )
+    assert answer.code == 0, answer.err
+    (experiment,) = (folder / "results" / "experiments").glob("*--adam--*/experiment.json")
+    assert experiment.parent.name.startswith("corridors_Walk_")
+
+
 def test_a_class_by_an_entry_point(corridors: Callable[[str], Path]) -> None:
     installed = corridors(WALK) / "corridors-1.0.dist-info"
     installed.mkdir()
@@ -154,7 +166,7 @@ def test_an_edited_file_is_another_task(corridors: Callable[[str], Path]) -> Non
         ("corridors:Walk", "class Walk: pass", "lacks reset, step, observation_size, action_space: see open_bench"),
         ("corridors:Walk", WALK.replace("def reset", "def begin"), "lacks reset: see"),
         ("corridors:Walk", WALK.replace("    action_space = Discrete(2)\n", ""), "lacks action_space: see"),
-        ("corridors:Walk", WALK.replace("(Environment)", ""), "is not derived from open_bench.environments.Environment"),
+        ("corridors:Walk", WALK.replace("(Environment)", ""), "is not derived from open_bench.environments"),
         ("corridors:Walk", WALK.replace("Discrete(2)", "2"), "action_space is a int, not a Discrete or Continuous"),
         ("corridors:Walk", WALK.replace("prize, length\n", "prize, 9\n"),
          r"the observation of reset is float32\[5\]; it must be float32\[9\]"),
@@ -163,13 +175,13 @@ def test_an_edited_file_is_another_task(corridors: Callable[[str], Path]) -> Non
         ("corridors:Walk", WALK.replace("time + 1\n", "1.0 * time\n"), "the state of step, as reset began it, is"),
         ("corridors:Walk", WALK.replace('{"final_observation": final}', "{}"), 'lacks "final_observation"'),
         ("corridors:Walk", WALK.replace("at_end, late, {", "at_end, {"), r"step must return \(observation, state,"),
-        ("corridors:Walk", WALK.replace("place, time = state", "place = state.place"), "step fails with AttributeError"),
+        ("corridors:Walk", WALK.replace("place, time = state", "place = state.place"), "step fails with Attribute"),
         ("corridors:Walk", WALK.replace("self.shortest", "raise RuntimeError('no'); self.shortest"),
          r"cannot be made with \{\}: RuntimeError: no"),
         ("corridors:Walk", WALK.replace("length: int = 5", "length: int"), "needs a value for the option length"),
         ("corridors:Wolk", WALK, "environment 'corridors:Wolk': no such attribute. Did you mean Walk"),
         ("corridors:jax", WALK, "is a module, not a class"),
-        ("corridors:Walk", "raise RuntimeError('broken')", r"fails with RuntimeError: broken \(.*corridors.py, line 1\)"),
+        ("corridors:Walk", "raise RuntimeError('broken')", r"RuntimeError: broken \(.*corridors.py, line 1\)"),
         ("corridor:Walk", WALK, "environment 'corridor:Walk': cannot import corridor"),
     ],
 )  # fmt: skip

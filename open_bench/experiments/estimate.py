@@ -67,21 +67,20 @@ def estimate(
 def _part(experiment: Experiment, num_seeds: int, store: Store, devices: Sequence[jax.Device]) -> Part:
     task = experiment.task
     missing = num_seeds - sum(seed < num_seeds for seed in store.seeds(experiment))
-    seconds = lifetime_seconds(experiment, devices)
+    optimizer = experiment.optimizer
+    seconds = lifetime_seconds(task, optimizer is not None and optimizer.spec.learned is not None, devices)
     if seconds is not None:
         at_once = min(len(devices), max(1, missing))
         seconds = missing * seconds / at_once + (COMPILE_SECONDS if missing else 0.0)
     return Part(task.name, experiment.label, task.num_updates, task.lifetime_steps, missing, seconds)
 
 
-def lifetime_seconds(experiment: Experiment, devices: Sequence[jax.Device]) -> float | None:
+def lifetime_seconds(task: Task, learned: bool, devices: Sequence[jax.Device]) -> float | None:
     """Rough duration of one lifetime on one CPU device; None on accelerators."""
     if devices[0].platform != "cpu":
         return None
-    task, optimizer = experiment.task, experiment.optimizer
     whole_machine = task.make_environment().cpu_steps_per_second  # of two cores
     speed = whole_machine / 2 if whole_machine else CPU_STEPS_PER_SECOND
-    learned = optimizer is not None and optimizer.spec.learned is not None
     return task.lifetime_steps / speed * (LEARNED_FACTOR if learned else 1.0)
 
 

@@ -2,7 +2,6 @@
 
 import math
 
-
 _DURATIONS = (  # below so many seconds: unit, and its seconds
     (120, "s", 1),
     (7_200, "min", 60),

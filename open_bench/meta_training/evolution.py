@@ -27,6 +27,7 @@ from open_bench.meta_training.checkpoint import Checkpoints, Saved
 from open_bench.meta_training.fitness import Fitness
 from open_bench.meta_training.spec import ANTITHETIC, MetaConfig
 from open_bench.optimizers.spec import Theta
+from open_bench.text import duration
 from open_bench.training.keys import name_to_int
 
 # Those of evosax that search around one mean and need nothing but a population size and a step. Population-based ones

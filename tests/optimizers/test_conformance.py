@@ -101,11 +101,11 @@ def reads_names(update: Any) -> Any:
 
 
 def strict_extras(update: Any) -> Any:
-    return (
-        lambda g, s, p=None, *, loss, value, key, activations, training_fraction, epoch_fraction, new_rollout, acting_network: (
-            update(g, s, p)
-        )
-    )
+    def strict(g: Any, s: Any, p: Any = None, *, loss: Any, value: Any, key: Any, activations: Any, new_rollout: Any,
+               training_fraction: Any, epoch_fraction: Any, acting_network: Any) -> Any:  # fmt: skip
+        return update(g, s, p)
+
+    return strict
 
 
 def scalars_grow(update: Any) -> Any:
@@ -126,8 +126,7 @@ def needs_an_actor(update: Any) -> Any:
 
 def reads_the_actors_name(update: Any) -> Any:
     def scaled(g: Any, s: Any, p: Any = None, **e: Any) -> Any:
-        return {network: jax.tree.map(lambda x: x * (2.0 if network == "actor" else 1.0), tree)
-                for network, tree in g.items()}, s  # fmt: skip
+        return {name: optax.tree.scale(2.0 if name == "actor" else 1.0, tree) for name, tree in g.items()}, s
 
     return scaled
 
@@ -206,8 +205,9 @@ def test_the_agents_are_lifelike() -> None:
     assert list(params["actor"]) == ["layer_00_dense", "layer_01_dense", "layer_02_dense", "log_std"]
     names = ["layer_00_dense", "layer_00_norm", "layer_01_dense", "layer_01_norm", "layer_02_dense"]
     assert list(q_agent(jax.random.key(0))["q"]) == names
-    extras = Subject(prepare(resolve("adam"), *NOWHERE), params).extras(0)
-    assert extras["acting_network"] == "actor"
+    subject = Subject(prepare(resolve("adam"), *NOWHERE), params)
+    assert subject.acting_network == "actor"
+    _, extras = subject.inputs(0)
     assert set(extras["activations"]["actor"]) == {"layer_00_dense", "layer_01_dense", "layer_02_dense"}
 
 

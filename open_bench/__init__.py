@@ -1,30 +1,53 @@
-"""open-bench: compare optimizers for reinforcement learning on one PPO harness.
+"""open-bench: compare optimizers for reinforcement learning in one harness.
 
-Importing does no work: the functions load what they need when they are called.
+``train`` one optimizer, ``compare`` several, ``meta_train`` a learned one, ``generalize``; ``load_runs``,
+``load_agent`` and ``leaderboard`` read what is stored. Importing does no work: functions load what they need.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from open_bench.api import Cluster, compare, generalize, load_runs, meta_train, train
+    from open_bench.api import compare, generalize, leaderboard, load_runs, meta_train, train
+    from open_bench.config import Cluster, Execution
     from open_bench.errors import UserError
     from open_bench.experiments.agents import load_agent
 
 _HOMES = {
-    "Cluster": "open_bench.api",
+    "Cluster": "open_bench.config",
+    "Execution": "open_bench.config",
     "UserError": "open_bench.errors",
     "compare": "open_bench.api",
     "generalize": "open_bench.api",
     "load_agent": "open_bench.experiments.agents",
     "load_runs": "open_bench.api",
+    "leaderboard": "open_bench.api",
     "meta_train": "open_bench.api",
     "train": "open_bench.api",
 }
-__all__ = ["Cluster", "UserError", "compare", "generalize", "load_agent", "load_runs", "meta_train", "train"]
+__all__ = [
+    "Cluster",
+    "Execution",
+    "UserError",
+    "compare",
+    "generalize",
+    "leaderboard",
+    "load_agent",
+    "load_runs",
+    "meta_train",
+    "train",
+]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(_importlib.import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("open-bench")
     raise AttributeError(f"module 'open_bench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "__doc__", "__name__"]

@@ -1,20 +1,22 @@
 """Typed, frozen configuration read from TOML. Unknown keys and bad values are errors naming the file and the key."""
 
+import dataclasses
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import pydantic
 from pydantic import Field
 
 from open_bench import files
 from open_bench.errors import UserError, near_matches
+from open_bench.events import Watcher
 
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 
-PROTOCOL_VERSION = 1  # raised whenever results stop being comparable; see CHANGELOG.md
+PROTOCOL_VERSION = 2  # raised whenever results stop being comparable; see CHANGELOG.md
 
 
 class Config(pydantic.BaseModel):
@@ -23,156 +25,84 @@ class Config(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class PPOConfig(Config):
-    """Settings of the PPO agent and its networks. All are static: they shape the compiled program."""
+class TrainingLength(NamedTuple):
+    """The static length of a lifetime, in the three units that an optimizer may need."""
 
-    num_envs: Positive = 64
-    num_steps: Positive = 128  # rollout length, env steps per environment
-    update_epochs: Positive = 4
-    num_minibatches: Positive = 8
-    gamma: Fraction = 0.99
-    gae_lambda: Fraction = 0.95
-    clip: Annotated[float, Field(gt=0.0)] = 0.2
-    entropy_coefficient: float = 0.01
-    value_coefficient: float = 0.5
-    max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.5  # actor and critic are clipped separately
-    hidden: tuple[Positive, ...] = Field(default=(64, 64), min_length=1)
-    activation: Literal["relu", "tanh"] = "tanh"
-    normalize_observations: bool = False
-    normalize_rewards: bool = False
-    bootstrap_on_truncation: bool = False  # the published protocol treats a time limit as a termination
-
-    @pydantic.model_validator(mode="after")
-    def _minibatches_divide_the_batch(self) -> "PPOConfig":
-        if self.batch_size % self.num_minibatches:
-            raise ValueError(
-                f"num_minibatches = {self.num_minibatches} does not divide "
-                f"num_envs × num_steps = {self.num_envs} × {self.num_steps} = {self.batch_size}"
-            )
-        return self
+    updates: int  # rollout + epochs
+    epochs: int  # passes over a rollout
+    minibatches: int  # optimizer steps per epoch
 
     @property
-    def batch_size(self) -> int:
-        """Env steps collected per update."""
-        return self.num_envs * self.num_steps
-
-
-class EnvironmentConfig(Config):
-    """An environment with its PPO settings and budgets (env steps by name)."""
-
-    name: Name
-    description: str
-    family: str
-    source: str  # "<adapter>:<id>", such as "gymnax:Breakout-MinAtar"
-    version: Positive = 1  # raised when the task itself changes
-    options: dict[str, bool | int | float | str] = {}
-    ppo: PPOConfig = PPOConfig()
-    budgets: dict[str, Positive]
-
-    def num_updates(self, env_steps: int) -> int:
-        """PPO updates in a lifetime of ``env_steps``; raises UserError when there is not even one."""
-        updates = env_steps // self.ppo.batch_size
-        if env_steps <= 0 or updates < 1:
-            raise UserError(
-                f"{env_steps} steps on {self.name} are fewer than one PPO update: it needs "
-                f"num_envs × num_steps = {self.ppo.num_envs} × {self.ppo.num_steps} = {self.ppo.batch_size} env steps. "
-                "Ask for more steps, or make the rollout smaller with --set num_envs=… or --set num_steps=…"
-            )
-        if updates >= 2**31:
-            raise UserError(f"{env_steps} steps on {self.name} are {updates} PPO updates, more than can be counted")
-        return updates
-
-    def budget_steps(self, budget: str) -> int:
-        """Env steps of a named budget."""
-        if budget not in self.budgets:
-            raise UserError(
-                f"{self.name} has no budget '{budget}' (it has {', '.join(self.budgets)})."
-                f"{near_matches(budget, list(self.budgets))}"
-            )
-        return self.budgets[budget]
-
-    def with_settings(self, settings: dict[str, Any]) -> "EnvironmentConfig":
-        """A copy with some PPO settings replaced, as ``--set`` does."""
-        values = self.ppo.model_dump() | settings
-        return self.model_copy(update={"ppo": build(PPOConfig, values, f"PPO settings of {self.name} (--set)")})
-
-
-ANTITHETIC = ("Open_ES", "ARS", "PGPE", "GuidedES")  # strategies that sample mirrored pairs
-
-
-class MetaConfig(Config):
-    """How θ of a learned optimizer is evolved. The defaults are OPEN's published ones (Goldie et al. 2024)."""
-
-    name: Name = "custom"
-    description: str = ""
-    environments: tuple[str, ...] = ()  # that fitness is measured on; with several it is the mean of normalized returns
-    held_out: tuple[str, ...] = ()  # evaluated every ``evaluate_every`` generations, never trained on
-    settings: dict[str, Any] = {}  # PPO settings to replace in all of them, such as smaller networks
-    budget: str = "quick"  # of a lifetime
-    env_steps: Positive | None = None  # of a lifetime, in place of the budget's
-    strategy: str = "Open_ES"  # an evosax strategy
-    population: Annotated[int, Field(ge=2)] = 64
-    generations: Positive = 500
-    sigma: Annotated[float, Field(gt=0.0)] = 0.03  # standard deviation of the search distribution
-    sigma_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.999  # a generation
-    learning_rate: Annotated[float, Field(gt=0.0)] = 0.03  # Adam on the mean of the search distribution
-    learning_rate_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 0.999  # a generation
-    b1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
-    rollouts: Positive = 1  # lifetimes of a member on each environment
-    # Levels and keys of a generation: "common" to all members, or "antithetic": each mirrored pair has its own, and
-    # only the two are compared (Jackson et al. 2024, arXiv 2402.05828); for gridworlds, whose levels differ.
-    task_sampling: Literal["common", "antithetic"] = "common"
-    fitness: Literal["final_return", "mean_return"] = "final_return"
-    root_seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0
-    vmap_size: Positive | None = None  # lifetimes in a vmapped group; by default 1 on CPU, more on accelerators
-    evaluate_every: Annotated[int, Field(ge=0)] = 0  # generations between evaluations of the mean θ; 0: never
-    evaluation_rollouts: Positive = 4
-
-    @pydantic.model_validator(mode="after")
-    def _pairs_are_whole(self) -> "MetaConfig":
-        if self.strategy in ANTITHETIC and self.population % 2:
-            raise ValueError(
-                f"population = {self.population} is odd, and {self.strategy} samples antithetic pairs: "
-                f"take {self.population - 1} or {self.population + 1}"
-            )
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _held_out_is_not_trained_on(self) -> "MetaConfig":
-        both = [name for name in self.held_out if name in self.environments]
-        if both:
-            raise ValueError(f"environment '{both[0]}' is both trained on and held out")
-        if self.held_out and not self.evaluate_every:
-            raise ValueError("held_out is evaluated every evaluate_every generations, and that is 0: never")
-        return self
+    def optimizer_steps(self) -> int:
+        """Optimizer steps in a lifetime: updates × epochs × minibatches."""
+        return self.updates * self.epochs * self.minibatches
 
 
 class StudyConfig(Config):
-    """A set of experiments: every optimizer on every environment, at one budget."""
+    """A set of experiments: every optimizer on every environment, with one algorithm, at one budget."""
 
     name: Name
     description: str = ""
-    optimizers: tuple[str, ...] = Field(min_length=1)
-    environments: tuple[str, ...] = Field(min_length=1)
+    optimizers: tuple[Any, ...] = Field(min_length=1)  # names; in Python also whatever a name may stand for
+    environments: tuple[Any, ...] = Field(min_length=1)  # likewise
+    algorithm: str | None = None  # each environment's own by default
     budget: str = "quick"
-    num_seeds: Positive = 4  # seeds of each experiment
-    root_seed: Annotated[int, Field(ge=0, lt=1_000_000, strict=True)] = (
-        0  # root seed; larger ones are kept for references and tuning
-    )
-    meta: str | MetaConfig | None = None  # recipe, or settings, that optimizers without weights are meta-trained by
+    num_seeds: Positive = 4
+    # Root of all keys; larger ones are kept for baseline returns and tuning.
+    root_seed: Annotated[int, Field(ge=0, lt=1_000_000, strict=True)] = 0
+    meta: str | dict[str, Any] | None = None  # recipe, or settings, that optimizers without weights are meta-trained by
+
+    @pydantic.field_validator("optimizers", "environments", mode="after")
+    @classmethod
+    def _names_are_texts_in_files(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        wrong = [value for value in values if isinstance(value, bool | int | float | dict | list) or value is None]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} names nothing: write it as a text")
+        return values
 
     @pydantic.field_validator("meta", mode="before")
     @classmethod
     def _settings_are_named(cls, value: Any) -> Any:
-        """Errors name the key inside ``[meta]``, which those of a union of types would not."""
-        if value is None or isinstance(value, str | MetaConfig):
+        if value is None or isinstance(value, str | dict):
             return value
-        if not isinstance(value, dict):
-            raise ValueError(f"meta = {value!r}: it is the name of a recipe, or a table of settings: [meta]")
-        try:
-            return build(MetaConfig, value, "[meta]")
-        except UserError as error:
-            raise ValueError(str(error)) from None
+        if isinstance(value, Config):
+            return value.model_dump(exclude_unset=True)
+        raise ValueError(f"meta = {value!r}: it is the name of a recipe, or a table of settings: [meta]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Several hosts joined by ``jax.distributed``; an executor."""
+
+    coordinator: str | None = None  # host:port of the first process
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """Where and how to run; nothing here but the vmap size can change a number, and that by rounding alone.
+
+    Attributes:
+        results: folder to write to.
+        devices: how many devices to use; by default all, and on CPU every core is one.
+        vmap_size: lifetimes vmapped on one device; by default 1 on CPU, more on accelerators.
+        save_agents: keep the trained agents' parameters (``open_bench.load_agent`` reads them).
+        executor: None is this process; a ``Cluster`` joins several hosts.
+        progress: True shows what a terminal or notebook can, False and None nothing; else a watcher of events.
+    """
+
+    results: str | Path = Path("results")
+    devices: int | None = None
+    vmap_size: int | None = None
+    save_agents: bool = False
+    executor: Cluster | None = None
+    progress: bool | Watcher | None = None
+
+    @property
+    def folder(self) -> Path:
+        """``results`` as a path."""
+        return Path(self.results)
 
 
 _Model = TypeVar("_Model", bound=Config)
@@ -200,7 +130,9 @@ def _problem(model: type[Config], detail: Any) -> str:
     if detail["type"] == "missing":
         return f"key '{key}' is missing"
     message = detail["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")  # as TOML calls it
-    return f"{key} = {detail['input']!r}: {message}" if key and detail["type"] != "value_error" else message
+    if detail["type"] == "value_error":  # our own words, which show the value where that helps
+        return f"{key}: {message}" if key and not message.startswith("[") else message
+    return f"{key} = {detail['input']!r}: {message}" if key else message
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -227,11 +159,6 @@ def shipped(kind: str) -> dict[str, Path]:
 def load_study(name: str) -> StudyConfig:
     """A study by name or by path to a TOML."""
     return load_named(StudyConfig, "studies", ("study", "studies"), name)
-
-
-def load_meta(name: str) -> MetaConfig:
-    """Settings of meta-training by name or by path to a TOML."""
-    return load_named(MetaConfig, "meta", ("meta-training recipe", "recipes"), name)
 
 
 def load_named(model: type[_Model], kind: str, words: tuple[str, str], name: str) -> _Model:

@@ -32,13 +32,14 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """The work is known and begins; every stream begins with it. ``what``: "experiments" or "generations"."""
+    """The work is known and begins; every stream begins with it. Of experiments, or where ``generations`` of those."""
 
     title: str
     work: tuple[Work, ...] = ()
     generations: int = 0
     generations_done: int = 0
     parameters: int = 0  # numbers in θ, where θ is evolved
+    seconds: float | None = None  # rough, for all that is missing; None where it cannot be guessed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +60,14 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Advanced:
-    """``updates`` more were made, summed over the ``lifetimes`` at work; their mean return (NaN where none is known)."""
+    """``updates`` more were made, summed over the ``lifetimes`` at work, whose mean return may be NaN: not known."""
 
     work: Work
     updates: int
     lifetimes: int
     episode_return: float
     diverged: int
-    seconds: float  # that these updates took, compilation apart
+    seconds: float  # that these updates took, compilation apart; 0 for those that a checkpoint held
 
 
 @dataclasses.dataclass(frozen=True)

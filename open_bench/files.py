@@ -1,9 +1,25 @@
-"""Where the files that ship are found: ``configs/`` and ``baselines/``, installed or in a checkout."""
+"""Files: where those that ship are found, and how others are written, whole or not at all."""
 
+import contextlib
 import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+TEMPORARY = ".tmp-"  # begins the names of folders that are being written
 _PACKAGE = Path(__file__).resolve().parent
+
+
+def configs_dir() -> Path:
+    """Folder with ``environments/``, ``studies/``, ``generalize/`` and ``meta/``."""
+    return _find("configs")
+
+
+def baselines_dir() -> Path:
+    """Folder with tuned hyperparameters, baseline returns, and weights."""
+    return _find("baselines")
 
 
 def _find(name: str) -> Path:
@@ -12,24 +28,14 @@ def _find(name: str) -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / name
 
 
-def configs_dir() -> Path:
-    """Folder with ``environments/``, ``studies/`` and ``meta/``."""
-    return _find("configs")
-
-
-def baselines_dir() -> Path:
-    """Folder with tuned hyperparameters, reference and random returns, and weights."""
-    return _find("baselines")
-
-
 def write_atomically(path: str | Path, data: str | bytes) -> Path:
     """Write ``data`` (text as UTF-8) under a temporary name beside ``path``, then rename it; returns ``path``.
 
-    Parent folders are made. A reader sees the old file or the new one, never a part.
+    Parent folders are made. A reader sees the old file or the new one, never a part. Raises OSError.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -39,3 +45,26 @@ def write_atomically(path: str | Path, data: str | bytes) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_toml(path: str | Path, content: Mapping[str, Any]) -> Path:
+    """Write tables as TOML, whole or not at all; equal content in equal order gives equal bytes."""
+    import tomli_w
+
+    return write_atomically(path, tomli_w.dumps(content))
+
+
+@contextlib.contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """A temporary folder beside ``path`` which takes its name when the block ends well."""
+    folder = path.with_name(f"{TEMPORARY}{path.name}-{uuid.uuid4().hex}")
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for file in folder.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        folder.rename(path)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise

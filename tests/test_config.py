@@ -59,7 +59,11 @@ def test_a_good_file_loads(tmp_path: Path) -> None:
         ("quick = 1000", "quick = -1000", r"budgets\.quick = -1000: .*greater than 0"),
         ('name = "mine"', 'name = "mi ne"', r"name = 'mi ne': "),
         ('source = "gymnax:CartPole-v1"', "", r"key 'source' is missing"),
-        ("num_envs = 4", "num_envs = 5\nnum_minibatches = 3", r"num_minibatches = 3 does not divide .*5 × 16 = 80"),
+        (
+            "num_envs = 4",
+            "num_envs = 5\nnum_minibatches = 3",
+            r"ppo: num_minibatches = 3 does not divide .*5 × 16 = 80",
+        ),
     ],
 )
 def test_a_bad_value_names_file_and_key(old: str, new: str, message: str, tmp_path: Path) -> None:

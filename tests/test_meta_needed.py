@@ -164,7 +164,7 @@ PAIRS = MetaConfig(**META, task_sampling="antithetic")  # type: ignore[arg-type]
         (changed(environments=("cartpole", "brekout")), {}, "unknown environment 'brekout'. Did you mean breakout"),
         (changed(environments=("cartpole", "cartpole")), {}, "cartpole' is listed twice"),
         (changed(**NO_ENVIRONMENT), {}, "UmbrellaChain-bsuite cannot be meta-trained on together with others"),
-        (changed(meta=PAIRS), {}, "cartpole is no gridworld: train on gridworlds alone"),
+        (changed(meta=PAIRS), {}, "cartpole draws none: train on environments with levels alone"),
         (changed(meta="opn"), {}, "unknown meta-training recipe 'opn'. Did you mean open"),
         (STUDY, {"meta_train": "opn"}, "unknown meta-training recipe 'opn'. Did you mean open"),
         (STUDY, {"vmap_size": 0}, "--vmap-size must be at least 1, not 0"),

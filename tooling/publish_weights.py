@@ -17,7 +17,7 @@ import pandas as pd
 from open_bench import files
 from open_bench.api import load_runs
 from open_bench.errors import UserError
-from open_bench.evaluation.baseline_returns import load_references
+from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.meta_training.checkpoint import HISTORY
 from open_bench.weights.format import Weights, load_weights
 
@@ -54,7 +54,7 @@ def _made(facts: dict[str, Any]) -> str:
         for name, of in facts["environments"].items()
     )
     lines = [
-        f"- Trained on: {trained}. Fitness: {config['fitness']}. Meta-seed {facts['seed']}.",
+        f"- Trained on: {trained}. Fitness: {config['fitness']}. Root seed {facts['seed']}.",
         f"- Recipe `{config['name']}`: {config['strategy']}, population {config['population']}, "
         f"σ {config['sigma']} × {config['sigma_decay']} a generation, learning rate {config['learning_rate']} × "
         f"{config['learning_rate_decay']}, b1 {config['b1']}, rollouts {config['rollouts']}.",
@@ -70,7 +70,7 @@ def _made(facts: dict[str, Any]) -> str:
 def _ancestry(facts: dict[str, Any]) -> str:
     """The weights that came before, eldest first, with what they cost."""
     if not facts["parent"]:
-        return "the beginning of the spec"
+        return "the optimizer's initial θ"
     return ", then ".join(
         f"`{one['name']}` (hash `{one['hash'][:12]}`; trained on {', '.join(one['environments'])}, "
         f"{one['cost']['lifetimes']:,} lifetimes, {one['cost']['env_steps']:,} env steps)"
@@ -95,7 +95,7 @@ def _history(history: pd.DataFrame) -> str:
 
 def _compared(weights: Weights, results: list[Path]) -> str:
     """Final returns of runs with these weights beside Adam's in the same folder, environment and length."""
-    facts, references = weights.metadata, load_references(files.baselines_dir() / "returns")
+    facts, references = weights.metadata, load_baseline_returns()
     trained = {name for one in (facts, *facts.get("ancestors", ())) for name in one["environments"]}
     lines: list[str] = []
     for folder in results:

@@ -1,6 +1,6 @@
-"""Policy losss: PPO-clip, DPO and LPO.
+"""Policy losses: PPO-clip, DPO and LPO.
 
-An policy_loss is ``fn(theta, log_prob, log_prob_old, advantage, clip) → scalar`` to be minimized, over a minibatch:
+A policy loss is ``fn(theta, log_prob, log_prob_old, advantage, clip) → scalar`` to be minimized, over a minibatch:
 ``log_prob``, ``log_prob_old`` and ``advantage`` have shape (batch,), and ``advantage`` is already normalized.
 r = π/π_old is the probability ratio, ρ = log r, A the advantage.
 """

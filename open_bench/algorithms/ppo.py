@@ -1,33 +1,58 @@
-"""Proximal policy optimization (Schulman et al. 2017) in named stages: collect → advantages → epochs.
+"""Proximal policy optimization (Schulman et al. 2017) in named stages: collect → advantages → epochs."""
 
-The optimizer and the policy loss arrive as values; this module knows neither.
-"""
-
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
+from jaxtyping import Array, Float, Key
+from pydantic import Field, model_validator
 
-from open_bench.algorithms.actor_critic import Agent, Params
-from open_bench.config import PPOConfig
-from open_bench.environments.wrappers import VectorEnvironment, VectorState
+from open_bench.algorithms.base import (
+    Activations,
+    AgentState,
+    Algorithm,
+    AlgorithmConfig,
+    Learning,
+    Params,
+    PolicyLossFunction,
+    mark_finite,
+)
+from open_bench.algorithms.epochs import learn
+from open_bench.algorithms.networks import MLP, Categorical, DiagonalGaussian
+from open_bench.algorithms.rollout import Rollout, collect, flat
+from open_bench.config import Fraction, Positive, TrainingLength
+from open_bench.environments.base import Discrete, Environment
+from open_bench.environments.wrappers import VectorEnvironment
 
-Array = jax.Array
-PolicyLoss = Callable[[Array, Array, Array, float], Array]  # (log_prob, log_prob_old, advantage, clip) → scalar loss
 
+class PPOConfig(AlgorithmConfig):
+    """Settings of PPO and its networks."""
 
-class Rollout(NamedTuple):
-    """Experience of one update; every field has leading axes (num_steps, num_envs)."""
+    update_epochs: Positive = 4
+    num_minibatches: Positive = 8
+    gamma: Fraction = 0.99
+    gae_lambda: Fraction = 0.95
+    clip: Annotated[float, Field(gt=0.0)] = 0.2
+    entropy_coefficient: float = 0.01
+    value_coefficient: float = 0.5
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 0.5  # actor and critic are clipped separately
+    hidden: tuple[Positive, ...] = Field(default=(64, 64), min_length=1)
+    activation: Literal["relu", "tanh"] = "tanh"
+    normalize_observations: bool = False
+    normalize_rewards: bool = False
+    bootstrap_on_truncation: bool = False  # the published protocol treats a time limit as a termination
 
-    observation: Array
-    action: Array
-    log_prob: Array
-    reward: Array
-    terminated: Array
-    truncated: Array
-    final_observation: Array | None  # kept only when bootstrapping on truncation
+    @model_validator(mode="after")
+    def _minibatches_divide_the_rollout(self) -> "PPOConfig":
+        self.check_minibatches(self.num_minibatches)
+        return self
+
+    @property
+    def observes_as_given(self) -> bool:
+        return not self.normalize_observations
+
+    def training_length(self, num_updates: int) -> TrainingLength:
+        return TrainingLength(num_updates, self.update_epochs, self.num_minibatches)
 
 
 class Batch(NamedTuple):
@@ -41,49 +66,145 @@ class Batch(NamedTuple):
     value: Array  # of the critic before the update
 
 
-class Clock(NamedTuple):
-    """Where in its lifetime an update is; both are 0 where a proportion would be 0/0."""
+class PPO(Algorithm):
+    """Separate actor and critic networks; a clipped policy loss, or another one that arrives with the optimizer."""
 
-    training_fraction: Array  # update / (updates − 1), float32 scalar
-    epoch_fraction: Array  # epoch / (epochs − 1), float32 scalar
+    name = "ppo"
+    description = "proximal policy optimization: actor and critic, generalized advantages"
+    citation = "Schulman et al. 2017, arXiv 1707.06347"
+    Config = PPOConfig
+    acting_network = "actor"
+    has_policy_loss = True
 
-
-def collect(
-    agent: Agent, environment: VectorEnvironment, ppo: PPOConfig, params: Params, observation: Array,
-    state: VectorState, key: Array,
-) -> tuple[Rollout, Array, VectorState]:  # fmt: skip
-    """Act for ``num_steps`` in every environment: ``(rollout, last observation, state)``."""
-
-    def step(carry: tuple[Array, VectorState], key: Array) -> tuple[tuple[Array, VectorState], Rollout]:
-        observation, state = carry
-        action_key, environment_key = jax.random.split(key)
-        distribution, _ = agent.policy(params, observation)
-        action = distribution.sample(action_key)
-        transition, state = environment.step(environment_key, state, action)
-        row = Rollout(
-            observation,
-            action,
-            distribution.log_prob(action),
-            transition.reward,
-            transition.terminated,
-            transition.truncated,
-            transition.final_observation if ppo.bootstrap_on_truncation else None,
+    def __init__(self, config: PPOConfig, environment: Environment):
+        super().__init__(config, environment)
+        space = environment.action_space
+        discrete = isinstance(space, Discrete)
+        outputs = space.n if isinstance(space, Discrete) else space.size
+        self.actor = MLP(config.hidden, outputs, 0.01, config.activation, gaussian=not discrete)
+        self.critic = MLP(config.hidden, 1, 1.0, config.activation)
+        self.vector = VectorEnvironment(
+            environment, config.num_envs, config.normalize_observations, config.normalize_rewards, config.gamma
         )
-        return (transition.observation, state), row
 
-    (observation, state), rollout = jax.lax.scan(step, (observation, state), jax.random.split(key, ppo.num_steps))
-    return rollout, observation, state
+    def init_params(self, key: Key[Array, ""]) -> Params:
+        """Parameters drawn from ``key``; actor and critic get keys of their own."""
+        actor_key, critic_key = jax.random.split(key)
+        observation = jnp.zeros((1, self.environment.observation_size))
+        return {
+            "actor": self.actor.init(actor_key, observation)["params"],
+            "critic": self.critic.init(critic_key, observation)["params"],
+        }
+
+    def init(self, networks_key: Key[Array, ""], environment_key: Key[Array, ""], learning: Learning) -> AgentState:
+        params = self.init_params(networks_key)
+        observation, environment = self.vector.reset(environment_key)
+        return AgentState(params, learning.optimizer.init(params), environment, observation, jnp.bool_(True))
+
+    def update(
+        self,
+        rollout_key: Key[Array, ""],
+        learning_key: Key[Array, ""],
+        state: AgentState,
+        training_fraction: Float[Array, ""],
+        learning: Learning,
+    ) -> tuple[AgentState, dict[str, Float[Array, ""]]]:
+        config, policy_loss = self.config, learning.policy_loss
+        assert policy_loss is not None
+        acting = learning.eval_params(state.optimizer_state, state.params)
+        rollout, observation, environment = self.collect(acting, state, rollout_key)
+        params, optimizer_state, loss, finite = learn(
+            lambda params, rows: self.loss(params, rows, policy_loss),
+            learning,
+            self.acting_network,
+            state.params,
+            state.optimizer_state,
+            self.make_batch(acting, rollout, observation),
+            epochs=config.update_epochs,
+            minibatches=config.num_minibatches,
+            max_grad_norm=config.max_grad_norm,
+            training_fraction=training_fraction,
+            key=learning_key,
+        )
+        after = AgentState(params, optimizer_state, environment, observation, state.finite)
+        return mark_finite(after, finite), {"loss": loss}
+
+    def policy(self, params: Params, observation: Array) -> Categorical | DiagonalGaussian:
+        return self.distribution(params, observation)[0]
+
+    def distribution(self, params: Params, observation: Array) -> tuple[Categorical | DiagonalGaussian, Activations]:
+        """Action distribution for observations (batch, observation_size), and the actor's activations."""
+        output, activations = _apply(self.actor, params["actor"], observation)
+        if self.actor.gaussian:
+            return DiagonalGaussian(output, params["actor"]["log_std"]), activations
+        return Categorical(output), activations
+
+    def value(self, params: Params, observation: Array) -> tuple[Float[Array, " batch"], Activations]:
+        """State values, and the critic's activations."""
+        output, activations = _apply(self.critic, params["critic"], observation)
+        return output[..., 0], activations
+
+    def collect(self, params: Params, state: AgentState, key: Key[Array, ""]) -> tuple[Rollout, Array, Any]:
+        """A rollout whose ``choice`` is the actions' log-probabilities, the last observation, and the copies' state."""
+
+        def act(key: Array, observation: Array) -> tuple[Array, Array]:
+            distribution, _ = self.distribution(params, observation)
+            action = distribution.sample(key)
+            return action, distribution.log_prob(action)
+
+        config = self.config
+        return collect(
+            act, self.vector, config.num_steps, state.observation, state.environment, key,
+            keep_final=config.bootstrap_on_truncation,
+        )  # fmt: skip
+
+    def make_batch(self, params: Params, rollout: Rollout, last_observation: Array) -> Batch:
+        """Values, advantages and targets of a rollout, flattened to (num_steps · num_envs, …)."""
+        config, rows = self.config, flat(rollout)
+        value = self.value(params, rows.observation)[0]
+        last_value = self.value(params, last_observation)[0]
+        reward = rollout.reward
+        if config.bootstrap_on_truncation:
+            # The episode was cut, not finished: its future is worth what the critic says of the last observation.
+            final_value = self.value(params, rows.final_observation)[0].reshape(reward.shape)
+            cut = rollout.truncated & ~rollout.terminated
+            reward = reward + config.gamma * final_value * cut
+        done = rollout.terminated | rollout.truncated
+        estimates = advantages(
+            reward, value.reshape(reward.shape), last_value, done, config.gamma, config.gae_lambda
+        ).reshape(-1)
+        return Batch(rows.observation, rows.action, rows.choice, estimates, estimates + value, value)
+
+    def loss(
+        self, params: Params, batch: Batch, policy_loss: PolicyLossFunction
+    ) -> tuple[Float[Array, ""], dict[str, Activations]]:
+        """Total loss of a minibatch and the activations of both networks."""
+        config = self.config
+        distribution, actor_activations = self.distribution(params, batch.observation)
+        value, critic_activations = self.value(params, batch.observation)
+        advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
+        of_policy = policy_loss(distribution.log_prob(batch.action), batch.log_prob, advantage, config.clip)
+        clipped_value = batch.value + jnp.clip(value - batch.value, -config.clip, config.clip)
+        value_errors = jnp.maximum((value - batch.target) ** 2, (clipped_value - batch.target) ** 2)
+        value_loss = 0.5 * value_errors.mean()
+        entropy = distribution.entropy().mean()
+        total = of_policy + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
+        return total, {"actor": actor_activations, "critic": critic_activations}
 
 
-def advantages(reward: Array, value: Array, last_value: Array, done: Array, gamma: float, gae_lambda: float) -> Array:
-    """Generalized advantage estimation (Schulman et al. 2016, eq. 16).
+def advantages(
+    reward: Float[Array, "num_steps num_envs"],
+    value: Float[Array, "num_steps num_envs"],
+    last_value: Float[Array, " num_envs"],
+    done: Array,
+    gamma: float,
+    gae_lambda: float,
+) -> Float[Array, "num_steps num_envs"]:
+    """Generalized advantage estimation (Schulman et al. 2016, eq. 16); the value targets are advantages + value.
 
     Args:
-        reward, value, done: (num_steps, num_envs); ``done[t]`` says that step t ended its episode.
-        last_value: (num_envs,), value of the observation after the last step.
-
-    Returns:
-        Advantages (num_steps, num_envs); the value targets are advantages + value.
+        done: (num_steps, num_envs); ``done[t]`` says that step t ended its episode.
+        last_value: value of the observation after the last step.
     """
 
     def step(carry: tuple[Array, Array], row: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
@@ -99,94 +220,6 @@ def advantages(reward: Array, value: Array, last_value: Array, done: Array, gamm
     return result
 
 
-def make_batch(agent: Agent, ppo: PPOConfig, params: Params, rollout: Rollout, last_observation: Array) -> Batch:
-    """Values, advantages and targets of a rollout, flattened to (num_steps · num_envs, …)."""
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
-    value = agent.value(params, flat.observation)[0]
-    last_value = agent.value(params, last_observation)[0]
-    reward = rollout.reward
-    if ppo.bootstrap_on_truncation:
-        # The episode was cut, not finished: its future is worth what the critic says of the last observation.
-        final_value = agent.value(params, flat.final_observation)[0].reshape(reward.shape)
-        cut = rollout.truncated & ~rollout.terminated
-        reward = reward + ppo.gamma * final_value * cut
-    done = rollout.terminated | rollout.truncated
-    value_rows = value.reshape(reward.shape)
-    advantage = advantages(reward, value_rows, last_value, done, ppo.gamma, ppo.gae_lambda).reshape(-1)
-    return Batch(flat.observation, flat.action, flat.log_prob, advantage, advantage + value, value)
-
-
-def loss(
-    agent: Agent, ppo: PPOConfig, policy_loss: PolicyLoss, params: Params, batch: Batch
-) -> tuple[Array, dict[str, Any]]:
-    """Total PPO loss of a minibatch and the activations of both networks."""
-    distribution, actor_activations = agent.policy(params, batch.observation)
-    value, critic_activations = agent.value(params, batch.observation)
-    advantage = (batch.advantage - batch.advantage.mean()) / (batch.advantage.std() + 1e-8)
-    surrogate = policy_loss(distribution.log_prob(batch.action), batch.log_prob, advantage, ppo.clip)
-    clipped_value = batch.value + jnp.clip(value - batch.value, -ppo.clip, ppo.clip)
-    value_errors = jnp.maximum((value - batch.target) ** 2, (clipped_value - batch.target) ** 2)
-    value_loss = 0.5 * value_errors.mean()
-    entropy = distribution.entropy().mean()
-    total = surrogate + ppo.value_coefficient * value_loss - ppo.entropy_coefficient * entropy
-    return total, {"actor": actor_activations, "critic": critic_activations}
-
-
-def clip_gradients(gradients: Params, max_norm: float) -> Params:
-    """Scale the gradients of each network separately to a global norm of at most ``max_norm``."""
-
-    def clip(tree: Any) -> Any:
-        # A NaN norm compares false with everything and so leaves the NaN visible to the divergence check.
-        scale = jnp.minimum(1.0, max_norm / jnp.maximum(optax.tree.norm(tree), 1e-16))
-        return jax.tree.map(lambda g: g * scale, tree)
-
-    return {network: clip(tree) for network, tree in gradients.items()}
-
-
-class Learner(NamedTuple):
-    """What learning changes."""
-
-    params: Params
-    optimizer_state: Any
-    finite: Array  # () bool: no loss and no parameter has been NaN or infinite
-
-
-def epochs(
-    agent: Agent, ppo: PPOConfig, policy_loss: PolicyLoss, optimizer: optax.GradientTransformationExtraArgs,
-    learner: Learner, batch: Batch, training_fraction: Array, key: Array,
-) -> tuple[Learner, Array]:  # fmt: skip
-    """``update_epochs`` passes over the batch in fresh permutations: ``(learner, mean loss of the last epoch)``."""
-    gradient = jax.value_and_grad(lambda params, rows: loss(agent, ppo, policy_loss, params, rows), has_aux=True)
-
-    def minibatch(carry: tuple[Learner, Clock], row: tuple[Array, Array]) -> tuple[tuple[Learner, Clock], Array]:
-        learner, clock = carry
-        indices, key = row
-        rows = jax.tree.map(lambda x: x[indices], batch)
-        (value, activations), gradients = gradient(learner.params, rows)
-        updates, optimizer_state = optimizer.update(
-            clip_gradients(gradients, ppo.max_grad_norm),
-            learner.optimizer_state,
-            learner.params,
-            training_fraction=clock.training_fraction,
-            epoch_fraction=clock.epoch_fraction,
-            activations=activations,
-            loss=value,
-            value=value,
-            key=key,
-        )
-        params = optax.apply_updates(learner.params, updates)
-        return (Learner(params, optimizer_state, learner.finite & jnp.isfinite(value)), clock), value
-
-    def epoch(learner: Learner, row: tuple[Array, Array]) -> tuple[Learner, Array]:
-        index, key = row
-        shuffle_key, optimizer_key = jax.random.split(key)
-        order = jax.random.permutation(shuffle_key, ppo.batch_size).reshape(ppo.num_minibatches, -1)
-        clock = Clock(training_fraction, index / max(1, ppo.update_epochs - 1))
-        keys = jax.random.split(optimizer_key, ppo.num_minibatches)
-        (learner, _), losses = jax.lax.scan(minibatch, (learner, clock), (order, keys))
-        return learner, losses.mean()
-
-    numbers = jnp.arange(ppo.update_epochs, dtype=jnp.float32)
-    learner, losses = jax.lax.scan(epoch, learner, (numbers, jax.random.split(key, ppo.update_epochs)))
-    finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(learner.params)]).all()
-    return learner._replace(finite=learner.finite & finite), losses[-1]
+def _apply(network: MLP, params: Any, observation: Array) -> tuple[Array, Activations]:
+    result: Any = network.apply({"params": params}, observation)
+    return result

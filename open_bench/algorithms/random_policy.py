@@ -1,81 +1,71 @@
-"""A lifetime of the uniformly random policy, scored like any other: the zero of normalized scores."""
+"""The uniformly random policy as an algorithm that never learns: the zero of normalized scores."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
-from open_bench.algorithms import ppo as algorithm
-from open_bench.algorithms.networks import Activations, Categorical
-from open_bench.config import PPOConfig
+from open_bench.algorithms.base import AgentState, Algorithm, AlgorithmConfig, Learning, Params
+from open_bench.algorithms.networks import Categorical
+from open_bench.algorithms.rollout import collect
 from open_bench.environments.base import Continuous, Discrete, Environment
-from open_bench.environments.wrappers import VectorEnvironment, episode_return
-from open_bench.training.keys import stream
-from open_bench.training.lifetime import (
-    Lifetime,
-    LifetimeState,
-    Metrics,
-    add_return,
-    curve_ends,
-    empty_record,
-    final_window,
-)
-
-Array = jax.Array
+from open_bench.environments.wrappers import VectorEnvironment
 
 
-class Uniform:
+class RandomConfig(AlgorithmConfig):
+    """How many copies act, and for how many steps an update; there is nothing else to set."""
+
+
+class Uniform(NamedTuple):
     """Uniform over the box of a continuous action space; ``batch`` actions at a time."""
 
-    def __init__(self, space: Continuous, batch: int):
-        self._space, self._batch = space, batch
+    space: Continuous
+    batch: int
 
-    def sample(self, key: Array) -> Array:
-        return jax.random.uniform(key, (self._batch, self._space.size), minval=self._space.low, maxval=self._space.high)
-
-    def log_prob(self, action: Array) -> Array:
-        return jnp.zeros(action.shape[:-1])
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "batch size"]:
+        return jax.random.uniform(key, (self.batch, self.space.size), minval=self.space.low, maxval=self.space.high)
 
 
-class RandomAgent:
-    """Acts uniformly at random; has no parameters and no values."""
+class RandomPolicy(Algorithm):
+    """Acts uniformly at random; has no parameters."""
 
-    def __init__(self, environment: Environment):
-        self._space = environment.action_space
+    name = "random"
+    description = "the uniformly random policy, which never learns"
+    Config = RandomConfig
+    acting_network = ""
+    learns = False
 
-    def policy(self, params: Any, observation: Array) -> tuple[Any, Activations]:
-        del params
-        batch = observation.shape[0]
-        if isinstance(self._space, Discrete):
-            return Categorical(jnp.zeros((batch, self._space.n))), {}
-        return Uniform(self._space, batch), {}
+    def __init__(self, config: RandomConfig, environment: Environment):
+        super().__init__(config, environment)
+        self.vector = VectorEnvironment(environment, config.num_envs)
 
+    def init(self, networks_key: Key[Array, ""], environment_key: Key[Array, ""], learning: Learning) -> AgentState:
+        del networks_key, learning
+        observation, environment = self.vector.reset(environment_key)
+        return AgentState({}, (), environment, observation, jnp.bool_(True))
 
-def make_random_lifetime(environment: Environment, ppo: PPOConfig, num_updates: int) -> Lifetime:
-    """A lifetime of ``num_updates`` rollouts without learning; θ is ignored."""
-    agent: Any = RandomAgent(environment)
-    vector = VectorEnvironment(environment, ppo.num_envs)
-    ends = curve_ends(num_updates)
-    final_start = num_updates - final_window(num_updates)
+    def update(
+        self,
+        rollout_key: Key[Array, ""],
+        learning_key: Key[Array, ""],
+        state: AgentState,
+        training_fraction: Float[Array, ""],
+        learning: Learning,
+    ) -> tuple[AgentState, dict[str, Float[Array, ""]]]:
+        del learning_key, training_fraction, learning
 
-    def init(key: Array, theta: Any) -> LifetimeState:
-        del theta
-        observation, state = vector.reset(stream(key, "environment"))
-        learner = algorithm.Learner({}, (), jnp.bool_(True))
-        return LifetimeState(key, jnp.int32(0), learner, state, observation, empty_record(len(ends)))
+        def act(key: Array, observation: Array) -> tuple[Array, None]:
+            return self.policy({}, observation).sample(key), None
 
-    def one_update(_: Array, state: LifetimeState) -> LifetimeState:
-        key = stream(jax.random.fold_in(state.key, state.update), "rollout")
-        _rollout, observation, vector_state = algorithm.collect(
-            agent, vector, ppo, {}, state.observation, state.environment, key
+        _, observation, environment = collect(
+            act, self.vector, self.config.num_steps, state.observation, state.environment, rollout_key
         )
-        record = add_return(state.record, state.update, episode_return(vector_state.statistics), ends, final_start)
-        return LifetimeState(state.key, state.update + 1, state.learner, vector_state, observation, record)
+        return state._replace(environment=environment, observation=observation), {"loss": jnp.float32(0.0)}
 
-    def run(state: LifetimeState, theta: Any, n_updates: Array) -> tuple[LifetimeState, Metrics]:
-        del theta
-        state = jax.lax.fori_loop(0, n_updates, one_update, state)
-        returns = episode_return(state.environment.statistics)
-        return state, Metrics(state.update, returns, jnp.float32(0.0), state.learner.finite)
-
-    return Lifetime(init, run, num_updates, ends)
+    def policy(self, params: Params, observation: Array) -> Any:
+        del params
+        space = self.environment.action_space
+        if isinstance(space, Discrete):
+            return Categorical(jnp.zeros((len(observation), space.n)))
+        return Uniform(space, len(observation))

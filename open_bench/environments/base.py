@@ -2,11 +2,16 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from open_bench.errors import UserError
+
+Options = Mapping[str, bool | int | float | str]  # arguments of an environment's constructor, as a TOML gives them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,17 +36,23 @@ ActionSpace = Discrete | Continuous
 class Environment(abc.ABC):
     """A task as pure functions of one environment copy; the harness vmaps them.
 
+    ``reset``, ``step``, ``observation_size`` and ``action_space`` are what a class must have. Everything else has a
+    default; what few tasks can do (``level``, ``optimal_return``, ``shifts_from``, ``draw``) is asked for by a call.
+
     Attributes:
         observation_size: length of the flat observation vector.
         observation_dtype: dtype in which observations are stored (``bool`` for binary ones: a quarter of the bytes).
         action_space: ``Discrete`` or ``Continuous``.
         cpu_steps_per_second: roughly what two CPU cores make of a task that is slow there; None for all others.
+        shortest_episode: env steps before which no episode can end, whatever the agent does; None where that is not
+            known. It is the length of every episode where only a time limit ends one.
     """
 
     observation_size: int
     observation_dtype: Any = jnp.float32
     action_space: ActionSpace
     cpu_steps_per_second: float | None = None
+    shortest_episode: int | None = None
 
     @abc.abstractmethod
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -71,6 +82,55 @@ class Environment(abc.ABC):
         For tasks whose episodes are costly to begin: under a plain vmap every copy would begin one at every step.
         """
         return jax.vmap(self.step)(keys, state, action)
+
+    @classmethod
+    def read_files(cls, options: Options, folder: Path) -> dict[str, bool | int | float | str]:
+        """Options with what files say in place of paths, relative to ``folder``: an edited file is another task."""
+        del folder
+        return dict(options)
+
+    def level(self, key: jax.Array) -> Any:
+        """What ``reset_copies(key, …)`` draws once for all copies and episodes; None: a task without levels."""
+        del key
+        return None
+
+    def optimal_return(self, level: Any) -> float | None:
+        """Expected return of an optimal policy over an episode of ``level``; None where it is not known."""
+        del level
+        return None
+
+    def shifts_from(self, trained: "Environment") -> tuple[str, ...] | None:
+        """What of this task lies outside of another one of its class; empty when it is a part of it.
+
+        Two tasks of which each is a part of the other are one task. None: no more is known than whether the sources and
+        options are equal.
+        """
+        del trained
+        return None
+
+    def draw(self, name: str, key: jax.Array, path: Any = None, png: Path | None = None) -> str:
+        """The level that copies started from ``key`` share, as text.
+
+        Args:
+            name: what people call the task.
+            key: of ``reset_copies``.
+            path: also play an episode: by the "optimal" or the "random" policy, or by ``(description, policy)``.
+            png: also draw a picture into this file.
+
+        Raises:
+            UserError: the task has no levels, no such policy is known, or the file cannot be written.
+        """
+        del key, path, png
+        raise UserError(f"{name} draws no levels, so there is nothing to show; gridworlds do, such as gridworld/small")
+
+
+def episodes_per_copy(environment: Environment, num_envs: int, env_steps: int) -> float | None:
+    """The most episodes that every copy can finish in a lifetime of ``env_steps``; None where that is not known.
+
+    Below 3, what is learned late is hardly scored: a return counts when its episode is over.
+    """
+    shortest = environment.shortest_episode
+    return None if shortest is None else env_steps / num_envs / shortest
 
 
 def restart_finished(

@@ -20,6 +20,7 @@ Scalar = bool | int | float | str
 # Env steps a second that two busy CPU cores made of the positional backend: 64 copies, random actions.
 CPU_STEPS_PER_SECOND = {"ant": 5_000.0, "hopper": 9_000.0, "walker2d": 14_000.0}
 CPU_STEPS_PER_SECOND_ELSEWHERE = 5_000.0
+NEVER_END = ("halfcheetah", "humanoidstandup", "pusher", "reacher", "swimmer")  # before the time limit
 
 
 class State(NamedTuple):
@@ -46,7 +47,7 @@ class BraxEnvironment(Environment):
         UserError: for an unknown task, backend or option, or a value that does not fit.
     """
 
-    def __init__(self, name: str, backend: str = "positional", episode_length: int = 1000, **options: Scalar):
+    def __init__(self, name: str, /, backend: str = "positional", episode_length: int = 1000, **options: Scalar):
         _check_choice("Brax environment", name, list(_registry()))
         _check_choice("Brax backend", backend, list(BACKENDS))
         if isinstance(episode_length, bool) or not isinstance(episode_length, int) or not 0 < episode_length < 2**31:
@@ -57,6 +58,13 @@ class BraxEnvironment(Environment):
         self._environment = _make(name, backend, options)
         self.observation_size = self._observation_size(name)
         self.action_space = Continuous(int(self._environment.action_size), *BOUNDS)
+        if name in NEVER_END or options.get("terminate_when_unhealthy") is False:
+            self.shortest_episode = episode_length
+
+    @staticmethod
+    def identifiers() -> list[str]:
+        """All registered tasks, without ``fast``, which is Brax's own test double."""
+        return [name for name in _registry() if name != "fast"]
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, State]:
         state = with_strong_types(self._environment.reset(key))
@@ -84,11 +92,6 @@ class BraxEnvironment(Environment):
         if not hasattr(observation, "shape") or len(observation.shape) != 1:
             raise UserError(f"brax {name} has observations of a kind that open-bench does not support: {observation}")
         return int(observation.shape[0])
-
-
-def brax_names() -> list[str]:
-    """All registered Brax tasks, without ``fast``, which is Brax's own test double."""
-    return [name for name in _registry() if name != "fast"]
 
 
 @contextlib.contextmanager

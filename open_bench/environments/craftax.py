@@ -33,7 +33,7 @@ class CraftaxEnvironment(Environment):
 
     cpu_steps_per_second = CPU_STEPS_PER_SECOND
 
-    def __init__(self, environment_id: str, **options: bool | int | float | str):
+    def __init__(self, environment_id: str, /, **options: bool | int | float | str):
         if environment_id not in IDS:
             raise UserError(
                 f"unknown Craftax environment '{environment_id}'.{near_matches(environment_id, list(IDS))} "
@@ -43,6 +43,11 @@ class CraftaxEnvironment(Environment):
         self._params = _with_options(self._environment.default_params, options)
         (self.observation_size,) = self._environment.observation_space(self._params).shape
         self.action_space = Discrete(int(self._environment.action_space(self._params).n))
+
+    @staticmethod
+    def identifiers() -> list[str]:
+        """The tasks that are supported."""
+        return list(IDS)
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
         observation, state = self._environment.reset_env(key, self._params)

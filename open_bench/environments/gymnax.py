@@ -1,5 +1,6 @@
 """The adapter for gymnax ≥ 1.0: any registered id as an ``Environment``."""
 
+import dataclasses
 from typing import Any
 
 import gymnax
@@ -21,13 +22,26 @@ class GymnaxEnvironment(Environment):
             of its constructor (``size`` of DeepSea).
     """
 
-    def __init__(self, environment_id: str, binary_observations: bool = False, **options: Any):
+    def __init__(self, environment_id: str, /, binary_observations: bool = False, **options: Any):
         self._environment, self._params = _make(environment_id, options)
         self._observation_space = self._environment.observation_space(self._params)
         self._one_hot = isinstance(self._observation_space, spaces.Discrete)
         self.observation_dtype = jnp.bool_ if binary_observations or self._one_hot else jnp.float32
         self.observation_size = _observation_size(self._observation_space, environment_id)
         self.action_space, self._bounds = _action_space(self._environment.action_space(self._params), environment_id)
+
+    @staticmethod
+    def identifiers() -> list[str]:
+        """All registered gymnax ids."""
+        return list(gymnax.registered_envs)
+
+    @property
+    def shortest_episode(self) -> int | None:  # type: ignore[override]
+        """The time limit, where nothing else ends an episode: where ``is_terminated`` is the constant False."""
+        _, state = jax.eval_shape(self._environment.reset, jax.random.key(0), self._params)
+        traced = jax.make_jaxpr(lambda state: self._environment.is_terminated(state, self._params))(state)
+        (ended,) = traced.jaxpr.outvars
+        return None if getattr(ended, "val", True) else int(self._params.max_steps_in_episode)
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, Any]:
         observation, state = self._environment.reset(key, self._params)
@@ -57,17 +71,12 @@ class GymnaxEnvironment(Environment):
         return jnp.asarray(observation).reshape(-1).astype(self.observation_dtype)
 
 
-def gymnax_ids() -> list[str]:
-    """All registered gymnax ids."""
-    return list(gymnax.registered_envs)
-
-
 def _make(environment_id: str, options: dict[str, Any]) -> tuple[Any, Any]:
     try:
         _, params = gymnax.make(environment_id)
-        fields = {name for name in options if hasattr(params, name)}
+        fields = {field.name for field in dataclasses.fields(params)} & set(options)
         environment, params = gymnax.make(environment_id, **{k: v for k, v in options.items() if k not in fields})
-    except (ValueError, TypeError, OSError) as error:  # OSError: a task that downloads its data
+    except Exception as error:  # whatever a constructor makes of its options, or a task that downloads its data
         raise UserError(f"gymnax cannot make {environment_id} with {options}: {error}") from None
     for name in fields:
         _check_kind(environment_id, name, options[name], getattr(params, name))

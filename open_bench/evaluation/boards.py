@@ -1,47 +1,51 @@
-"""What may stand in one leaderboard: comparable rows, split, filled in and normalized.
+"""What may stand in one leaderboard: comparable rows, split, filled in and scored.
 
-**Separate.** A board holds one budget, one protocol version and one root seed; nothing is ever aggregated across
-boards. root seeds are separate because seeds are paired between optimizers by their index, which only means
-something under one root seed.
+**Separate.** A board holds one algorithm, one budget, one protocol version and one root seed; nothing is ever
+aggregated across boards. Root seeds are separate because seeds are paired between optimizers by their index, which only
+means something under one root seed.
 
-**Together.** Group vmap_sizes and hardware change rounding, not the distribution, and accelerators choose vmap_sizes by
+**Together.** Vmap sizes and hardware change rounding, not the distribution, and accelerators choose vmap sizes by
 memory, which differs between optimizers; so they may mix, and a note says so. Only when one optimizer ran in one
-environment at several vmap_sizes is there a board for each vmap_size.
+environment at several vmap sizes is there a board for each vmap size.
 
 **Told apart.** Two θ of one optimizer in one environment are two rows, ``open (1a2b3c4d)``, and so are
 hyperparameters of two origins, ``lion (default)`` and ``lion (tuned)``.
 
-**Refused.** Any other two experiments of one optimizer in one environment of a board, and an environment with two lengths
-or settings under one budget: UserError names them.
+**Refused.** Any other two experiments of one optimizer in one environment of a board, and an environment with two
+lengths or settings under one budget: UserError names them.
 
-**Missing returns.** A diverged seed gets the random policy's return, which normalizes to 0. So does one in
-which no episode finished within the budget, since it has shown nothing better; where no seed of any optimizer
-finished an episode, the environment has no result and is left out of every aggregate. Where the random policy's
-return is not known, the lowest return that any seed reached in that environment stands in. All of it is
-counted, and noted.
+**One scale.** Stored returns where they fit every environment, else the board's own Adam and random policy, else none
+(``metrics.scale_plan``); lifetimes of the random policy are never ranked. What missing returns count as is defined in
+``metrics`` too. All of it is counted, and noted.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from open_bench.errors import UserError, near_matches
-from open_bench.evaluation.baseline_returns import References, returns_of
+from open_bench.evaluation import metrics
+from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
 from open_bench.evaluation.bootstrap import ScoreMatrix
-from open_bench.evaluation.metrics import Scale, normalize, scale_of
-from open_bench.evaluation.schema import METRICS, SETTINGS_COLUMNS, Runs, validate
+from open_bench.evaluation.metrics import RandomReturns, Scale, ScalePlan, ScoreTable
+from open_bench.evaluation.schema import RANDOM, SETTINGS, Runs, validate
 
-BOARD_COLUMNS = ("budget", "protocol", "root_seed")
-_MEASURED = (
-    "experiment",
-    "steps_per_second",
-    "run_seconds",
-    "compile_seconds",
-    "hardware",
-    "revision",
-)  # no one's choice
+BOARD_COLUMNS = ("algorithm", "budget", "protocol", "root_seed")
+# What is measured and no one's choice, so no difference between two experiments.
+_MEASURED = ("experiment", "steps_per_second", "run_seconds", "compile_seconds", "hardware", "revision")
+
+
+class BoardKey(NamedTuple):
+    """What all rows of a board share."""
+
+    algorithm: str
+    budget: str
+    protocol: int
+    root_seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +53,25 @@ class BoardScores:
     """The comparable scores of one leaderboard.
 
     Attributes:
-        budget, protocol, root_seed: what all rows share.
-        metric: ``final_return`` or ``mean_return``.
-        vmap_size: the vmap_size of the board's groups where boards are apart by vmap_size, else None.
-        rows: one a seed, sorted: optimizer, environment, seed, value (the return, filled in; NaN where
-            nothing can stand in), score (normalized, NaN where only raw returns exist), diverged, unfinished.
+        key: algorithm, budget, protocol and root seed.
+        metric: the column that is ranked.
+        label: what it is called.
+        vmap_size: that of all its experiments where boards are apart by it, else None.
+        rows: one a lifetime, sorted: optimizer, environment, seed, value (the return, filled in; NaN where nothing can
+            stand in), score (NaN where only returns exist), diverged, unfinished.
         experiments: the board's experiments; ``optimizer`` as in ``rows``, and sorted like them.
         environments: all, sorted.
         observed: those in which some seed has a value: what ranks and win rates are over.
-        normalized: those with a scale too: what normalized scores are aggregated over.
-        stand_in: return given to a seed without one, by environment; NaN where none is known.
+        normalized: those with a scale too: what scores are aggregated over.
+        stand_in: return given to a lifetime without one, by environment; NaN where none is known.
+        plan: what scores are measured against.
         scales: by environment, for ``normalized``.
         notes: what a reader of the board has to know.
     """
 
-    budget: str
-    protocol: int
-    root_seed: int
+    key: BoardKey
     metric: str
+    label: str
     vmap_size: int | None
     rows: pd.DataFrame
     experiments: pd.DataFrame
@@ -74,12 +79,17 @@ class BoardScores:
     observed: tuple[str, ...]
     normalized: tuple[str, ...]
     stand_in: Mapping[str, float]
+    plan: ScalePlan
     scales: Mapping[str, Scale]
     notes: tuple[str, ...]
 
+    @functools.cached_property
+    def _table(self) -> ScoreTable:
+        return ScoreTable(self.rows)
+
     @property
     def optimizers(self) -> tuple[str, ...]:
-        """Names of the optimizers, sorted."""
+        """Labels of the optimizers, sorted."""
         return tuple(sorted(set(self.rows["optimizer"])))
 
     def lacking(self, optimizer: str, environments: tuple[str, ...]) -> tuple[str, ...]:
@@ -88,49 +98,127 @@ class BoardScores:
         return tuple(name for name in environments if name not in ran)
 
     def matrix(self, optimizer: str, environments: tuple[str, ...], column: str = "score") -> ScoreMatrix | None:
-        """Scores (or raw returns: ``column="value"``) of the seeds that all of ``environments`` have.
+        """Scores (or returns: ``column="value"``) of the seeds that all of ``environments`` have.
 
         None when there are none, or the optimizer lacks one of the environments.
         """
-        mine = self.rows[(self.rows["optimizer"] == optimizer) & self.rows["environment"].isin(environments)]
-        table = mine.pivot(index="seed", columns="environment", values=column)
-        table = table.reindex(columns=list(environments)).dropna()
-        if table.empty:
-            return None
-        return ScoreMatrix(table.to_numpy(float), tuple(int(r) for r in table.index), tuple(environments))
+        return self._table.matrix(optimizer, environments, column)
 
 
 def boards(
-    runs: Runs, references: References, budget: str | None = None, metric: str = "final_return"
+    runs: Runs, baseline_returns: BaselineReturns, budget: str | None = None, metric: str = "final_return"
 ) -> tuple[BoardScores, ...]:
-    """Split ``runs`` into boards, sorted by budget, protocol, root seed and vmap_size.
+    """Split ``runs`` into boards, sorted by algorithm, budget, protocol, root seed and vmap size.
 
     Args:
-        references: reference returns by environment (``load_references``).
+        baseline_returns: stored returns by environment (``load_baseline_returns``).
         budget: only this one; default: all, each apart.
-        metric: ``final_return`` or ``mean_return``.
+        metric: ``final_return``, ``mean_return``, or another that experiments list.
 
     Raises:
         UserError: there is nothing to rank, the budget or metric is unknown, or experiments do not compare.
-        ValueError: the tables break the contract of ``Runs``.
+        BadRows: the tables break the schema.
     """
-    if metric not in METRICS:
-        raise UserError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
     validate(runs)
-    if runs.scores.empty:
-        raise UserError("there are no runs to rank")
-    if budget is not None and budget not in runs.budgets:
-        hint = near_matches(budget, list(runs.budgets))
-        raise UserError(f"no runs at budget {budget!r}; there are {', '.join(runs.budgets)}.{hint}")
+    known = [name for name in runs.metrics if name in runs.scores]
+    if metric not in known:
+        raise UserError(f"metric must be one of {', '.join(known)}, not {metric!r}.{near_matches(metric, known)}")
     experiments = runs.experiments[runs.experiments["experiment"].isin(runs.scores["experiment"])]
+    experiments = experiments[experiments["algorithm"] != RANDOM]
+    if experiments.empty:
+        raise UserError("there are no runs to rank")
     if budget is not None:
+        budgets = sorted(set(experiments["budget"]))
+        if budget not in budgets:
+            hint = near_matches(budget, budgets)
+            raise UserError(f"no runs at budget {budget!r}; there are {', '.join(budgets)}.{hint}")
         experiments = experiments[experiments["budget"] == budget]
+    maker = _Maker(runs, baseline_returns, metrics.random_returns(runs, metric), metric)
     groups = experiments.groupby(list(BOARD_COLUMNS), sort=True)
     return tuple(
-        _board(key, vmap_size, part, runs.scores, references, metric)
+        maker.board(BoardKey(str(key[0]), str(key[1]), int(key[2]), int(key[3])), vmap_size, part)
         for key, group in groups
         for vmap_size, part in _by_vmap_size(group)
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """What every board of a leaderboard is made from."""
+
+    runs: Runs
+    baseline_returns: BaselineReturns
+    random: Mapping[tuple[str, str, int, int], RandomReturns]
+    metric: str
+
+    def board(self, key: BoardKey, vmap_size: int | None, experiments: pd.DataFrame) -> BoardScores:
+        experiments = _label(experiments).sort_values(["optimizer", "environment"], ignore_index=True)
+        _check_comparable(experiments, key.budget)
+        steps = experiments.groupby("environment")["env_steps"].first().to_dict()
+        optimizers = set(experiments["optimizer"])
+        plan = metrics.scale_plan(
+            steps, key.algorithm, key.budget, optimizers, self.baseline_returns, self.metric, steps
+        )
+        rows, stand_in, scales, notes = [], {}, {}, []
+        for environment in sorted(steps):
+            mine = _rows_of(environment, experiments, self.runs.scores, self.metric)
+            random = self._random(plan, environment, key)
+            where = f"{environment} at {key.budget}"
+            stand_in[environment] = metrics.stand_in(mine, random)
+            notes += _failure_notes(where, mine, stand_in[environment], random)
+            nothing = bool(mine["unfinished"].all())
+            mine["value"] = metrics.filled(mine, random)
+            scale = self._scale(plan, environment, key, mine, random)
+            if isinstance(scale, Scale):
+                scales[environment] = scale
+                mine["score"] = metrics.scored(mine, scale, paired=plan.kind == "own")
+            else:
+                mine["score"] = np.nan
+                if plan.kind != "none" and not nothing:
+                    notes.append(f"{where}: {scale}; returns only")
+            rows.append(mine)
+        if plan.kind != "none" and not scales:
+            plan = ScalePlan("none", "no scores, only returns, ranked by mean rank: no environment has a scale")
+        joined = pd.concat(rows).sort_values(["optimizer", "environment", "seed"], ignore_index=True)
+        have = set(joined.dropna(subset=["value"])["environment"])
+        observed = tuple(name for name in sorted(steps) if name in have)
+        return BoardScores(
+            key=key,
+            metric=self.metric,
+            label=self.runs.metrics[self.metric],
+            vmap_size=vmap_size,
+            rows=joined,
+            experiments=experiments,
+            environments=tuple(sorted(steps)),
+            observed=observed,
+            normalized=tuple(name for name in observed if name in scales),
+            stand_in=stand_in,
+            plan=plan,
+            scales=scales,
+            notes=(plan.reason, *notes, *_pairing_notes(plan, joined), *_mixture_notes(experiments)),
+        )
+
+    def _random(self, plan: ScalePlan, environment: str, key: BoardKey) -> RandomReturns:
+        """What is known of the random policy: the stored mean where scores are by stored returns, else its own runs."""
+        own = self.random.get((environment, key.budget, key.protocol, key.root_seed))
+        if own is not None and plan.kind != "stored":
+            return own
+        stored = returns_of(self.baseline_returns, environment).random
+        interval = stored.of(self.metric) if stored is not None else None
+        return RandomReturns(interval.mean) if interval is not None else RandomReturns()
+
+    def _scale(
+        self, plan: ScalePlan, environment: str, key: BoardKey, rows: pd.DataFrame, random: RandomReturns
+    ) -> Scale | str:
+        if plan.kind == "stored":
+            known = returns_of(self.baseline_returns, environment)
+            return metrics.stored_scale(known, key.algorithm, key.budget, self.metric)
+        if plan.kind == "none":
+            return ""
+        if random.by_seed.empty:
+            return "the random policy has not run"
+        adam = rows[rows["optimizer"] == metrics.ADAM].set_index("seed")["value"]
+        return metrics.own_scale(adam, random)
 
 
 def _by_vmap_size(experiments: pd.DataFrame) -> list[tuple[int | None, pd.DataFrame]]:
@@ -139,53 +227,6 @@ def _by_vmap_size(experiments: pd.DataFrame) -> list[tuple[int | None, pd.DataFr
     if experiments.groupby(same)["vmap_size"].nunique().max() == 1:
         return [(None, experiments)]
     return [(int(vmap_size), part) for vmap_size, part in experiments.groupby("vmap_size", sort=True)]
-
-
-def _board(
-    key: tuple[str, int, int],
-    vmap_size: int | None,
-    experiments: pd.DataFrame,
-    scores: pd.DataFrame,
-    references: References,
-    metric: str,
-) -> BoardScores:
-    budget, protocol, root_seed = key
-    experiments = _label(experiments).sort_values(["optimizer", "environment"], ignore_index=True)
-    _check_comparable(experiments, budget)
-    rows, stand_in, scales, notes = [], {}, {}, []
-    environments = tuple(sorted(set(experiments["environment"])))
-    for environment in environments:
-        mine = _rows_of(environment, experiments, scores, metric)
-        known = returns_of(references, environment)
-        scale, reason = scale_of(known, budget, metric)
-        random = known.random.of(metric) if known is not None and known.random is not None else None
-        stand_in[environment] = random.mean if random is not None else float(mine["value"].min())
-        notes += _notes_of(f"{environment} at {budget}", mine, stand_in[environment], random is not None, scale, reason)
-        if not _nothing_finished(mine):
-            mine["value"] = mine["value"].fillna(stand_in[environment])
-        if scale is not None:
-            scales[environment] = scale
-        mine["score"] = normalize(mine["value"], scale) if scale is not None else np.nan
-        rows.append(mine)
-    joined = pd.concat(rows).sort_values(["optimizer", "environment", "seed"], ignore_index=True)
-    have = joined.dropna(subset=["value"])["environment"].unique()
-    observed = tuple(name for name in environments if name in have)
-    normalized = tuple(name for name in observed if name in scales)
-    return BoardScores(
-        budget=str(budget),
-        protocol=int(protocol),
-        root_seed=int(root_seed),
-        metric=metric,
-        vmap_size=vmap_size,
-        rows=joined,
-        experiments=experiments,
-        environments=environments,
-        observed=observed,
-        normalized=normalized,
-        stand_in=stand_in,
-        scales=scales,
-        notes=(*notes, *_mixture_notes(experiments)),
-    )
 
 
 def _label(experiments: pd.DataFrame) -> pd.DataFrame:
@@ -207,74 +248,67 @@ def _check_comparable(experiments: pd.DataFrame, budget: str) -> None:
             names = sorted(group["experiment"])
             differing = [name for name in group.columns.difference(_MEASURED) if group[name].nunique() > 1]
             raise UserError(
-                f"{optimizer} has {len(group)} experiments in {environment} at {budget} ({', '.join(names)}), which differ "
-                f"in {', '.join(differing) or 'nothing that is recorded'}: move one away, or choose with runs.select(…)"
+                f"{optimizer} has {len(group)} experiments in {environment} at {budget} ({', '.join(names)}), which "
+                f"differ in {', '.join(differing) or 'nothing that is recorded'}: move one away, or choose with "
+                "runs.select(…)"
             )
-    columns = ["env_steps", *(name for name in SETTINGS_COLUMNS if name in experiments)]
+    columns = ["env_steps", *(name for name in SETTINGS if name in experiments)]
     for environment, group in experiments.groupby("environment"):
         for name in columns:
             values = sorted(set(map(str, group[name])))
             if len(values) > 1:
                 raise UserError(
-                    f"{environment} at {budget} has experiments with different {name} ({' and '.join(values)}), which do "
-                    f"not compare: move some away, or choose with runs.select({name}=…)"
+                    f"{environment} at {budget} has experiments with different {name} ({' and '.join(values)}), which "
+                    f"do not compare: move some away, or choose with runs.select({name}=…)"
                 )
 
 
 def _rows_of(environment: str, experiments: pd.DataFrame, scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     labels = experiments[experiments["environment"] == environment].set_index("experiment")["optimizer"]
-    mine = scores[scores["experiment"].isin(labels.index)]
-    diverged = mine["diverged"].astype(bool)
-    value = mine[metric].astype(float).mask(diverged)  # what a diverged run reached before does not count
-    return pd.DataFrame(
-        {
-            "optimizer": mine["experiment"].map(labels),
-            "environment": environment,
-            "seed": mine["seed"].astype(int),
-            "value": value,
-            "diverged": diverged,
-            "unfinished": value.isna() & ~diverged,
-        }
-    )
+    mine = metrics.lifetimes(scores[scores["experiment"].isin(labels.index)], metric)
+    mine = mine.assign(optimizer=mine["experiment"].map(labels))
+    return mine[["optimizer", "environment", "seed", "value", "diverged", "unfinished"]]
 
 
-def _nothing_finished(rows: pd.DataFrame) -> bool:
-    return bool(rows["unfinished"].all())
-
-
-def _notes_of(
-    where: str, rows: pd.DataFrame, stand_in: float, random_known: bool, scale: Scale | None, reason: str
-) -> list[str]:
-    """Notes on one environment, in a fixed order."""
-    if _nothing_finished(rows):
+def _failure_notes(where: str, rows: pd.DataFrame, stand_in: float, random: RandomReturns) -> list[str]:
+    """Lifetimes without a return of one environment (not filled in yet), in a fixed order."""
+    if rows["unfinished"].all():
         return [f"{where}: no episode finished within the budget; left out of every aggregate"]
     notes = []
-    if scale is None:
-        notes.append(f"{where}: {reason}; raw returns only")
     for column, what in (("diverged", "diverged"), ("unfinished", "finished no episode")):
         counts = rows[rows[column]].groupby("optimizer").size()
         if len(counts):
             who = ", ".join(f"{count} of {optimizer}" for optimizer, count in counts.items())
-            notes.append(f"{where}: {who} {what}, counted with {_describe(stand_in, random_known)}")
+            notes.append(f"{where}: {who} {what}, counted with {_describe(stand_in, random)}")
     return notes
 
 
-def _describe(stand_in: float, random_known: bool) -> str:
-    if random_known:
-        return f"the random policy's return, {stand_in:.4g}"
+def _describe(stand_in: float, random: RandomReturns) -> str:
+    if not np.isnan(random.mean):
+        return f"the random policy's return{' of the same seed' if len(random.by_seed) else f', {stand_in:.4g}'}"
     if np.isnan(stand_in):
         return "no return: the random policy's is not known, and no seed has one"
     return f"the lowest return of any seed, {stand_in:.4g}, as the random policy's is not known"
+
+
+def _pairing_notes(plan: ScalePlan, rows: pd.DataFrame) -> list[str]:
+    """Who has lifetimes that no lifetime of Adam is the pair of."""
+    if plan.kind != "own":
+        return []
+    scored = rows.groupby("environment")["score"].transform(lambda scores: scores.notna().any())
+    alone = rows[scored & rows["score"].isna()].groupby("optimizer").size()
+    if alone.empty:
+        return []
+    who = ", ".join(f"{count} of {optimizer}" for optimizer, count in alone.items())
+    return [f"{who} have no score, as {metrics.ADAM} has not run with their seeds"]
 
 
 def _mixture_notes(experiments: pd.DataFrame) -> list[str]:
     notes = []
     vmap_sizes = sorted(set(experiments["vmap_size"]))
     if len(vmap_sizes) > 1:
-        listed = ", ".join(map(str, vmap_sizes))
-        notes.append(
-            f"experiments ran in groups of different vmap_sizes ({listed}): equal in distribution, not bit for bit"
-        )
+        sizes = ", ".join(map(str, vmap_sizes))
+        notes.append(f"experiments ran at different vmap sizes ({sizes}): equal in distribution, not bit for bit")
     machines = sorted(set(experiments["hardware"]))
     if len(machines) > 1:
         notes.append(f"experiments ran on different hardware ({', '.join(machines)}): their times do not compare")

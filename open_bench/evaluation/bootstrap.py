@@ -5,12 +5,13 @@ each environment. rliable 1.2 ignores its ``random_state`` and draws from numpy'
 is seeded around each call and put back; the same scores give the same numbers. The seed is one constant: matrices of
 one shape meet the same resamples, so comparing two optimizers compares scores, not luck.
 
-A single seed says nothing about its spread, so its intervals are NaN rather than of width zero.
+A single seed says nothing about its spread, so its intervals are NaN rather than of width zero. Of a matrix that is
+not there (None) there is no estimate.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ AGGREGATES = ("iqm", "median", "mean", "optimality_gap")
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 _SEED = 2407
+_TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
 class Estimate(NamedTuple):
@@ -80,7 +82,7 @@ def aggregates(scores: ScoreMatrix, resamples: int = RESAMPLES) -> dict[str, Est
     """IQM, median, mean and optimality gap of normalized scores, by the names in ``AGGREGATES``.
 
     IQM: mean of the middle half of all scores. Median and mean: of the environments' mean scores. Optimality gap:
-    1 − mean(min(score, 1)), the shortfall from the reference; less is better.
+    1 − mean(min(score, 1)), the shortfall from Adam; less is better.
     """
     from rliable import metrics
 
@@ -105,15 +107,14 @@ def performance_profile(scores: ScoreMatrix, thresholds: np.ndarray, resamples: 
     return Profile(thresholds, *_bootstrap(above, [scores], resamples))
 
 
-def probability_of_improvement(x: ScoreMatrix, y: ScoreMatrix, resamples: int = RESAMPLES) -> Estimate:
+def probability_of_improvement(x: ScoreMatrix | None, y: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
     """P(X > Y) + ½·P(X = Y) of a run of each in the same environment, averaged over environments; ½ is a draw.
 
     It needs no scale, so raw returns do. The numbers of seeds may differ. Raises ValueError unless both have
     the same environments in the same order.
     """
     _same_environments(x, y)
-    value, low, high = _bootstrap(win_rate, [x, y], resamples)
-    return Estimate(float(value[0]), float(low[0]), float(high[0]))
+    return _estimate(win_rate, [x, y], resamples)
 
 
 def win_rate(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -122,36 +123,46 @@ def win_rate(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.array([np.mean((difference > 0) + 0.5 * (difference == 0))])
 
 
-def paired_difference(x: ScoreMatrix, y: ScoreMatrix, resamples: int = RESAMPLES) -> Estimate:
+def paired_difference(x: ScoreMatrix | None, y: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
     """Mean of X − Y over the (seed, environment) pairs that both have; pairs are resampled together.
 
     Every optimizer meets the same seeds, so what a seed does to both cancels and the interval is narrower than that
-    of two separate means. Raises ValueError unless both have the same environments and share a seed.
+    of two separate means; no estimate where no seed is shared. Raises ValueError unless both have the same
+    environments.
     """
+    if x is None or y is None:
+        return NO_ESTIMATE
     _same_environments(x, y)
     shared = tuple(seed for seed in x.seeds if seed in y.seeds)
     if not shared:
-        raise ValueError("no seed is shared, so nothing is paired")
+        return NO_ESTIMATE
     difference = x.only(shared).values - y.only(shared).values
     return mean_estimate(ScoreMatrix(difference, shared, x.environments), resamples)
 
 
-def mean_estimate(scores: ScoreMatrix, resamples: int = RESAMPLES) -> Estimate:
-    """Mean of all values, environments weighted alike; the estimate behind returns and paired differences."""
-    value, low, high = _bootstrap(lambda x: np.array([x.mean()]), [scores], resamples)
-    return Estimate(float(value[0]), float(low[0]), float(high[0]))
+def mean_estimate(scores: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
+    """Mean of all values, environments weighted alike; the estimate behind returns and paired differences.
+
+    Vectorized, as there are many of these: rliable's own interval, from its resamples.
+    """
+    if scores is None:
+        return NO_ESTIMATE
+    value, unknown = float(scores.values.mean()), float("nan")
+    if len(scores.seeds) < 2:
+        return Estimate(value, unknown, unknown)
+    drawn = _drawn(resamples, scores.values.shape)
+    means = scores.values[drawn, np.arange(len(scores.environments))].mean(axis=(1, 2))
+    return Estimate(value, *map(float, np.quantile(means, _TAILS)))
 
 
-def iqm_estimate(scores: ScoreMatrix, resamples: int = RESAMPLES) -> Estimate:
+def iqm_estimate(scores: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
     """Interquartile mean of all values: the mean of their middle half."""
-    value, low, high = _bootstrap(_iqm, [scores], resamples)
-    return Estimate(float(value[0]), float(low[0]), float(high[0]))
+    return _estimate(_iqm, [scores], resamples)
 
 
-def iqm_gap(x: ScoreMatrix, y: ScoreMatrix, resamples: int = RESAMPLES) -> Estimate:
+def iqm_gap(x: ScoreMatrix | None, y: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
     """IQM of X − IQM of Y. The environments may differ: both are drawn again on their own, so nothing is paired."""
-    value, low, high = _bootstrap(lambda a, b: _iqm(a) - _iqm(b), [x, y], resamples)
-    return Estimate(float(value[0]), float(low[0]), float(high[0]))
+    return _estimate(lambda a, b: _iqm(a) - _iqm(b), [x, y], resamples)
 
 
 def _iqm(x: np.ndarray) -> np.ndarray:
@@ -163,8 +174,8 @@ def _iqm(x: np.ndarray) -> np.ndarray:
 def mean_bands(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean over seeds (seeds, points) → (points,) with its 95 % bootstrap interval, NaN left out.
 
-    All points at once, on shared resamples, so this is fast where there are many; each interval is a point's own. NaN
-    where less than half of the seeds have a value; the interval is NaN for a single seed.
+    Each point's interval is what ``mean_estimate`` gives for its column alone, but all points share their resamples and
+    are done at once. NaN where less than half of the seeds have a value; the interval is NaN for a single seed.
     """
     seeds = len(values)
     known = ~np.isnan(values)
@@ -174,18 +185,37 @@ def mean_bands(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[np.ndarr
         mean = np.where(enough, filled.sum(axis=0) / known.sum(axis=0), np.nan)
         if seeds < 2 or not enough.any():
             return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-        # How often each seed is drawn: a product with the curves is every resample's mean at once.
-        counts = np.random.default_rng(0).multinomial(seeds, np.full(seeds, 1 / seeds), resamples)
+        # How often each resample draws each seed: a product with the values is every resample's mean at once.
+        drawn = np.random.RandomState(_SEED).choice(seeds, (resamples, seeds))
+        counts = (drawn[:, :, None] == np.arange(seeds)).sum(axis=1)
         means = np.where(enough, (counts @ filled) / (counts @ known.astype(float)), np.nan)
-    tail = (1 - CONFIDENCE) / 2
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    low[enough], high[enough] = np.nanquantile(means[:, enough], [tail, 1 - tail], axis=0)
+    low[enough], high[enough] = np.nanquantile(means[:, enough], _TAILS, axis=0)
     return mean, low, high
 
 
-def _same_environments(x: ScoreMatrix, y: ScoreMatrix) -> None:
-    if x.environments != y.environments:
+def columns_of(estimates: Mapping[str, Estimate]) -> dict[str, float]:
+    """Estimates as columns of a table: ``name``, ``name_low``, ``name_high``."""
+    ends = (("", 0), ("_low", 1), ("_high", 2))
+    return {f"{name}{end}": estimate[i] for name, estimate in estimates.items() for end, i in ends}
+
+
+def _drawn(resamples: int, shape: tuple[int, ...]) -> np.ndarray:
+    """(resamples, seeds, tasks) indices of seeds, in the order in which rliable draws them."""
+    return np.random.RandomState(_SEED).choice(shape[0], (resamples, *shape))
+
+
+def _same_environments(x: ScoreMatrix | None, y: ScoreMatrix | None) -> None:
+    if x is not None and y is not None and x.environments != y.environments:
         raise ValueError(f"the environments differ: {x.environments} and {y.environments}")
+
+
+def _estimate(function: Callable[..., np.ndarray], scores: list[ScoreMatrix | None], resamples: int) -> Estimate:
+    """Of a function → (1,), where all matrices are there."""
+    there = [each for each in scores if each is not None]
+    if len(there) < len(scores):
+        return NO_ESTIMATE
+    return Estimate(*(float(each[0]) for each in _bootstrap(function, there, resamples)))
 
 
 def _bootstrap(

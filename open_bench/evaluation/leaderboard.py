@@ -1,17 +1,15 @@
 """The leaderboard: every optimizer's aggregates, comparisons with Adam, returns, failures, provenance and cost.
 
-**Order.** By IQM of normalized scores. Where no environment has a scale, by mean rank: the optimizer's rank by mean
-raw return in each environment, averaged (ties share their average rank). Equal optimizers share a rank and are
-listed by name.
+**Order.** By IQM of scores. Where no environment has a scale, by mean rank: the optimizer's rank by mean return in each
+environment, averaged (ties share their average rank). Equal optimizers share a rank and are listed by name.
 
 **Which environments.** IQM, median, mean, optimality gap and the paired difference are over the environments with a
-scale (see ``scores.normalize``); win rates and mean ranks need no scale and are over all that have a result. An
-optimizer that has not run in one of them keeps its returns per environment, but its aggregate is left blank and it
-has no rank.
+scale (see ``metrics``); win rates and mean ranks need no scale and are over all that have a result. An optimizer that
+has not run in one of them keeps its returns per environment, but its aggregate is left blank and it has no rank.
 
-**Which seeds.** rliable needs rectangular matrices: an optimizer's aggregates are over the seeds that all
-its environments have. Optimizers may have different numbers; paired differences are over those that both have.
-Everything else is counted over all seeds.
+**Which seeds.** rliable needs rectangular matrices: an optimizer's aggregates are over the seeds that all its
+environments have. Optimizers may have different numbers; paired differences are over those that both have. Everything
+else is counted over all seeds.
 """
 
 import dataclasses
@@ -21,10 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from open_bench.evaluation import bootstrap as aggregate
-from open_bench.evaluation.baseline_returns import References
+from open_bench.evaluation import bootstrap, metrics
+from open_bench.evaluation.baseline_returns import BaselineReturns
 from open_bench.evaluation.boards import BOARD_COLUMNS, BoardScores, boards
-from open_bench.evaluation.bootstrap import AGGREGATES, NO_ESTIMATE, RESAMPLES, Estimate, ScoreMatrix
+from open_bench.evaluation.bootstrap import AGGREGATES, NO_ESTIMATE, RESAMPLES, Estimate
 from open_bench.evaluation.schema import Runs
 from open_bench.files import write_atomically
 
@@ -33,31 +31,36 @@ ESTIMATES = (*AGGREGATES, "probability_of_improvement", "paired_difference")
 
 @dataclasses.dataclass(frozen=True)
 class Board:
-    """One budget's table (of one protocol version and one root seed).
+    """One algorithm's and budget's table (of one protocol version and one root seed).
 
     Attributes:
         scores: what it was computed from.
         table: one row an optimizer, in order. Columns: rank, optimizer; each of ``ESTIMATES`` with ``_low`` and
-            ``_high``; mean_rank; ``<metric>:<environment>`` (mean raw return); seeds (of the aggregate),
-            lifetimes (all), diverged and unfinished (lifetimes); hyperparameter_origin, theta (each distinct value
-            once, joined by "/"); vmap_size, hardware; steps_per_second, run_seconds, compile_seconds (summed wall
-            clock, compilation apart); notes.
-        per_environment: one row an optimizer and environment: mean, low, high (raw return), score (mean normalized),
-            seeds, diverged, unfinished, and difference, difference_low, difference_high (raw, paired with the
-            baseline).
+            ``_high``; mean_rank; ``<metric>:<environment>`` (mean return), and its interval as ``<metric>_low:…`` and
+            ``<metric>_high:…``; num_seeds (of the aggregate), lifetimes (all), diverged and unfinished (lifetimes);
+            hyperparameter_origin, theta (each distinct value once, joined by "/"); vmap_size, hardware;
+            steps_per_second, run_seconds, compile_seconds (summed wall clock, compilation apart); notes (its own).
+        per_environment: one row an optimizer and environment: mean, low, high (return), score (mean), num_seeds,
+            diverged, unfinished, and difference, difference_low, difference_high (of returns, paired with
+            the baseline).
         notes: about the board, then about single optimizers.
+        study: name that heads it, or None.
     """
 
     scores: BoardScores
     table: pd.DataFrame
     per_environment: pd.DataFrame
     notes: tuple[str, ...]
+    study: str | None = None
 
     @property
     def title(self) -> str:
-        """TrainingLength, protocol and seed in words."""
-        vmap_size = "" if self.scores.vmap_size is None else f" · vmap_size {self.scores.vmap_size}"
-        return f"{self.scores.budget} · protocol {self.scores.protocol} · root seed {self.scores.root_seed}{vmap_size}"
+        """Study, algorithm, budget, protocol and root seed in words."""
+        key, vmap_size = self.scores.key, self.scores.vmap_size
+        study = None if self.study == key.budget else self.study
+        words = [study, key.algorithm, key.budget, f"protocol {key.protocol}", f"root seed {key.root_seed}"]
+        words += [] if vmap_size is None else [f"vmap size {vmap_size}"]
+        return " · ".join(filter(None, words))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Leaderboard:
     """Boards side by side; nothing is aggregated across them.
 
     Attributes:
-        boards: sorted by budget, protocol version, root seed and vmap_size.
-        metric: ``final_return`` or ``mean_return``.
+        boards: sorted by algorithm, budget, protocol version, root seed and vmap size.
+        metric: the column that is ranked.
         baseline: the optimizer that the others are compared with.
     """
 
@@ -76,12 +79,12 @@ class Leaderboard:
 
     @property
     def table(self) -> pd.DataFrame:
-        """All boards' tables, one under the other, led by budget, protocol and root_seed."""
+        """All boards' tables, one under the other, led by algorithm, budget, protocol and root_seed."""
         return self._joined("table")
 
     @property
     def per_environment(self) -> pd.DataFrame:
-        """All boards' results per environment, led by budget, protocol and root_seed."""
+        """All boards' results per environment, led by algorithm, budget, protocol and root_seed."""
         return self._joined("per_environment")
 
     @property
@@ -92,8 +95,8 @@ class Leaderboard:
     def to_csv(self, path: str | Path | None = None) -> str:
         """The table as CSV, written to ``path`` when given; the same runs give the same bytes.
 
-        Numbers have six significant digits; what does not exist is empty. A row's notes repeat its board's, so that
-        it can stand alone.
+        Numbers have six significant digits; what does not exist is empty. A row has its own notes alone; those of
+        its board are in ``notes`` and in the Markdown.
         """
         text = self.table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         if path is not None:
@@ -121,7 +124,7 @@ class Leaderboard:
         for board in self.boards:
             frame = getattr(board, name).copy()
             for position, column in enumerate(BOARD_COLUMNS):
-                frame.insert(position, column, getattr(board.scores, column))
+                frame.insert(position, column, getattr(board.scores.key, column))
             frames.append(frame)
         columns = _merged_columns([list(frame) for frame in frames], self.metric)
         return pd.concat([_without_empty(frame) for frame in frames], ignore_index=True).reindex(columns=columns)
@@ -129,51 +132,50 @@ class Leaderboard:
 
 def leaderboard(
     runs: Runs,
-    references: References,
+    baseline_returns: BaselineReturns,
     budget: str | None = None,
     *,
     metric: str = "final_return",
-    baseline: str = "adam",
+    baseline: str = metrics.ADAM,
     resamples: int = RESAMPLES,
+    title: str | None = None,
 ) -> Leaderboard:
     """Rank the optimizers in ``runs``.
 
     Args:
         runs: stored rows.
-        references: reference returns by environment (``scores.references.load_references``).
+        baseline_returns: stored returns by environment (``load_baseline_returns``).
         budget: only this one; default: all that ``runs`` holds, each in a board of its own.
-        metric: ``final_return`` or ``mean_return``.
-        baseline: optimizer that win rates and paired differences compare with, by its display name.
+        metric: ``final_return``, ``mean_return``, or another that experiments list.
+        baseline: optimizer that win rates and paired differences compare with, by its label.
         resamples: bootstrap resamples of each interval.
+        title: name of the study, which heads every board.
 
     Raises:
         UserError: there is nothing to rank, the budget or metric is unknown, or experiments do not compare.
-        ValueError: the tables break the contract of ``Runs``.
+        BadRows: the tables break the schema.
     """
-    made = [_make_board(scores, baseline, resamples) for scores in boards(runs, references, budget, metric)]
-    return Leaderboard(tuple(made), metric, baseline)
+    found = boards(runs, baseline_returns, budget, metric)
+    return Leaderboard(tuple(_make_board(scores, baseline, resamples, title) for scores in found), metric, baseline)
 
 
-def _make_board(scores: BoardScores, baseline: str, resamples: int) -> Board:
+def _make_board(scores: BoardScores, baseline: str, resamples: int, study: str | None) -> Board:
     per_environment = _per_environment(scores, baseline, resamples)
     mean_ranks = _mean_ranks(scores, per_environment)
-    rows, own_notes = [], {}
-    for optimizer in scores.optimizers:
-        own_notes[optimizer] = _own_notes(scores, optimizer)
-        estimates = _estimates(scores, optimizer, baseline, resamples)
-        rows.append(
-            {"optimizer": optimizer}
-            | _flatten(estimates)
-            | {"mean_rank": mean_ranks.get(optimizer, np.nan)}
-            | _returns(scores, per_environment, optimizer)
-            | _counts(scores, optimizer)
-            | _provenance(scores.experiments[scores.experiments["optimizer"] == optimizer])
-        )
-    shared = (*scores.notes, *_board_notes(scores, baseline))
+    own_notes = {optimizer: _own_notes(scores, optimizer) for optimizer in scores.optimizers}
+    rows = [
+        {"optimizer": optimizer}
+        | bootstrap.columns_of(_estimates(scores, optimizer, baseline, resamples))
+        | {"mean_rank": mean_ranks.get(optimizer, np.nan)}
+        | _returns(scores, per_environment, optimizer)
+        | _counts(scores, optimizer)
+        | _provenance(scores.experiments[scores.experiments["optimizer"] == optimizer])
+        | {"notes": "; ".join(own_notes[optimizer])}
+        for optimizer in scores.optimizers
+    ]
     table = _ranked(pd.DataFrame(rows), by_score=bool(scores.normalized))
-    table["notes"] = ["; ".join((*shared, *own_notes[optimizer])) for optimizer in table["optimizer"]]
     mine = [f"{optimizer}: {note}" for optimizer in table["optimizer"] for note in own_notes[optimizer]]
-    return Board(scores, table, per_environment, (*shared, *mine))
+    return Board(scores, table, per_environment, (*scores.notes, *_board_notes(scores, baseline), *mine), study)
 
 
 def _estimates(scores: BoardScores, optimizer: str, baseline: str, resamples: int) -> dict[str, Estimate]:
@@ -181,45 +183,31 @@ def _estimates(scores: BoardScores, optimizer: str, baseline: str, resamples: in
     estimates = dict.fromkeys(ESTIMATES, NO_ESTIMATE)
     mine = scores.matrix(optimizer, scores.normalized)
     if mine is not None:
-        estimates |= aggregate.aggregates(mine, resamples)
+        estimates |= bootstrap.aggregates(mine, resamples)
+    if scores.plan.kind == "own" and optimizer == metrics.ADAM:  # 1 by construction, so an interval would say nothing
+        estimates = {name: NO_ESTIMATE._replace(value=estimate.value) for name, estimate in estimates.items()}
     if optimizer == baseline:
         return estimates
-    theirs = scores.matrix(baseline, scores.normalized)
-    estimates["paired_difference"] = _paired(mine, theirs, resamples)
+    estimates["paired_difference"] = bootstrap.paired_difference(
+        mine, scores.matrix(baseline, scores.normalized), resamples
+    )
     mine, theirs = (scores.matrix(name, scores.observed, "value") for name in (optimizer, baseline))
-    if mine is not None and theirs is not None:
-        estimates["probability_of_improvement"] = aggregate.probability_of_improvement(mine, theirs, resamples)
+    estimates["probability_of_improvement"] = bootstrap.probability_of_improvement(mine, theirs, resamples)
     return estimates
-
-
-def _paired(x: ScoreMatrix | None, y: ScoreMatrix | None, resamples: int) -> Estimate:
-    if x is None or y is None or not set(x.seeds) & set(y.seeds):
-        return NO_ESTIMATE
-    return aggregate.paired_difference(x, y, resamples)
 
 
 def _per_environment(scores: BoardScores, baseline: str, resamples: int) -> pd.DataFrame:
     rows = []
     for (optimizer, environment), group in scores.rows.groupby(["optimizer", "environment"]):
         mine = scores.matrix(optimizer, (environment,), "value")
-        mean = NO_ESTIMATE if mine is None else aggregate.mean_estimate(mine, resamples)
+        mean = bootstrap.mean_estimate(mine, resamples)
         theirs = scores.matrix(baseline, (environment,), "value") if optimizer != baseline else None
-        difference = _paired(mine, theirs, resamples)
+        counts = {"num_seeds": len(group)} | {name: int(group[name].sum()) for name in ("diverged", "unfinished")}
         rows.append(
-            {
-                "optimizer": optimizer,
-                "environment": environment,
-                "mean": mean.value,
-                "low": mean.low,
-                "high": mean.high,
-                "score": group["score"].mean(),
-                "seeds": len(group),
-                "diverged": int(group["diverged"].sum()),
-                "unfinished": int(group["unfinished"].sum()),
-                "difference": difference.value,
-                "difference_low": difference.low,
-                "difference_high": difference.high,
-            }
+            {"optimizer": optimizer, "environment": environment}
+            | {"mean": mean.value, "low": mean.low, "high": mean.high, "score": group["score"].mean()}
+            | counts
+            | bootstrap.columns_of({"difference": bootstrap.paired_difference(mine, theirs, resamples)})
         )
     return pd.DataFrame(rows)
 
@@ -238,20 +226,19 @@ def _ranked(table: pd.DataFrame, by_score: bool) -> pd.DataFrame:
     return table.sort_values(["rank", "optimizer"], na_position="last", ignore_index=True)
 
 
-def _flatten(estimates: dict[str, Estimate]) -> dict[str, float]:
-    ends = (("", 0), ("_low", 1), ("_high", 2))
-    return {f"{name}{end}": estimate[i] for name, estimate in estimates.items() for end, i in ends}
-
-
 def _returns(scores: BoardScores, per_environment: pd.DataFrame, optimizer: str) -> dict[str, float]:
-    mine = per_environment[per_environment["optimizer"] == optimizer].set_index("environment")["mean"]
-    return {f"{scores.metric}:{name}": mine.get(name, np.nan) for name in scores.environments}
+    mine = per_environment[per_environment["optimizer"] == optimizer].set_index("environment")
+    return {
+        f"{scores.metric}{end}:{environment}": mine[column].get(environment, np.nan)
+        for end, column in (("", "mean"), ("_low", "low"), ("_high", "high"))
+        for environment in scores.environments
+    }
 
 
 def _counts(scores: BoardScores, optimizer: str) -> dict[str, int]:
     mine = scores.rows[scores.rows["optimizer"] == optimizer]
     return {
-        "seeds": _common_seeds(scores, optimizer),
+        "num_seeds": _common_seeds(scores, optimizer),
         "lifetimes": len(mine),
         "diverged": int(mine["diverged"].sum()),
         "unfinished": int(mine["unfinished"].sum()),
@@ -262,6 +249,8 @@ def _common_seeds(scores: BoardScores, optimizer: str) -> int:
     """Seeds that all environments which the optimizer ran in, and which count, have."""
     mine = scores.rows[scores.rows["optimizer"] == optimizer]
     counted = mine[mine["environment"].isin(scores.normalized or scores.observed or scores.environments)]
+    if scores.normalized:
+        counted = counted[counted["score"].notna()]  # a seed without Adam's has none
     per_seed = counted.groupby("seed")["environment"].nunique()
     return int((per_seed == counted["environment"].nunique()).sum())
 
@@ -303,18 +292,16 @@ def _own_notes(scores: BoardScores, optimizer: str) -> list[str]:
 
 def _board_notes(scores: BoardScores, baseline: str) -> list[str]:
     notes = []
-    if not scores.normalized and scores.observed:
-        notes.append("no environment has a scale: ranked by mean rank over environments")
-    elif not scores.observed:
+    if not scores.observed:
         notes.append("no environment has a result: nothing is ranked")
-    elif scores.normalized != scores.observed:
-        listed = ", ".join(scores.normalized)
-        notes.append(f"normalized aggregates are over {listed}; win rates and mean ranks over all with a result")
+    elif scores.normalized and scores.normalized != scores.observed:
+        scored = ", ".join(scores.normalized)
+        notes.append(f"aggregates of scores are over {scored}; win rates and mean ranks over all with a result")
     if baseline not in scores.optimizers:
         notes.append(f"{baseline} is not there, so nothing is compared with it")
     elif scores.lacking(baseline, scores.observed):
-        listed = ", ".join(scores.lacking(baseline, scores.observed))
-        notes.append(f"{baseline} has not run in {listed}: no win rate against it")
+        lacking = ", ".join(scores.lacking(baseline, scores.observed))
+        notes.append(f"{baseline} has not run in {lacking}: no win rate against it")
     return notes
 
 
@@ -324,9 +311,14 @@ def _without_empty(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _merged_columns(columns: list[list[str]], metric: str) -> list[str]:
-    """All boards' columns in order, the returns of all environments together and sorted."""
-    returns = sorted({name for names in columns for name in names if name.startswith(f"{metric}:")})
+    """All boards' columns in order, the returns of all environments together and sorted by environment."""
+
+    def of_environment(name: str) -> bool:
+        return name.startswith(tuple(f"{metric}{end}:" for end in ("", "_low", "_high")))
+
+    found = {name for names in columns for name in names if of_environment(name)}
+    returns = [f"{metric}{end}:{environment}" for end in ("", "_low", "_high")
+               for environment in sorted({name.partition(":")[2] for name in found})]  # fmt: skip
     first = columns[0]
-    at = next((i for i, name in enumerate(first) if name.startswith(f"{metric}:")), len(first))
-    rest = [name for name in first[at:] if not name.startswith(f"{metric}:")]
-    return [*first[:at], *returns, *rest]
+    at = next((i for i, name in enumerate(first) if of_environment(name)), len(first))
+    return [*first[:at], *(returns if found else ()), *(name for name in first[at:] if not of_environment(name))]

@@ -1,42 +1,223 @@
-"""Normalized scores: 0 is a uniformly random policy, 1 is the reference (Adam) at the same budget.
+"""What a stored lifetime is worth, defined once: missing returns, "above random", scales, pairing and matrices.
 
-score = (x − random) / (reference − random), where x is a seed's ``final_return`` or ``mean_return``. A score
-is not clipped: below 0 is worse than random, above 1 better than the reference.
+**Missing returns.** A lifetime that diverged, or in which no episode finished, gets the random policy's return: that of
+its own seed where it was measured, else the mean. Where that is not known, the lowest return that any lifetime of the
+task reached stands in. Where no lifetime at all finished an episode, the task has no result.
+
+**Scores.** 0 is the random policy and 1 is Adam; nothing is clipped. By stored returns, score = (x − random)/(adam −
+random). By the Adam of the same study, score = 1 + (x − adam of the same seed)/(mean adam − mean random): the mean is
+the same, but the luck of a seed, which both share, is in no score, and Adam has 1 in each.
+
+**Above random.** Where Adam is not above random there is no scale. By pairs of one seed: the 95 % interval of the
+difference is above 0, and its mean above half of the standard deviation of random's returns over seeds, as a difference
+that is small against the noise is no unit to measure in. Of stored returns only summaries are known: Adam's mean is
+above random's interval.
 """
 
-from typing import NamedTuple
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from open_bench.evaluation.baseline_returns import EnvironmentReturns, References, load_references
+from open_bench.evaluation.baseline_returns import BaselineReturns, EnvironmentReturns, returns_of
+from open_bench.evaluation.bootstrap import ScoreMatrix, mean_bands
+from open_bench.text import listed
 
-__all__ = ["References", "Scale", "load_references", "normalize", "scale_of"]
+ADAM = "adam"  # the label whose lifetimes are 1
+NOISE = 0.5  # standard deviations of random's returns
 
 
 class Scale(NamedTuple):
-    """The two returns that become 0 and 1."""
+    """The two returns that score 0 and 1."""
 
-    random: float
-    reference: float
+    zero: float
+    one: float
+
+
+class ScalePlan(NamedTuple):
+    """What scores of a board are measured against: stored returns, its own Adam and random policy, or nothing."""
+
+    kind: Literal["stored", "own", "none"]
+    reason: str
+
+
+class RandomReturns(NamedTuple):
+    """The random policy at a task: its mean return, NaN where it is not known, and each measured seed's."""
+
+    mean: float = math.nan
+    by_seed: pd.Series = pd.Series(dtype=float)
+
+    @classmethod
+    def of(cls, returns: Any) -> "RandomReturns":
+        """From returns by seed, a Series or (seeds,), NaN where no episode ended."""
+        by_seed = pd.Series(returns, dtype=float)
+        return cls(float(by_seed.mean()), by_seed)
+
+
+# --- scales ------------------------------------------------------------------------------------------------------
+
+
+def scale_plan(
+    environments: Collection[str],
+    algorithm: str,
+    budget: str,
+    optimizers: Collection[str],
+    baseline_returns: BaselineReturns,
+    metric: str = "final_return",
+    env_steps: Mapping[str, int] | None = None,
+) -> ScalePlan:
+    """Which scale a board with these environments and optimizers has: one for all of it.
+
+    Args:
+        environments, algorithm, budget: what is trained on.
+        optimizers: labels of what is trained.
+        baseline_returns: stored returns by environment.
+        metric: column that is scored.
+        env_steps: length of a lifetime by environment; stored returns of another length do not fit.
+    """
+    lacking = []
+    for name in sorted(environments):
+        known = returns_of(baseline_returns, name)
+        adam = known.adam(algorithm, budget)
+        fits = adam is not None and (not env_steps or adam.env_steps in (None, env_steps[name]))
+        if not fits or _mean(adam, metric) is None or _mean(known.random, metric) is None:
+            lacking.append(name)
+    if not lacking:
+        return ScalePlan("stored", "scores: 0 is the random policy and 1 is Adam, by stored returns")
+    why = f"no stored returns fit {listed(lacking)} ({algorithm} at {budget})"
+    if ADAM in optimizers:
+        return ScalePlan(
+            "own", f"scores: 0 is the random policy and 1 is Adam, of these runs and paired by seed, as {why}"
+        )
+    return ScalePlan("none", f"no scores, only returns, ranked by mean rank: {why}, and {ADAM} has not run here")
+
+
+def stored_scale(known: EnvironmentReturns, algorithm: str, budget: str, metric: str) -> Scale | str:
+    """The scale that stored returns give, or the reason why they give none."""
+    adam = known.adam(algorithm, budget)
+    one, zero = _mean(adam, metric), _mean(known.random, metric)
+    if one is None:
+        return "Adam's return is not known" + ("" if metric == "final_return" else f" by {metric}")
+    if zero is None:
+        return "the random policy's return is not known"
+    assert known.random is not None
+    interval = known.random.of(metric)
+    high = interval.high if interval is not None and interval.high is not None else zero
+    if not one > high:
+        return f"Adam's return {one:.4g} is not above random's interval, which ends at {high:.4g}"
+    return Scale(zero, one)
+
+
+def own_scale(adam: pd.Series, random: RandomReturns) -> Scale | str:
+    """The scale that Adam's returns by seed (filled in) and the random policy's give, or why they give none."""
+    if math.isnan(random.mean):
+        return "the random policy has not run, or no episode of it ended"
+    if adam.dropna().empty:
+        return f"{ADAM} has not run"
+    if not above_random(adam, random.by_seed):
+        return f"{ADAM} is not above the random policy"
+    return usable(Scale(random.mean, float(adam.mean()))) or f"{ADAM} is not above the random policy"
+
+
+def above_random(returns: pd.Series, random: pd.Series) -> bool:
+    """Whether returns by seed are above the random policy's, pair by pair; a single pair has no noise to be above."""
+    random = random.reindex(returns.index).dropna()
+    difference = (returns - random).dropna().to_numpy(float)
+    if not len(difference):
+        return False
+    mean, low, _ = (float(each[0]) for each in mean_bands(difference[:, None]))
+    several = len(difference) > 1
+    return (low if several else mean) > 0 and mean > NOISE * (random.std() if several else 0.0)
+
+
+def usable(scale: Scale) -> Scale | None:
+    """The scale itself when 1 lies above 0."""
+    return scale if scale.one > scale.zero else None  # False for NaN too
+
+
+def _mean(returns: Any, metric: str) -> float | None:
+    interval = returns.of(metric) if returns is not None else None
+    return interval.mean if interval is not None else None
+
+
+# --- rows --------------------------------------------------------------------------------------------------------
 
 
 def normalize(returns: np.ndarray, scale: Scale) -> np.ndarray:
-    """(x − random) / (reference − random), elementwise; raises ValueError unless reference > random."""
-    if not scale.reference > scale.random:
-        raise ValueError(f"the reference {scale.reference} is not above random's {scale.random}")
-    return (np.asarray(returns, dtype=float) - scale.random) / (scale.reference - scale.random)
+    """(x − zero) / (one − zero), elementwise; raises ValueError unless one > zero."""
+    if not scale.one > scale.zero:
+        raise ValueError(f"the return that scores 1, {scale.one}, is not above the one that scores 0, {scale.zero}")
+    return (np.asarray(returns, dtype=float) - scale.zero) / (scale.one - scale.zero)
 
 
-def scale_of(returns: EnvironmentReturns | None, budget: str, metric: str) -> tuple[Scale | None, str]:
-    """The scale of an environment at a budget, or None and the reason why only raw returns can be reported."""
-    random = returns.random.of(metric) if returns is not None and returns.random is not None else None
-    entry = returns.reference.get(budget) if returns is not None else None
-    reference = entry.of(metric) if entry is not None else None
-    if reference is None:
-        return None, "no reference" if metric == "final_return" else f"no reference for {metric}"
-    if random is None:
-        return None, "the random policy's return is not known"
-    high = random.mean if random.high is None else random.high
-    if not reference.mean > high:
-        return None, f"the reference {reference.mean:.4g} is not above random's interval, which ends at {high:.4g}"
-    return Scale(random.mean, reference.mean), ""
+def lifetimes(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Stored scores with ``value``, the return that counts (NaN where there is none), and ``unfinished``."""
+    diverged = scores["diverged"].astype(bool)
+    value = scores[metric].astype(float).mask(diverged)  # what a diverged lifetime reached before does not count
+    return scores.assign(value=value, diverged=diverged, unfinished=value.isna() & ~diverged)
+
+
+def filled(rows: pd.DataFrame, random: RandomReturns) -> pd.Series:
+    """``value`` of all lifetimes of one task with what stands in where there is none; NaN where nothing can."""
+    if rows["unfinished"].all():
+        return rows["value"]
+    own = rows["seed"].map(random.by_seed)
+    return rows["value"].fillna(own).fillna(stand_in(rows, random))
+
+
+def stand_in(rows: pd.DataFrame, random: RandomReturns) -> float:
+    """What a lifetime of a task counts as that has no return, and of whose seed the random policy has none either."""
+    return float(rows["value"].min()) if math.isnan(random.mean) else random.mean
+
+
+def scored(rows: pd.DataFrame, scale: Scale, paired: bool) -> np.ndarray:
+    """Scores of one task's lifetimes (filled in); ``paired``: by Adam's of the same seed, NaN where it has none."""
+    if not paired:
+        return normalize(rows["value"].to_numpy(), scale)
+    adam = rows["seed"].map(rows[rows["optimizer"] == ADAM].set_index("seed")["value"])
+    return (1.0 + (rows["value"] - adam) / (scale.one - scale.zero)).to_numpy()
+
+
+def random_returns(runs: Any, metric: str = "final_return") -> dict[tuple[str, str, int, int], RandomReturns]:
+    """The random policy's lifetimes among stored ``Runs``, by environment, budget, protocol and root seed."""
+    experiments = runs.experiments[runs.experiments["algorithm"] == "random"].sort_values("experiment")
+    found = {}
+    for key, group in experiments.groupby(["environment", "budget", "protocol", "root_seed"]):
+        mine = lifetimes(runs.scores[runs.scores["experiment"].isin(group["experiment"])], metric)
+        once = mine.sort_values(["experiment", "seed"]).drop_duplicates("seed")
+        found[key] = RandomReturns.of(once.set_index("seed")["value"].sort_index())
+    return found
+
+
+class ScoreTable:
+    """Lifetimes as matrices of seeds × tasks, an optimizer and column each; a task is one column or several."""
+
+    def __init__(self, rows: pd.DataFrame, task: str | list[str] = "environment"):
+        self._frames = {
+            (optimizer, column): mine.pivot(index="seed", columns=task, values=column)
+            for optimizer, mine in rows.groupby("optimizer")
+            for column in ("value", "score")
+        }
+
+    def frame(self, optimizer: str, column: str = "score") -> pd.DataFrame:
+        """Seeds × tasks, NaN where there is no value."""
+        return self._frames[(optimizer, column)]
+
+    def matrix(self, optimizer: str, tasks: Sequence[Any], column: str = "score") -> ScoreMatrix | None:
+        """Scores, or returns (``column="value"``), of the seeds that all of ``tasks`` have.
+
+        None when there are none, or when the optimizer lacks one of the tasks.
+        """
+        frame = self._frames.get((optimizer, column))
+        if frame is None or not tasks or any(task not in frame for task in tasks):
+            return None
+        table = frame[list(tasks)].dropna()
+        if table.empty:
+            return None
+        return ScoreMatrix(table.to_numpy(float), tuple(int(seed) for seed in table.index), tuple(map(_label, tasks)))
+
+
+def _label(task: str | Iterable[str]) -> str:
+    return task if isinstance(task, str) else " @ ".join(task)

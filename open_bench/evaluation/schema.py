@@ -1,65 +1,85 @@
-"""Stored rows as three tables: what every score, table and figure is computed from.
+"""Columns of stored rows, said once: what the store writes and reads, and what scores, tables and figures are made of.
 
-The names and kinds of the columns are the contract between the store, which fills a ``Runs``, and everything in
-``scores`` and ``report``, which only read it. Further columns are welcome and ignored, but for those in
-``SETTINGS_COLUMNS``, which are compared when they are there.
+Each table is a mapping of names to ``Column``. A scores table has one further number a metric: an experiment lists its
+metrics as ``{column: label}``, and whatever it lists is stored, checked, ranked and labelled without an edit here.
+``final_return`` and ``mean_return`` are always there. Further columns are welcome and ignored.
+
+Rows of one experiment that break any of this are a ``BadRows``, so that a reader can name the experiment and skip it.
 """
 
 import dataclasses
-from collections.abc import Collection
-from typing import Any
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from pandas.api import types
 
-METRICS = ("final_return", "mean_return")
-ORIGINS = ("given", "published", "tuned", "default")
+METRICS = {"final_return": "final return", "mean_return": "return over the lifetime"}  # labels by column
+ORIGINS = ("given", "published", "tuned", "default", "none")
+RANDOM = "random"  # algorithm of the random policy, whose lifetimes are stored and never ranked
+LARGEST = 1e12  # of a return: anything beyond is a fault, not a score
 
-# Kinds: text (strings), number (floats or integers, NaN allowed), integer, flag (booleans).
-EXPERIMENT_COLUMNS = {
-    "experiment": "text",  # directory name, unique
-    "environment": "text",
-    "family": "text",  # "gymnax", "brax", "gridworld", …
-    "budget": "text",  # "quick", "full", "steps-500000", …
-    "env_steps": "integer",  # length of a lifetime
-    "optimizer": "text",  # display name: "adam", "adam:learning_rate=0.001", "lion+dpo"
-    "hyperparameters": "text",  # JSON
-    "hyperparameter_origin": "text",  # one of ORIGINS
-    "theta": "text",  # short content hash, "" without meta-parameters
-    "root_seed": "integer",
-    "vmap_size": "integer",  # lifetimes in a vmapped group
-    "protocol": "integer",  # protocol version
-    "steps_per_second": "number",  # env steps over all seeds / run_seconds
-    "run_seconds": "number",  # wall clock without compilation
-    "compile_seconds": "number",
-    "hardware": "text",
-    "revision": "text",  # git revision
+
+class BadRows(ValueError):
+    """Rows that break the schema; the message names the table, the column and the first of them."""
+
+
+class Column(NamedTuple):
+    """What a column holds: text (strings), number (floats or integers, NaN allowed), integer or flag (booleans)."""
+
+    kind: str
+    low: float = -math.inf
+    high: float = math.inf
+    required: bool = True
+
+
+_TEXT, _FLAG = Column("text"), Column("flag")
+_COUNT = Column("integer", 1, 2**62)
+_INDEX = Column("integer", 0, 2**31 - 1)
+_AMOUNT = Column("number", 0, LARGEST)
+_RETURN = Column("number", -LARGEST, LARGEST)
+
+LABELS = (
+    "experiment",
+    "environment",
+    "algorithm",
+    "budget",
+    "optimizer",
+)  # an experiment's, repeated in each of its rows
+SETTINGS = ("settings", "environment_version")  # must agree within an environment of a board, where they are there
+EXPERIMENTS = {
+    "experiment": _TEXT,  # directory name, unique
+    "environment": _TEXT,
+    "family": _TEXT,  # "gymnax", "brax", "gridworld", …
+    "algorithm": _TEXT,  # "ppo", "pqn", or "random"
+    "budget": _TEXT,  # "quick", "full", "steps-500000", …
+    "env_steps": _COUNT,  # of a lifetime
+    "optimizer": _TEXT,  # label: "adam", "adam:learning_rate=0.001", "lion+dpo"
+    "hyperparameters": _TEXT,  # JSON
+    "hyperparameter_origin": _TEXT,  # one of ORIGINS
+    "theta": _TEXT,  # short content hash, "" without meta-parameters
+    "root_seed": _INDEX,
+    "vmap_size": _COUNT,  # lifetimes vmapped on one device
+    "protocol": _COUNT,  # protocol version
+    "settings": _TEXT._replace(required=False),  # JSON of algorithm settings and environment options
+    "environment_version": _COUNT._replace(required=False),
+    "metrics": _TEXT._replace(required=False),  # JSON: label by column
+    "steps_per_second": _AMOUNT,  # env steps over all seeds / run_seconds
+    "run_seconds": _AMOUNT,  # wall clock without compilation
+    "compile_seconds": _AMOUNT,
+    "hardware": _TEXT,
+    "revision": _TEXT,  # git revision
 }
-SCORE_COLUMNS = {
-    "experiment": "text",
-    "environment": "text",
-    "budget": "text",
-    "optimizer": "text",
-    "seed": "integer",
-    "final_return": "number",  # NaN when diverged, or when no episode finished
-    "mean_return": "number",
-    "diverged": "flag",
-    "env_steps": "integer",
-}
-CURVE_COLUMNS = {
-    "experiment": "text",
-    "environment": "text",
-    "budget": "text",
-    "optimizer": "text",
-    "seed": "integer",
-    "env_steps": "integer",
-    "episode_return": "number",  # NaN until an episode has finished, and after divergence
-}
-SETTINGS_COLUMNS = ("settings", "environment_version")  # optional in experiments; must agree within an environment
+SCORES = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "diverged": _FLAG, "env_steps": _COUNT}  # and the metrics
+CURVES = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "env_steps": _COUNT, "episode_return": _RETURN}
 
 _DTYPES = {"text": "object", "number": "float64", "integer": "int64", "flag": "bool"}
 _IS_KIND = {
-    "text": lambda column: all(isinstance(value, str) for value in column),
+    "text": lambda column: types.infer_dtype(column, skipna=False) in ("string", "empty"),
     "number": lambda column: types.is_numeric_dtype(column) and not types.is_bool_dtype(column),
     "integer": types.is_integer_dtype,
     "flag": types.is_bool_dtype,
@@ -71,9 +91,11 @@ class Runs:
     """Stored experiments with their scores and learning curves; the order of rows carries no meaning.
 
     Attributes:
-        experiments: one row an experiment (``EXPERIMENT_COLUMNS``).
-        scores: one row an experiment and seed (``SCORE_COLUMNS``).
-        curves: one row an experiment, seed and recorded update (``CURVE_COLUMNS``).
+        experiments: one row an experiment (``EXPERIMENTS``).
+        scores: one row an experiment and seed (``SCORES`` and a column a metric; NaN where an experiment lacks it, when
+            diverged, and when no episode finished).
+        curves: one row an experiment, seed and recorded update (``CURVES``; ``episode_return`` is NaN until an episode
+            has finished, and after divergence).
     """
 
     experiments: pd.DataFrame
@@ -83,12 +105,34 @@ class Runs:
     @classmethod
     def empty(cls) -> "Runs":
         """No rows, but every column with its dtype."""
-        return cls(_empty(EXPERIMENT_COLUMNS), _empty(SCORE_COLUMNS), _empty(CURVE_COLUMNS))
+        return cls(_empty(EXPERIMENTS), _empty(score_columns()), _empty(CURVES))
+
+    @classmethod
+    def join(cls, parts: Iterable[tuple[Mapping[str, Any], pd.DataFrame, pd.DataFrame]]) -> "Runs":
+        """Experiments that have passed ``check_experiment``, with their scores and curves, in order."""
+        parts = list(parts)
+        if not parts:
+            return cls.empty()
+        experiments = pd.DataFrame([dict(row) for row, _, _ in parts])
+        labels = [{name: row[name] for name in LABELS} for row, _, _ in parts]
+        scores, curves = (
+            pd.concat([frame.assign(**own) for frame, own in zip(frames, labels, strict=True)], ignore_index=True)
+            for frames in zip(*((scores, curves) for _, scores, curves in parts), strict=True)
+        )
+        return cls(experiments, scores, curves)
 
     @property
     def budgets(self) -> tuple[str, ...]:
         """Names of the budgets that the experiments have, sorted."""
         return tuple(sorted(set(self.experiments["budget"])))
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Labels of all metrics by column, those that are always there first."""
+        found = dict(METRICS)
+        for text in self.experiments["metrics"].unique() if "metrics" in self.experiments else ():
+            found |= {name: label for name, label in read_metrics(text).items() if name not in found}
+        return found
 
     def select(self, **columns: Any) -> "Runs":
         """The experiments whose columns have the given values (or one of several), with their scores and curves.
@@ -110,71 +154,152 @@ class Runs:
         )
 
 
+# --- columns -----------------------------------------------------------------------------------------------------
+
+
+def score_columns(metrics: Iterable[str] = METRICS) -> dict[str, Column]:
+    """The columns of a scores table whose experiments have these metrics."""
+    return {**SCORES, **dict.fromkeys(metrics, _RETURN)}
+
+
+def without_labels(columns: Mapping[str, Column]) -> dict[str, Column]:
+    """What one experiment's own file holds: every column but those that repeat the experiment's."""
+    return {name: column for name, column in columns.items() if name not in LABELS}
+
+
+def dtypes(columns: Mapping[str, Column]) -> dict[str, str]:
+    """The pandas dtype of each column, in order."""
+    return {name: _DTYPES[column.kind] for name, column in columns.items()}
+
+
+def read_metrics(text: str) -> dict[str, str]:
+    """Labels by column from an experiment's ``metrics``; raises BadRows."""
+    try:
+        metrics = json.loads(text)
+    except (ValueError, RecursionError, TypeError) as error:
+        raise BadRows(f"experiments: metrics are not JSON ({type(error).__name__})") from None
+    if not isinstance(metrics, dict) or not METRICS.keys() <= metrics.keys():
+        raise BadRows(f"experiments: metrics must be a table of labels with {' and '.join(METRICS)}")
+    for name, label in metrics.items():
+        if not name.isidentifier() or name in SCORES or not isinstance(label, str):
+            raise BadRows(f"experiments: {name!r} is no metric: it needs a name of its own and a label")
+    return metrics
+
+
+# --- one experiment ----------------------------------------------------------------------------------------------
+
+
+def write_csv(frame: pd.DataFrame, columns: Mapping[str, Column], path: str | Path) -> None:
+    """Write these columns in their order; numbers survive exactly."""
+    frame.to_csv(path, index=False, columns=list(columns), lineterminator="\n")
+
+
+def read_csv(path: str | Path, columns: Mapping[str, Column]) -> pd.DataFrame:
+    """What ``write_csv`` wrote. Raises BadRows for other columns or values, OSError when it cannot be read."""
+    try:
+        with np.errstate(invalid="ignore"):  # an integer out of range is found by its limits
+            frame = pd.read_csv(path, float_precision="round_trip", dtype=dtypes(columns))
+    except (ValueError, OverflowError, KeyError, TypeError) as error:  # wrong bytes and lines are ValueErrors too
+        raise BadRows(f"{Path(path).name}: {error}") from None
+    if list(frame.columns) != list(columns) or not isinstance(frame.index, pd.RangeIndex):
+        raise BadRows(f"{Path(path).name}: its columns are {', '.join(map(str, frame.columns))}")
+    return frame
+
+
+def check_scores(frame: pd.DataFrame, metrics: Iterable[str] = METRICS) -> pd.DataFrame:
+    """Return one experiment's scores, or raise BadRows."""
+    return _check("scores", frame, without_labels(score_columns(metrics)), ["seed"], "a seed appears twice")
+
+
+def check_curves(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return one experiment's curves, or raise BadRows."""
+    return _check("curves", frame, without_labels(CURVES), ["seed", "env_steps"], "a point appears twice")
+
+
+def experiment_row(**values: Any) -> dict[str, Any]:
+    """A row of the experiments table, in the order of its columns; raises BadRows unless it is complete and right."""
+    unknown = sorted(values.keys() - EXPERIMENTS.keys())
+    if unknown:
+        raise BadRows(f"experiments: there is no column {unknown[0]!r}")
+    row = {name: values[name] for name in EXPERIMENTS if name in values}
+    for name, value in row.items():
+        if not isinstance(value, bool | int | float | str | np.generic):
+            raise BadRows(f"experiments: {name} = {value!r} is no single value")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise BadRows(f"experiments: {name} is out of range")  # pandas would make an object of it
+    _check_experiments(pd.DataFrame([row]))
+    return row
+
+
+def check_experiment(row: Mapping[str, Any], scores: pd.DataFrame, curves: pd.DataFrame) -> None:
+    """Raise BadRows unless an experiment's row, scores and curves (of all its shards) are fit to be ranked."""
+    metrics = read_metrics(row["metrics"]) if "metrics" in row else METRICS
+    experiment_row(**row)
+    check_scores(scores, metrics)
+    check_curves(curves)
+    _refuse("curves", curves, ~curves["seed"].isin(scores["seed"]), "these seeds have no scores", ["seed"])
+
+
+# --- whole tables ------------------------------------------------------------------------------------------------
+
+
 def validate(runs: Runs) -> Runs:
-    """Return ``runs``, or raise ValueError that names the table, the column and the first offending rows."""
-    for table, frame, columns in (
-        ("experiments", runs.experiments, EXPERIMENT_COLUMNS),
-        ("scores", runs.scores, SCORE_COLUMNS),
-        ("curves", runs.curves, CURVE_COLUMNS),
-    ):
-        _check_columns(table, frame, columns)
-    _refuse(
-        "experiments",
-        runs.experiments,
-        runs.experiments["experiment"].duplicated(),
-        "experiment names must be unique",
-        ["experiment"],
-    )
-    origin = ~runs.experiments["hyperparameter_origin"].isin(ORIGINS)
-    _refuse(
-        "experiments",
-        runs.experiments,
-        origin,
-        f"hyperparameter_origin must be one of {', '.join(ORIGINS)}",
-        ["experiment"],
-    )
+    """Return ``runs``, or raise BadRows that names the table, the column and the first offending rows."""
+    _check_experiments(runs.experiments)
     keys = ["experiment", "seed"]
-    _refuse("scores", runs.scores, runs.scores[keys].duplicated(), "a seed appears twice", keys)
-    steps = [*keys, "env_steps"]
-    _refuse("curves", runs.curves, runs.curves[steps].duplicated(), "a point appears twice", steps)
-    for metric in METRICS:
-        infinite = runs.scores[metric].abs() == float("inf")
-        _refuse("scores", runs.scores, infinite, f"{metric} must be finite, or NaN when there is none", keys)
+    metrics = [name for name in runs.metrics if name in METRICS or name in runs.scores]
+    _check("scores", runs.scores, score_columns(metrics), keys, "a seed appears twice")
+    _check("curves", runs.curves, CURVES, [*keys, "env_steps"], "a point appears twice")
     for table, frame in (("scores", runs.scores), ("curves", runs.curves)):
-        _check_identity(table, frame, runs.experiments)
+        _check_labels(table, frame, runs.experiments)
     return runs
 
 
-def _empty(columns: dict[str, str]) -> pd.DataFrame:
-    return pd.DataFrame({name: pd.Series(dtype=_DTYPES[kind]) for name, kind in columns.items()})
+def _check_experiments(frame: pd.DataFrame) -> None:
+    _check("experiments", frame, EXPERIMENTS, ["experiment"], "experiment names must be unique")
+    origin = ~frame["hyperparameter_origin"].isin(ORIGINS)
+    problem = f"hyperparameter_origin must be one of {', '.join(ORIGINS)}"
+    _refuse("experiments", frame, origin, problem, ["experiment"])
+    for text in frame["metrics"].unique() if "metrics" in frame else ():
+        read_metrics(text)
 
 
-def _check_columns(table: str, frame: pd.DataFrame, columns: dict[str, str]) -> None:
-    missing = [name for name in columns if name not in frame]
+def _check(
+    table: str, frame: pd.DataFrame, columns: Mapping[str, Column], keys: list[str], problem: str
+) -> pd.DataFrame:
+    """Columns are there, hold their kind within their limits, and no two rows share ``keys``."""
+    missing = [name for name, column in columns.items() if column.required and name not in frame]
     if missing:
-        raise ValueError(f"{table}: columns are missing: {', '.join(missing)}")
-    for name, kind in columns.items():
-        if len(frame) and not _IS_KIND[kind](frame[name]):
-            raise ValueError(f"{table}: column {name!r} must hold {kind} values; it has dtype {frame[name].dtype}")
+        raise BadRows(f"{table}: columns are missing: {', '.join(missing)}")
+    for name, column in columns.items():
+        if name not in frame or frame.empty:
+            continue
+        if not _IS_KIND[column.kind](frame[name]):
+            raise BadRows(f"{table}: column {name!r} must hold {column.kind} values; it has dtype {frame[name].dtype}")
+        if column.kind in ("number", "integer"):
+            outside = (frame[name] < column.low) | (frame[name] > column.high)
+            limits = f"{name} must be finite, from {column.low:g} to {column.high:g}"
+            _refuse(table, frame, outside, limits, [*keys, name])
+    _refuse(table, frame, frame[keys].duplicated(), problem, keys)
+    return frame
 
 
-def _check_identity(table: str, frame: pd.DataFrame, experiments: pd.DataFrame) -> None:
-    """Every row belongs to an experiment, and repeats that experiment's environment, budget and optimizer."""
-    _refuse(
-        table,
-        frame,
-        ~frame["experiment"].isin(experiments["experiment"]),
-        "these belong to no experiment",
-        ["experiment"],
-    )
+def _check_labels(table: str, frame: pd.DataFrame, experiments: pd.DataFrame) -> None:
+    """Every row belongs to an experiment, and repeats that experiment's labels."""
+    orphans = ~frame["experiment"].isin(experiments["experiment"])
+    _refuse(table, frame, orphans, "these belong to no experiment", ["experiment"])
     identity = experiments.set_index("experiment")
-    for name in ("environment", "budget", "optimizer"):
+    for name in LABELS[1:]:
         differs = frame["experiment"].map(identity[name]) != frame[name]
         _refuse(table, frame, differs, f"{name} is not that of the experiment", ["experiment", name])
 
 
 def _refuse(table: str, frame: pd.DataFrame, bad: pd.Series, problem: str, show: list[str]) -> None:
     if bad.any():
-        rows = frame.loc[bad, show].head(3).to_dict("records")
+        rows = frame.loc[bad, list(dict.fromkeys(show))].head(3).to_dict("records")
         listed = "; ".join(", ".join(f"{name} {value}" for name, value in row.items()) for row in rows)
-        raise ValueError(f"{table}: {problem} ({int(bad.sum())} rows, such as {listed})")
+        raise BadRows(f"{table}: {problem} ({int(bad.sum())} rows, such as {listed})")
+
+
+def _empty(columns: Mapping[str, Column]) -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in dtypes(columns).items()})

@@ -1,10 +1,13 @@
 """How a leaderboard looks: in Markdown and on a terminal."""
 
+import dataclasses
 import io
-import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
+
+from open_bench.text import duration, interval, number, rate
 
 if TYPE_CHECKING:
     from open_bench.evaluation.leaderboard import Board, Leaderboard
@@ -17,37 +20,16 @@ LABELS = {
     "probability_of_improvement": "P(better than {baseline})",
     "paired_difference": "difference to {baseline}",
 }
-METRIC_LABELS = {"final_return": "final return", "mean_return": "return over the lifetime"}
 
 
-def number(value: float, places: int | None = None) -> str:
-    """Enough digits to compare by: 6517, 167.1, 50.08, 0.52; "" for NaN."""
-    if math.isnan(value):
-        return ""
-    return f"{value:.{_places(value) if places is None else places}f}"
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table on a terminal; only those that fold may be narrower than what they hold."""
 
-
-def interval(value: float, low: float, high: float, places: int | None = None) -> str:
-    """``0.93 [0.81, 1.04]``, without brackets where there is no interval, "" where there is no value."""
-    if math.isnan(value) or math.isnan(low) or math.isnan(high):
-        return number(value, places)
-    places = _places(value) if places is None else places
-    return f"{value:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
-
-
-def duration(seconds: float) -> str:
-    """Wall clock as 45 s, 12.5 min or 3.2 h; "" for NaN."""
-    if math.isnan(seconds):
-        return ""
-    for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (math.inf, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / size:.{0 if size == 1 else 1}f} {unit}"
-    raise ValueError(f"{seconds} is not a duration")
-
-
-def rate(per_second: float) -> str:
-    """``54,321``; "" for NaN."""
-    return "" if math.isnan(per_second) else f"{per_second:,.0f}"
+    heading: str
+    cells: Sequence[str]
+    justify: Literal["left", "right"] = "right"
+    fold: int | None = None  # widest that it gets
 
 
 def markdown(leaderboard: "Leaderboard") -> str:
@@ -55,16 +37,11 @@ def markdown(leaderboard: "Leaderboard") -> str:
     return "\n".join(_board_markdown(board, leaderboard) for board in leaderboard.boards)
 
 
-def _places(value: float) -> int:
-    return 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
-
-
 def _board_markdown(board: "Board", leaderboard: "Leaderboard") -> str:
-    what = METRIC_LABELS[leaderboard.metric]
     parts = [
         f"### {board.title}\n",
         markdown_table(*_summary(board, leaderboard.baseline)),
-        f"Mean {what} per environment, with 95 % bootstrap intervals:\n",
+        f"Mean {board.scores.label} per environment, with 95 % bootstrap intervals:\n",
         markdown_table(*_returns(board)),
     ]
     if board.notes:
@@ -84,7 +61,7 @@ def _summary(board: "Board", baseline: str) -> tuple[list[str], list[list[str]]]
     if not board.scores.normalized:
         columns["mean rank"] = [number(value) for value in board.table["mean_rank"]]
     columns |= {
-        "seeds": list(map(str, board.table["seeds"])),
+        "seeds": list(map(str, board.table["num_seeds"])),
         "diverged": _failures(board.table, "diverged"),
         "hyperparameters": list(board.table["hyperparameter_origin"]),
         "θ": list(board.table["theta"]),
@@ -140,65 +117,43 @@ def rich_tables(leaderboard: "Leaderboard", width: int = 80) -> Any:
 
 def _board_tables(board: "Board", width: int) -> list[Any]:
     """One table with the returns in it where that fits; else they follow, as many side by side as fit."""
-    names, returns = list(board.scores.environments), _rich_returns(board)
-    if _fits(whole := _rich_table(board, names, returns, summary=True), width):
-        return [whole]
-    tables = [_rich_table(board, [], returns, summary=True)]
-    while names:
-        count = len(names)
-        while count > 1 and not _fits(_rich_table(board, names[:count], returns, summary=False), width):
+    first = [Column("#", _ranks(board.table)), Column("optimizer", list(board.table["optimizer"]), "left", 26)]
+    merit, counts, returns = _merit(board), _rich_counts(board), _rich_returns(board)
+    whole = packed(board.title, first, [merit, *returns, *counts], width)
+    if len(whole) == 1:
+        return whole
+    heading = f"{board.scores.key.budget} · mean {board.scores.label}"
+    return packed(board.title, first, [merit, *counts], width) + packed(heading, first, returns, width)
+
+
+def packed(title: str, first: Sequence[Column], rest: Sequence[Column], width: int) -> list[Any]:
+    """Rich tables that each begin with ``first`` and hold as many of ``rest`` as fit in ``width`` columns."""
+    tables: list[Any] = []
+    waiting = list(rest)
+    while waiting:
+        count = len(waiting)
+        while count > 1 and not _fits(_table("", [*first, *waiting[:count]]), width):
             count -= 1
-        tables.append(_rich_table(board, names[:count], returns, summary=False))
-        names = names[count:]
+        tables.append(_table(title, [*first, *waiting[:count]]))
+        waiting = waiting[count:]
     return tables
 
 
-def _rich_returns(board: "Board") -> dict[str, list[str]]:
-    columns = {name: board.table[f"{board.scores.metric}:{name}"] for name in board.scores.environments}
-    return {name: [number(value) for value in column] for name, column in columns.items()}
-
-
-def _rich_table(board: "Board", environments: list[str], returns: dict[str, list[str]], summary: bool) -> Any:
-    """Rank and optimizer, then the summary's columns around those of ``environments``."""
+def _table(title: str, columns: Sequence[Column]) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    what = METRIC_LABELS[board.scores.metric]
-    title = board.title if summary else f"{board.scores.budget} · mean {what}"
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
-    table.add_column("#", justify="right", no_wrap=True)
-    table.add_column("optimizer", overflow="fold", max_width=26)
-    columns = [_ranks(board.table), list(board.table["optimizer"])]
-    if summary:
-        heading, cells = _rich_merit(board)
-        table.add_column(heading, no_wrap=True)
-        columns.append(cells)
-    for name in environments:
-        table.add_column(Text(name), justify="right", overflow="fold", min_width=7)
-        columns.append(returns[name])
-    if summary:
-        for heading, cells in _rich_counts(board).items():
-            table.add_column(heading, justify="right", no_wrap=True)
-            columns.append(cells)
-    for row in zip(*columns, strict=True):
-        table.add_row(*map(Text, row))
+    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    for column in columns:
+        # Headings may fold, numbers never.
+        longest = max((len(line) for cell in column.cells for line in cell.split("\n")), default=1)
+        least = min(longest, column.fold or longest)
+        table.add_column(Text(column.heading), justify=column.justify, overflow="fold", max_width=column.fold,
+                         min_width=None if column.fold else least)  # fmt: skip
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*map(Text, row))  # as it stands: names hold brackets
     return table
-
-
-def _rich_merit(board: "Board") -> tuple[str, list[str]]:
-    if not board.scores.normalized:
-        return "mean rank", [number(value) for value in board.table["mean_rank"]]
-    ends = (board.table[name] for name in ("iqm", "iqm_low", "iqm_high"))
-    return "IQM [95 %]", [interval(value, low, high, 2) for value, low, high in zip(*ends, strict=True)]
-
-
-def _rich_counts(board: "Board") -> dict[str, list[str]]:
-    return {
-        "seeds": list(map(str, board.table["seeds"])),
-        "diverged": list(map(str, board.table["diverged"])),
-        "steps/s": list(map(rate, board.table["steps_per_second"])),
-    }
 
 
 def _fits(table: Any, width: int) -> bool:
@@ -210,15 +165,36 @@ def _fits(table: Any, width: int) -> bool:
     return Measurement.get(console, console.options, table).maximum <= width
 
 
+def _merit(board: "Board") -> Column:
+    if not board.scores.normalized:
+        return Column("mean rank", [number(value) for value in board.table["mean_rank"]])
+    ends = (board.table[name] for name in ("iqm", "iqm_low", "iqm_high"))
+    cells = [interval(value, low, high, 2) for value, low, high in zip(*ends, strict=True)]
+    return Column("IQM [95 %]", cells, "left")
+
+
+def _rich_returns(board: "Board") -> list[Column]:
+    found = {name: board.table[f"{board.scores.metric}:{name}"] for name in board.scores.environments}
+    return [Column(name, [number(value) for value in column]) for name, column in found.items()]
+
+
+def _rich_counts(board: "Board") -> list[Column]:
+    return [
+        Column("seeds", list(map(str, board.table["num_seeds"]))),
+        Column("diverged", list(map(str, board.table["diverged"]))),
+        Column("steps/s", list(map(rate, board.table["steps_per_second"]))),
+    ]
+
+
 def rich_scores(scores: pd.DataFrame) -> Any:
     """A rich table of single seeds, a row each, and their mean."""
     from rich.table import Table
 
     table = Table(header_style="bold", box=None, pad_edge=False)
     for column in ("seed", "final return", "mean return", "env steps", ""):
-        table.add_column(column, justify="left" if column == "" else "right")
+        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
     for row in scores.itertuples():
-        state = "diverged" if row.diverged else "no episode finished" if pd.isna(row.final_return) else ""
+        state = "diverged" if row.diverged else "no episode" if pd.isna(row.final_return) else ""
         returns = (number(row.final_return), number(row.mean_return))
         table.add_row(str(row.seed), *returns, f"{row.env_steps:,}", state)
     known = scores.dropna(subset=["final_return"])

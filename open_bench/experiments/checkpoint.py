@@ -1,28 +1,68 @@
-"""The state of a round under way, so that a killed study goes on where it was. Never pickle."""
+"""Arrays and facts on disk, so that interrupted work goes on with bitwise the same numbers. Never pickle.
 
-import contextlib
+One safetensors file holds arrays and, as JSON in its metadata, everything else, with a digest of both. It is written
+under a temporary name and renamed, so it is whole or absent; a damaged one counts as none.
+"""
+
+import hashlib
 import json
-import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from open_bench.errors import UserError
+from open_bench.files import write_atomically
+
 
 class Saved(NamedTuple):
-    arrays: list[np.ndarray]  # the leaves of the round's state, in order
-    update: int  # PPO updates done
-    seconds: float  # run time so far
+    """What a checkpoint holds."""
+
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
 
 
-class Checkpoint:
-    """``<experiment>/partial-<seeds>.safetensors``, replaced whole; a damaged one counts as none."""
+def write(path: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all; raises UserError when the place cannot be written."""
+    text = json.dumps(facts)
+    content = {name: np.array(array, order="C") for name, array in arrays.items()}
+    data = safetensors.numpy.save(content, {"facts": text, "digest": _digest(text, content)})
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
-    def __init__(self, experiment: Path, seeds: list[int], interval: float):
-        self._path = experiment / f"partial-{seeds[0]:04d}-{seeds[-1]:04d}-of-{len(seeds)}.safetensors"
+
+def read(path: Path) -> Saved | None:
+    """What was written; None when there is no such file, or it is damaged."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["digest"] != _digest(metadata["facts"], arrays):
+            return None
+        return Saved(arrays, json.loads(metadata["facts"]))
+    except (OSError, KeyError, ValueError, TypeError, RecursionError, safetensors.SafetensorError):
+        return None
+
+
+def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+class BatchCheckpoint:
+    """The state of a device batch under way: ``partial-<first>-<last seed>-of-<count>.safetensors``."""
+
+    def __init__(self, folder: Path, seeds: Sequence[int], interval: float):
+        self._path = folder / f"partial-{seeds[0]:04d}-{seeds[-1]:04d}-of-{len(seeds)}.safetensors"
         self._interval = interval
         self._last = time.monotonic()
 
@@ -30,33 +70,22 @@ class Checkpoint:
         """Whether the interval has passed since the last save."""
         return time.monotonic() - self._last >= self._interval
 
-    def save(self, arrays: list[np.ndarray], update: int, seconds: float) -> None:
-        """Write the state under a temporary name and rename it."""
-        temporary = self._path.with_suffix(".tmp")
-        facts = {"update": json.dumps(update), "seconds": json.dumps(seconds), "count": json.dumps(len(arrays))}
-        content = {f"{index:05d}": np.ascontiguousarray(array) for index, array in enumerate(arrays)}
-        safetensors.numpy.save_file(content, temporary, metadata=facts)
-        os.replace(temporary, self._path)
+    def save(self, arrays: Sequence[np.ndarray], facts: dict[str, Any]) -> None:
+        """Keep the leaves of the state, in order."""
+        write(self._path, {f"{index:05d}": array for index, array in enumerate(arrays)}, facts)
         self._last = time.monotonic()
 
-    def load(self) -> Saved | None:
-        """What was saved, or None."""
-        try:
-            with safetensors.safe_open(self._path, framework="numpy") as file:
-                facts = {key: json.loads(value) for key, value in file.metadata().items()}
-                arrays = [file.get_tensor(f"{index:05d}") for index in range(facts["count"])]
-        except (OSError, KeyError, ValueError, AttributeError, safetensors.SafetensorError):
-            return None
-        return Saved(arrays, facts["update"], facts["seconds"])
+    def load(self) -> tuple[list[np.ndarray], dict[str, Any]] | None:
+        """What was kept, or None."""
+        saved = read(self._path)
+        return None if saved is None else ([saved.arrays[name] for name in sorted(saved.arrays)], saved.facts)
 
     def remove(self) -> None:
-        """Forget the round: its shard is stored."""
-        for path in (self._path, self._path.with_suffix(".tmp")):
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+        """Forget the batch: its shard is stored."""
+        self._path.unlink(missing_ok=True)
 
 
-def remove_all(experiment: Path) -> None:
-    """Clear rounds that were cut differently (on another number of devices) and never ended under that name."""
-    for path in experiment.glob("partial-*"):
+def remove_batches(folder: Path) -> None:
+    """Clear batches that were cut differently (on another number of devices) and never ended under that name."""
+    for path in [*folder.glob("partial-*"), *folder.glob(".partial-*")]:
         path.unlink(missing_ok=True)

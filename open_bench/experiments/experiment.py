@@ -1,13 +1,22 @@
-"""An experiment: one optimizer on one environment at one budget, with everything that determines its numbers."""
+"""An experiment: one resolved optimizer on one task, with everything that determines its numbers."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
 from typing import Any
 
-from open_bench.config import PROTOCOL_VERSION, EnvironmentConfig
-from open_bench.optimizers.resolve import ResolvedOptimizer, identity
+import jax
+
+from open_bench.algorithms.base import Learning
+from open_bench.algorithms.registry import RANDOM, find_algorithm
+from open_bench.config import PROTOCOL_VERSION
+from open_bench.optimizers.resolve import ResolvedOptimizer
+from open_bench.optimizers.spec import params_themselves
+from open_bench.training.keys import lifetime_keys
+from open_bench.training.lifetime import Lifetime, make_lifetime
+from open_bench.training.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,71 +24,79 @@ class Experiment:
     """The unit of work and of storage; its seeds are not part of its identity.
 
     Attributes:
-        environment: configuration with the PPO settings in force.
-        budget: name of the budget, or "steps-N" when steps were asked for.
-        env_steps: length of a lifetime as asked for.
-        resolved: the optimizer with its hyperparameters and θ.
+        task: environment, algorithm, length.
+        optimizer: None for the random policy, which has none.
         root_seed: root of all keys.
-        vmap_size: lifetimes in a vmapped group.
+        vmap_size: lifetimes vmapped on one device.
         keys_of: name of the environment whose keys are used, "" for this one's own; variants of one environment that
             share its keys meet the same levels and resets.
     """
 
-    environment: EnvironmentConfig
-    budget: str
-    env_steps: int
-    resolved: ResolvedOptimizer
+    task: Task
+    optimizer: ResolvedOptimizer | None
     root_seed: int
     vmap_size: int
     keys_of: str = ""
 
     @property
-    def optimizer(self) -> str:
-        """The optimizer's name as the leaderboard shows it."""
-        return self.resolved.spec.name
+    def label(self) -> str:
+        """The optimizer's name as rows show it."""
+        return self.optimizer.label if self.optimizer is not None else RANDOM
 
     @property
     def keys_name(self) -> str:
         """What keys derive from, beside the root seed and the seed."""
-        return self.keys_of or self.environment.name
+        return self.keys_of or self.task.name
 
-    @property
-    def num_updates(self) -> int:
-        """PPO updates in a lifetime."""
-        return self.environment.num_updates(self.env_steps)
-
-    @property
-    def lifetime_steps(self) -> int:
-        """Env steps in a lifetime: whole updates only."""
-        return self.num_updates * self.environment.ppo.batch_size
-
-    @property
+    @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that determines the results, as JSON values."""
-        config = self.environment
-        keys = {"keys_of": self.keys_name} if self.keys_name != config.name else {}
+        keys = {"keys_of": self.keys_name} if self.keys_name != self.task.name else {}
+        optimizer = self.optimizer.identity if self.optimizer is not None else NO_OPTIMIZER
         return {
             **keys,
-            "environment": config.name,
-            "source": config.source,
-            "options": config.options,
-            "environment_version": config.version,
-            "ppo": json.loads(config.ppo.model_dump_json()),
-            "budget": self.budget,
-            "num_updates": self.num_updates,
+            **self.task.identity,
+            "budget": self.task.budget,
             "protocol": PROTOCOL_VERSION,
             "root_seed": self.root_seed,
             "vmap_size": self.vmap_size,
-            **identity(self.resolved),
+            **optimizer,
         }
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
-        """The experiment's directory: environment, optimizer and a short hash of the identity."""
-        return directory_name(self.identity)
+        """The experiment's folder: environment, optimizer and a short hash of the identity."""
+        return folder_name(self.identity)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """Traced inputs of its lifetimes."""
+        return self.optimizer.inputs if self.optimizer is not None else {}
+
+    def keys(self, seeds: list[int]) -> jax.Array:
+        """Keys (len(seeds),) of its lifetimes."""
+        return lifetime_keys(self.root_seed, self.keys_name, seeds)
+
+    def make_lifetime(self) -> Lifetime:
+        """The lifetime that it describes."""
+        return task_lifetime(self.task, self.optimizer)
 
 
-def directory_name(identity: dict[str, Any]) -> str:
+NO_OPTIMIZER: dict[str, Any] = {"optimizer": RANDOM, "policy_loss": None, "hyperparameters": {}, "theta": ""}
+
+
+def task_lifetime(task: Task, optimizer: ResolvedOptimizer | None) -> Lifetime:
+    """A lifetime of an optimizer on a task; without an optimizer nothing is learned."""
+    if optimizer is None:
+        assert not find_algorithm(task.algorithm).learns
+        nothing = Learning(None, params_themselves, None)
+        return make_lifetime(task.make_algorithm(), task.num_updates, lambda inputs: nothing)
+    return make_lifetime(
+        task.make_algorithm(), task.num_updates, lambda inputs: optimizer.learning(task.length, inputs)
+    )
+
+
+def folder_name(identity: dict[str, Any]) -> str:
     """``<environment>--<optimizer>--<hash>``, made of characters that are safe in file names."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     words = [re.sub(r"[^A-Za-z0-9.=+-]+", "_", identity[key])[:48] for key in ("environment", "optimizer")]

@@ -1,48 +1,38 @@
 """From names to experiments. Everything that a user can get wrong is found here, before anything trains."""
 
 import dataclasses
-import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from open_bench.config import EnvironmentConfig, StudyConfig, build
-from open_bench.environments.base import Environment
-from open_bench.environments.registry import load_environment, make_environment
+from open_bench.config import StudyConfig, build
 from open_bench.errors import UserError
+from open_bench.evaluation.baseline_returns import BaselineReturns
+from open_bench.evaluation.metrics import ScalePlan, scale_plan
 from open_bench.experiments.experiment import Experiment
-from open_bench.optimizers.spec import OptimizerSpec
-from open_bench.optimizers.registry import resolve
-from open_bench.optimizers.resolve import prepare
-from open_bench.training import mesh as parallel
+from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
+from open_bench.training.devices import default_vmap_size
+from open_bench.training.task import Task, make_task
 
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What an optimizer is trained on in one experiment.
-
-    Attributes:
-        environment: configuration with the PPO settings in force.
-        budget: name of the budget, or "steps-N".
-        env_steps: length of a lifetime as asked for.
-        base: environment whose shipped hyperparameters apply, and whose keys are used.
-    """
-
-    environment: EnvironmentConfig
-    budget: str
-    env_steps: int
-    base: str
+Find = Callable[[Any, Task], ResolvedOptimizer]
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A study ready to run: its experiments, optimizer by optimizer within each environment."""
+    """A study ready to run.
+
+    Attributes:
+        study: what was asked for.
+        experiments: optimizer by optimizer within each environment.
+        random: the random policy on every environment, where scores need it.
+        scales: what scores are measured against, one an algorithm's board.
+    """
 
     study: StudyConfig
     experiments: tuple[Experiment, ...]
+    random: tuple[Experiment, ...] = ()
+    scales: tuple[ScalePlan, ...] = ()
 
 
 def make_plan(
@@ -51,142 +41,119 @@ def make_plan(
     steps: int | None = None,
     settings: Mapping[str, Any] | None = None,
     vmap_size: int | None = None,
-    find: Callable[[str], OptimizerSpec] = resolve,
+    find: Find = resolve,
+    baseline_returns: BaselineReturns | None = None,
 ) -> Plan:
     """The experiments of a study.
 
     Args:
-        study: optimizers, environments, budget and seeds.
-        devices: where it will run; decides the default vmap_size.
+        study: optimizers, environments, algorithm, budget and seeds.
+        devices: where it will run; decides the default vmap size.
         steps: env steps of a lifetime, in place of the budget's.
-        settings: PPO settings to replace.
-        vmap_size: lifetimes in a vmapped group.
-        find: what an optimizer's name means.
+        settings: settings of the algorithm to replace.
+        vmap_size: lifetimes vmapped on one device.
+        find: what an optimizer's name means for a task.
+        baseline_returns: stored returns that scores may be measured against.
 
     Raises:
         UserError: naming what is wrong: an unknown name, a bad setting, too few steps, missing weights.
     """
-    specs = resolve_all(study.optimizers, find)
-    tasks = []
-    for name in _unique(study.environments, "environment"):
-        shipped = load_environment(name)
-        config = changed(shipped, settings or {})
-        budget = f"steps-{steps}" if steps is not None else study.budget
-        env_steps = steps if steps is not None else config.budget_steps(study.budget)
-        tasks.append(Task(config, budget, env_steps, shipped.name))
-    return Plan(study, make_experiments(specs, tasks, devices, study.root_seed, vmap_size))
+    environments = _unique(study.environments, "environment")
+    tasks = [
+        make_task(each, algorithm=study.algorithm, budget=study.budget, steps=steps, settings=settings)
+        for each in environments
+    ]
+    if len({task.budget for task in tasks}) > 1:  # so many steps are a budget of some of them alone
+        tasks = [dataclasses.replace(task, budget=f"steps-{steps}") for task in tasks]
+    experiments = make_experiments(study.optimizers, tasks, devices, study.root_seed, vmap_size, find=find)
+    if baseline_returns is None:
+        return Plan(study, experiments)
+    random, scales = _scales(experiments, baseline_returns)
+    return Plan(study, experiments, random, scales)
+
+
+def _scales(
+    experiments: Sequence[Experiment], baseline_returns: BaselineReturns
+) -> tuple[tuple[Experiment, ...], tuple[ScalePlan, ...]]:
+    """The random policy's experiments that scores need, and what they are measured against, board by board."""
+    random: list[Experiment] = []
+    scales = []
+    for algorithm in dict.fromkeys(each.task.algorithm for each in experiments):
+        board = [each for each in experiments if each.task.algorithm == algorithm]
+        lengths = {each.task.name: each.task.lifetime_steps for each in board}
+        labels = {each.label for each in board}
+        plan = scale_plan(lengths, algorithm, board[0].task.budget, labels, baseline_returns, env_steps=lengths)
+        scales.append(plan)
+        random += random_experiments(board) if plan.kind == "own" else ()
+    return tuple(random), tuple(scales)
 
 
 def make_experiments(
-    specs: Sequence[OptimizerSpec],
+    optimizers: Sequence[Any],
     tasks: Sequence[Task],
     devices: Sequence[jax.Device],
     root_seed: int,
     vmap_size: int | None = None,
     share_keys: bool = False,
+    find: Find = resolve,
 ) -> tuple[Experiment, ...]:
     """Every optimizer on every task, optimizer by optimizer within each task.
 
     Args:
-        specs: resolved optimizers.
+        optimizers: names, or what a name may stand for.
         tasks: what they are trained on.
-        devices: where they will run; decides the default vmap_size.
+        devices: where they will run; decides the default vmap size.
         root_seed: root of all keys.
-        vmap_size: lifetimes in a vmapped group.
+        vmap_size: lifetimes vmapped on one device.
         share_keys: variants of one base environment use its keys, so that they meet the same levels and resets;
             otherwise each has keys of its own name.
+        find: what an optimizer's name means for a task.
 
     Raises:
-        UserError: a bad vmap_size, too few steps, missing weights, or two experiments that would be one row.
+        UserError: a bad vmap size, missing weights, a name listed twice, or two experiments that would be one row.
     """
-    if vmap_size is not None and vmap_size < 1:
-        raise UserError(f"--vmap-size must be at least 1, not {vmap_size}")
+    if vmap_size is not None and not 1 <= vmap_size <= 4096:
+        raise UserError(f"--vmap-size must be from 1 to 4096, not {vmap_size}")
+    named = _unique(optimizers, "optimizer")
     experiments = []
     for task in tasks:
-        config = task.environment
-        config.num_updates(task.env_steps)
-        chosen = vmap_size or parallel.default_vmap_size(devices, slot_bytes(make_environment(config), config))
+        chosen = vmap_size or default_vmap_size(devices, task.lifetime_bytes)
         keys_of = task.base if share_keys else ""
-        for spec in specs:
-            resolved = prepare(spec, task.base, task.budget, nearest_budget(config, task))
-            experiments.append(Experiment(config, task.budget, task.env_steps, resolved, root_seed, chosen, keys_of))
+        experiments += [Experiment(task, find(each, task), root_seed, chosen, keys_of) for each in named]
     _check_distinct(experiments)
     return tuple(experiments)
 
 
-def nearest_budget(config: EnvironmentConfig, task: Task) -> str:
-    """The task's budget when it is a named one, else that of the nearest length, by ratio: whose settings apply."""
-    if task.budget in config.budgets:
-        return task.budget
-    return min(config.budgets, key=lambda name: abs(math.log(config.budgets[name] / task.env_steps)))
-
-
-def resolve_all(optimizers: Sequence[str], find: Callable[[str], OptimizerSpec] = resolve) -> list[OptimizerSpec]:
-    """The specs that names mean; raises UserError for a name that is listed twice, or that means nothing."""
-    return [find(name) for name in _unique(optimizers, "optimizer")]
+def random_experiments(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
+    """The random policy on every task of some experiments, with their keys."""
+    found: dict[tuple[str, str], Experiment] = {}
+    for each in experiments:
+        random = dataclasses.replace(each, task=each.task.random(), optimizer=None)
+        found.setdefault((each.task.name, each.task.budget), random)
+    return tuple(found.values())
 
 
 def adjust(study: StudyConfig, **changes: Any) -> StudyConfig:
     """The study with some fields replaced; ``None`` leaves a field as it is. Raises UserError for a bad value."""
+    values = {name: getattr(study, name) for name in study.model_fields_set}
     given = {key: value for key, value in changes.items() if value is not None}
-    values = study.model_dump(exclude_unset=True)  # what [meta] leaves open stays so
     return build(StudyConfig, values | given, f"study {study.name}")
-
-
-def slot_bytes(environment: Environment, config: EnvironmentConfig) -> int:
-    """Rough memory of one lifetime's slot: its rollout, kept, flattened and shuffled."""
-    item = jnp.dtype(environment.observation_dtype).itemsize
-    return 4 * config.ppo.batch_size * (environment.observation_size * item + 40) + (1 << 22)
-
-
-def changed(
-    config: EnvironmentConfig,
-    settings: Mapping[str, Any],
-    options: Mapping[str, bool | int | float | str] | None = None,
-) -> EnvironmentConfig:
-    """The configuration with PPO settings and options of the task replaced.
-
-    It is renamed by what differs, so that its results stay apart: ``name{options}[settings]``. With other settings the
-    task is the same, and so is its random policy; with other options it is not.
-    """
-    made = config.with_settings(dict(settings)) if settings else config
-    chosen = {**config.options, **(options or {})}
-    names = [
-        _difference(config.options, chosen, "{}"),
-        _difference(config.ppo.model_dump(), made.ppo.model_dump(), "[]"),
-    ]
-    if not any(names):
-        return config
-    return made.model_copy(update={"name": "".join([config.name, *names]), "options": chosen})
-
-
-def _difference(before: Mapping[str, Any], after: Mapping[str, Any], brackets: str) -> str:
-    new = [f"{key}={_spell(after[key])}" for key in sorted(after) if key not in before or after[key] != before[key]]
-    return brackets[0] + ",".join(new) + brackets[1] if new else ""
-
-
-def _spell(value: Any) -> str:
-    if isinstance(value, str) and "\n" in value:  # a map
-        return f"map-{hashlib.sha256(value.encode()).hexdigest()[:8]}"
-    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _check_distinct(experiments: Sequence[Experiment]) -> None:
     """Refuse two experiments that would be one row: other spellings of one name, or two environments called alike."""
     seen: set[tuple[str, str, str]] = set()
-    for experiment in experiments:
-        row = (experiment.environment.name, experiment.budget, experiment.optimizer)
+    for each in experiments:
+        row = (each.task.name, each.task.budget, each.label)
         if row in seen:
-            raise UserError(
-                f"{experiment.optimizer} on {experiment.environment.name} is asked for twice, perhaps in two spellings"
-            )
+            raise UserError(f"{each.label} on {each.task.name} is asked for twice, perhaps in two spellings")
         seen.add(row)
 
 
-def _unique(names: Sequence[str], kind: str) -> list[str]:
-    seen: list[str] = []
-    for name in names:
-        if name in seen:
-            raise UserError(f"{kind} '{name}' is listed twice")
-        seen.append(name)
+def _unique(values: Sequence[Any], kind: str) -> list[Any]:
+    seen: list[Any] = []
+    for value in values:
+        if any(value is other or (isinstance(value, str) and value == other) for other in seen):
+            raise UserError(f"{kind} '{value}' is listed twice")
+        seen.append(value)
     return seen

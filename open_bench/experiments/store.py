@@ -1,35 +1,45 @@
-"""Experiments on disk: ``<results>/experiments/<experiment>/`` with ``experiment.json`` and a shard a round of seeds.
+"""Experiments on disk: ``<results>/experiments/<experiment>/`` with ``experiment.json`` and a shard a device batch.
 
-A shard (``shard-<seeds>/``) holds ``scores.csv``, ``curves.csv`` and ``provenance.json`` with their digests. It
-is written under a temporary name and renamed whole, so it is complete or absent.
+A shard (``shard-<seeds>/``) holds ``scores.csv``, ``curves.csv`` and ``provenance.json`` with their digests. It is
+written under a temporary name and renamed whole, so it is complete or absent. Whoever reads a folder runs no code of it.
 """
 
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 import pandas as pd
 
 from open_bench.errors import UserError
-from open_bench.evaluation.schema import Runs
+from open_bench.evaluation import schema
+from open_bench.evaluation.schema import BadRows, Runs
 from open_bench.experiments.agents import AGENTS, write_agents
-from open_bench.experiments.experiment import Experiment, directory_name
+from open_bench.experiments.experiment import Experiment, folder_name
+from open_bench.files import TEMPORARY, folder_written_whole
 
-SCORES = {"seed": int, "final_return": float, "mean_return": float, "diverged": bool, "env_steps": int}
-CURVES = {"seed": int, "env_steps": int, "episode_return": float}
-_TEMPORARY = ".tmp-"
+EXPERIMENTS, DESCRIPTION = "experiments", "experiment.json"
+CURVES = schema.without_labels(schema.CURVES)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class Damaged(Exception):
-    """A directory that does not hold what an experiment or a shard holds; the message names it."""
+    """A folder that does not hold what an experiment or a shard holds; the message names it."""
+
+
+class Shard(NamedTuple):
+    """One device batch, read."""
+
+    path: Path
+    scores: pd.DataFrame
+    curves: pd.DataFrame
+    provenance: dict[str, Any]
 
 
 class Store:
@@ -37,22 +47,31 @@ class Store:
 
     def __init__(self, results: str | Path):
         self.results = Path(results)
-        self.runs = self.results / "experiments"
+        self.experiments = self.results / EXPERIMENTS
 
     def prepare(self) -> None:
-        """Make the folder; raises UserError when nothing can be written there."""
+        """Make the folder; raises UserError when nothing can be written there, or it is version 1's."""
+        self.refuse_version_1()
         try:
-            (self.runs / ".locks").mkdir(parents=True, exist_ok=True)
-            probe = self.runs / f"{_TEMPORARY}{uuid.uuid4().hex}"
+            (self.experiments / ".locks").mkdir(parents=True, exist_ok=True)
+            probe = self.experiments / f"{TEMPORARY}{uuid.uuid4().hex}"
             probe.touch()
             probe.unlink()
         except OSError as error:
             raise UserError(f"cannot write results to {self.results}: {error.strerror or error}") from None
 
+    def refuse_version_1(self) -> None:
+        """Raise UserError for a folder of version 1, whose protocol and layout were others."""
+        if (self.results / "runs").is_dir() and not self.experiments.is_dir():
+            raise UserError(
+                f"{self.results} holds runs of version 1 (protocol 1) in {self.results / 'runs'}, which do not compare "
+                "with today's: name another --results folder, or read it with version 1 (revision 9a82065)"
+            )
+
     @contextlib.contextmanager
     def lock(self, experiment: Experiment, wait: bool = False) -> Iterator[bool]:
         """Hold the experiment's lock, yielding whether it was free. The system releases it when its owner dies."""
-        lock = filelock.FileLock(self.runs / ".locks" / f"{experiment.name}.lock", timeout=-1 if wait else 0)
+        lock = filelock.FileLock(self.experiments / ".locks" / f"{experiment.name}.lock", timeout=-1 if wait else 0)
         try:
             lock.acquire()
         except filelock.Timeout:
@@ -64,51 +83,44 @@ class Store:
             lock.release()
 
     def path(self, experiment: Experiment) -> Path:
-        """The experiment's directory."""
-        return self.runs / experiment.name
+        """The experiment's folder."""
+        return self.experiments / experiment.name
 
     def create(self, experiment: Experiment, description: dict[str, Any]) -> Path:
-        """Make the experiment's directory if need be, and clear what a killed writer left. Hold the lock."""
+        """Make the experiment's folder if need be, and clear what a killed writer left. Hold the lock."""
         path = self.path(experiment)
-        for leftover in [*path.glob(f"{_TEMPORARY}*"), *self.runs.glob(f"{_TEMPORARY}{experiment.name}-*")]:
+        for leftover in [*path.glob(f"{TEMPORARY}*"), *self.experiments.glob(f"{TEMPORARY}{experiment.name}-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
-        if path.exists() and not _is_experiment(path):
+        if path.exists() and _description(path) is None:
             _set_aside(path)
         if not path.exists():
             content = {"identity": experiment.identity, **description}
-            with _written_whole(path) as folder:
-                (folder / "experiment.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+            with folder_written_whole(path) as folder:
+                (folder / DESCRIPTION).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         return path
 
     def seeds(self, experiment: Experiment) -> set[int]:
         """Seeds that are stored for the experiment; damaged shards do not count."""
         path = self.path(experiment)
-        if not _is_experiment(path):
+        content = _description(path)
+        if content is None:
             return set()
-        found: set[int] = set()
-        for shard in _shards(path):
-            with contextlib.suppress(Damaged):
-                found |= set(_read_shard(shard)[0]["seed"])
-        return found
+        return {int(seed) for shard in _shards(path, content, silent=True) for seed in shard.scores["seed"]}
 
     def add(
-        self,
-        experiment: Experiment,
-        scores: pd.DataFrame,
-        curves: pd.DataFrame,
-        provenance: dict[str, Any],
+        self, experiment: Experiment, scores: pd.DataFrame, curves: pd.DataFrame, provenance: dict[str, Any],
         agents: Any = None,
-    ) -> Path:
-        """Store a round of seeds. Hold the lock; the seeds must not be stored yet.
+    ) -> Path:  # fmt: skip
+        """Store a device batch. Hold the lock; its seeds must not be stored yet.
 
-        ``agents`` are trained parameters with a leading axis of slots, the first of which are the seeds'.
+        ``agents`` are trained parameters with a leading axis of lifetimes, the first of which are the seeds'.
         """
         path = self.path(experiment) / _shard_name(scores)
         if path.exists():  # only a damaged shard can be in the way
             _set_aside(path)
-        with _written_whole(path) as folder:
-            scores.to_csv(folder / "scores.csv", index=False, columns=list(SCORES), lineterminator="\n")
-            curves.to_csv(folder / "curves.csv", index=False, columns=list(CURVES), lineterminator="\n")
+        with folder_written_whole(path) as folder:
+            schema.write_csv(scores, _scores_columns(_read_description(self.path(experiment))), folder / "scores.csv")
+            schema.write_csv(curves, CURVES, folder / "curves.csv")
             if agents:
                 write_agents(folder / AGENTS, agents, list(scores["seed"]))
             digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
@@ -116,51 +128,76 @@ class Store:
             (folder / "provenance.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
         return path
 
-    def load(self, experiments: list[Experiment] | None = None) -> Runs:
-        """Every stored row, or those of some experiments; what is damaged or foreign is named in a warning and skipped."""
-        wanted = {experiment.name for experiment in experiments} if experiments is not None else None
-        tables: list[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]] = []
-        for path in sorted(self.runs.iterdir()) if self.runs.is_dir() else []:
+    def load(self, experiments: Sequence[Experiment] | None = None, num_seeds: int | None = None) -> Runs:
+        """Every stored row, or those of some experiments; what is damaged or foreign is named in a warning and skipped.
+
+        ``num_seeds``: only seeds below it; a folder may hold more than were asked for now.
+        """
+        self.refuse_version_1()
+        wanted = {each.name for each in experiments} if experiments is not None else None
+        tables = []
+        for path in sorted(self.experiments.iterdir()) if self.experiments.is_dir() else []:
             if path.name.startswith(".") or (wanted is not None and path.name not in wanted):
                 continue
             try:
-                tables += _read_experiment(path)
+                tables.append(_read_experiment(path))
             except Damaged as problem:
                 warnings.warn(f"skipped {problem}", stacklevel=2)
-        if not tables:
-            return Runs.empty()
-        return Runs(
-            pd.DataFrame([row for row, _, _ in tables]),
-            pd.concat([scores for _, scores, _ in tables], ignore_index=True),
-            pd.concat([curves for _, _, curves in tables], ignore_index=True),
-        )
+        found = Runs.join(each for each in tables if each is not None)
+        if num_seeds is None:
+            return found
+        scores, curves = (frame[frame["seed"] < num_seeds] for frame in (found.scores, found.curves))
+        return Runs(found.experiments, scores, curves)
 
 
-def _is_experiment(path: Path) -> bool:
+def _description(path: Path) -> dict[str, Any] | None:
     try:
-        _read_description(path)
+        return _read_description(path)
     except Damaged:
-        return False
-    return True
+        return None
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    """An experiment's ``experiment.json``, checked against the directory's name, which holds the identity's hash."""
+    """``experiment.json``, checked against the folder's name, which holds the identity's hash."""
     if not path.is_dir():
-        raise Damaged(f"{path}: not an experiment's directory")
+        raise Damaged(f"{path}: not an experiment's folder")
     try:
-        content = json.loads((path / "experiment.json").read_text(encoding="utf-8"))
-        name = directory_name(content["identity"])
-        _experiment_row(name, content, [])  # whatever a row needs is there
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Damaged(f"{path}: no readable experiment.json ({type(error).__name__}: {error})") from None
+        content = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
+        name = folder_name(content["identity"])
+        _row(name, content, [])  # whatever a row needs is there
+    except _UNREADABLE as error:
+        raise Damaged(f"{path}: no readable {DESCRIPTION} ({type(error).__name__}: {error})") from None
     if name != path.name:
-        raise Damaged(f"{path}: its experiment.json describes {name}")
+        raise Damaged(f"{path}: its {DESCRIPTION} describes {name}")
     return content
 
 
-def _shards(path: Path) -> list[Path]:
-    return sorted(path.glob("shard-*"))
+def _shards(path: Path, content: dict[str, Any], silent: bool = False) -> list[Shard]:
+    """The readable shards. Where two hold the same seeds (folders were merged), equal rows count once."""
+    shards: list[Shard] = []
+    known: dict[int, Any] = {}
+    for folder in sorted(path.glob("shard-*")):
+        try:
+            shard = _without_known(_read_shard(folder, _scores_columns(content)), known)
+        except Damaged as problem:
+            if not silent:
+                warnings.warn(f"skipped {problem}", stacklevel=4)
+            continue
+        shards.append(shard)
+        known |= {int(row["seed"]): row for row in shard.scores.to_dict("records")}
+    return shards
+
+
+def _without_known(shard: Shard, known: dict[int, Any]) -> Shard:
+    """The shard without seeds that are known; raises Damaged where such a seed's row differs."""
+    rows = {int(row["seed"]): row for row in shard.scores.to_dict("records")}
+    again = sorted(rows.keys() & known.keys())
+    for seed in again:
+        if str(rows[seed]) != str(known[seed]):  # as texts, in which NaN equals NaN
+            raise Damaged(f"{shard.path}: seed {seed} is stored twice, with other scores")
+    keep = [seed for seed in rows if seed not in known]
+    scores, curves = (frame[frame["seed"].isin(keep)] for frame in (shard.scores, shard.curves))
+    return shard._replace(scores=scores, curves=curves)
 
 
 def _shard_name(scores: pd.DataFrame) -> str:
@@ -169,75 +206,79 @@ def _shard_name(scores: pd.DataFrame) -> str:
     return "-".join(["shard", *(f"{seed:04d}" for seed in seeds[:: max(1, len(seeds) - 1)])])
 
 
-def _read_shard(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, dict[str, Any]]:
+def _scores_columns(content: dict[str, Any]) -> dict[str, schema.Column]:
+    return schema.without_labels(schema.score_columns(content["metrics"]))
+
+
+def _read_shard(path: Path, scores_columns: dict[str, schema.Column]) -> Shard:
     try:
         provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
         for name in {"scores.csv", "curves.csv", *provenance["files"]}:
             if _digest(path / name) != provenance["files"][name]:
                 raise Damaged(f"{path}: {name} is not what was written (its digest differs)")
         _cost([provenance])
-        scores = pd.read_csv(path / "scores.csv", float_precision="round_trip", dtype=SCORES)
-        curves = pd.read_csv(path / "curves.csv", float_precision="round_trip", dtype=CURVES)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        scores = schema.read_csv(path / "scores.csv", scores_columns)
+        curves = schema.read_csv(path / "curves.csv", CURVES)
+    except _UNREADABLE as error:
         raise Damaged(f"{path}: unreadable ({type(error).__name__}: {error})") from None
-    if list(scores.columns) != list(SCORES) or list(curves.columns) != list(CURVES):
-        raise Damaged(f"{path}: unexpected columns")
     if path.name != _shard_name(scores):
         raise Damaged(f"{path}: holds the seeds of {_shard_name(scores)}")
-    return scores, curves, provenance
+    return Shard(path, scores, curves, provenance)
 
 
-def _read_experiment(path: Path) -> list[tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]]:
-    """[(row of the experiments table, its scores, its curves)]; empty when no shard is complete."""
+def _read_experiment(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame] | None:
+    """(row of the experiments table, its scores, its curves); None when no shard is complete."""
     content = _read_description(path)
-    shards = []
-    for shard in _shards(path):
-        try:
-            shards.append(_read_shard(shard))
-        except Damaged as problem:
-            warnings.warn(f"skipped {problem}", stacklevel=3)
+    shards = [shard for shard in _shards(path, content) if len(shard.scores)]
     if not shards:
-        return []
-    row = _experiment_row(path.name, content, [provenance for _, _, provenance in shards])
-    labels = {key: row[key] for key in ("experiment", "environment", "budget", "optimizer")}
-    scores = pd.concat([scores for scores, _, _ in shards], ignore_index=True)
-    if scores["seed"].duplicated().any():
-        raise Damaged(f"{path}: a seed is stored twice")
-    curves = pd.concat([curves for _, curves, _ in shards], ignore_index=True)
-    return [(row, scores.assign(**labels), curves.assign(**labels))]
+        return None
+    row = _row(path.name, content, [shard.provenance for shard in shards])
+    scores, curves = (
+        pd.concat([getattr(each, name) for each in shards], ignore_index=True) for name in ("scores", "curves")
+    )
+    try:
+        schema.check_experiment(row, scores, curves)
+    except BadRows as problem:
+        raise Damaged(f"{path}: {problem}") from None
+    return row, scores, curves
 
 
-def _experiment_row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the experiments table; a value of another kind than the schema's is BadRows."""
     identity = content["identity"]
-    return {
-        "experiment": name,
-        "environment": identity["environment"],
-        "family": content["family"],
-        "budget": identity["budget"],
-        "env_steps": identity["num_updates"] * identity["ppo"]["num_envs"] * identity["ppo"]["num_steps"],
-        "optimizer": identity["optimizer"],
-        "hyperparameters": json.dumps(identity["hyperparameters"], sort_keys=True),
-        "hyperparameter_origin": content["hyperparameter_origin"],
-        "theta": identity["theta"],
-        "root_seed": identity["root_seed"],
-        "vmap_size": identity["vmap_size"],
-        "protocol": identity["protocol"],
-        "settings": json.dumps({"ppo": identity["ppo"], "options": identity["options"]}, sort_keys=True),
-        "environment_version": identity["environment_version"],
-        **_cost(provenances),
-    }
+    return schema.experiment_row(
+        **{
+            "experiment": name,
+            "environment": identity["environment"],
+            "family": content["family"],
+            "algorithm": identity["algorithm"],
+            "budget": identity["budget"],
+            "env_steps": content["env_steps"],
+            "optimizer": identity["optimizer"],
+            "hyperparameters": json.dumps(identity["hyperparameters"], sort_keys=True),
+            "hyperparameter_origin": content["hyperparameter_origin"],
+            "theta": identity["theta"],
+            "root_seed": identity["root_seed"],
+            "vmap_size": identity["vmap_size"],
+            "protocol": identity["protocol"],
+            "settings": json.dumps({"algorithm": identity["settings"], "options": identity["options"]}, sort_keys=True),
+            "environment_version": identity["environment_version"],
+            "metrics": json.dumps(content["metrics"], sort_keys=True),
+            **_cost(provenances),
+        }
+    )
 
 
 def _cost(provenances: list[dict[str, Any]]) -> dict[str, Any]:
     """What the shards took, and where."""
-    seconds = sum(p["run_seconds"] for p in provenances)
-    steps = sum(p["env_steps"] for p in provenances)
+    seconds = float(sum(each["run_seconds"] for each in provenances))
+    steps = sum(each["env_steps"] for each in provenances)
     return {
         "steps_per_second": steps / seconds if seconds > 0 else float("nan"),
         "run_seconds": seconds,
-        "compile_seconds": sum(p["compile_seconds"] for p in provenances),
-        "hardware": "; ".join(sorted({p["hardware"] for p in provenances})),
-        "revision": "; ".join(sorted({p["revision"] for p in provenances})),
+        "compile_seconds": float(sum(each["compile_seconds"] for each in provenances)),
+        "hardware": "; ".join(sorted({each["hardware"] for each in provenances})),
+        "revision": "; ".join(sorted({each["revision"] for each in provenances})),
     }
 
 
@@ -250,19 +291,3 @@ def _set_aside(path: Path) -> None:
     target = path.with_name(f".damaged-{uuid.uuid4().hex[:6]}-{path.name}")  # hidden, so named only once
     warnings.warn(f"{path} is damaged; moved to {target.name} and made anew", stacklevel=4)
     path.rename(target)
-
-
-@contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` which takes its name when the block ends well."""
-    folder = path.with_name(f"{_TEMPORARY}{path.name}-{uuid.uuid4().hex}")
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-        for file in folder.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        folder.rename(path)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise

@@ -1,22 +1,19 @@
 """Where an optimizer was trained or tuned, and whether a point of a study is inside of that or how it is outside."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from open_bench.config import EnvironmentConfig, PPOConfig, build
-from open_bench.environments.gridworld.levels import Distribution, LevelOptions, Range, named_distribution
-from open_bench.environments.registry import load_environment
+from open_bench.algorithms.registry import build_config
+from open_bench.environments.registry import load_environment, task_shifts
 from open_bench.errors import UserError
-from open_bench.experiments.plan import Task
-from open_bench.optimizers.resolve import ResolvedOptimizer
-from open_bench.optimizers.spec import OptimizerSpec
+from open_bench.optimizers.resolve import UNTRAINED, ResolvedOptimizer
+from open_bench.training.task import Task, make_task
 
 Placement = Literal["in", "out", "unknown"]
 IN: Placement = "in"
 OUT: Placement = "out"
 UNKNOWN: Placement = "unknown"
-_UNTRAINED = ("zero", "init")  # sources of a θ that nothing has trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,69 +22,72 @@ class Trained:
 
     Attributes:
         name: the environment's.
-        source, options, version: the task.
-        ppo: settings of agent and training, as JSON values.
-        num_updates: PPO updates in a lifetime; None: not known, so lifetimes are not compared.
+        source, options, version: the environment.
+        algorithm, settings: of agent and training, as JSON values.
+        num_updates: updates in a lifetime; None: not known, so lifetimes are not compared.
     """
 
     name: str
     source: str
     options: Mapping[str, Any]
     version: int
-    ppo: Mapping[str, Any]
+    algorithm: str
+    settings: Mapping[str, Any]
     num_updates: int | None
 
 
-def from_environment(config: EnvironmentConfig, env_steps: int | None) -> Trained:
-    """Training on an environment with the settings of its configuration."""
-    updates = None if env_steps is None else config.num_updates(env_steps)
-    return Trained(config.name, config.source, config.options, config.version, _ppo(config), updates)
+def from_task(task: Task, known_length: bool = True) -> Trained:
+    """Training on a task; without ``known_length`` at any length of a lifetime."""
+    config, updates = task.environment, task.num_updates if known_length else None
+    return Trained(task.base, config.source, config.options, config.version, task.algorithm, _settings(task), updates)
 
 
-def trained_on(resolved: ResolvedOptimizer, task: Task, given: Sequence[str] = ()) -> tuple[Trained, ...] | None:
+def trained_on(optimizer: ResolvedOptimizer, task: Task, given: Sequence[str] = ()) -> tuple[Trained, ...] | None:
     """What an optimizer, as it is used on a task, was trained or tuned on.
 
-    A learned optimizer: what the metadata of its weights say; nothing for θ = 0. A classic one: the environment and
-    budget that the hyperparameters which it uses here were tuned on; nothing for its defaults. Where neither says, what
-    the user names.
+    A learned optimizer: what the metadata of its weights say; nothing for θ = 0. A hand-designed one: the environment
+    and budget that the hyperparameters which it uses here were tuned on; nothing for its defaults. Where neither says,
+    what the user names.
 
     Args:
-        resolved: the optimizer with the hyperparameters of the task.
+        optimizer: with the hyperparameters of the task.
         task: where it is used.
         given: environments that the user names where it is not known, at any length of a lifetime.
 
     Returns:
         What it was trained on, possibly nothing; None when that is not known.
     """
-    known = _known(resolved)
+    known = _known(optimizer, task)
     if known is None and given:
-        return tuple(from_environment(load_environment(name), None) for name in given)
+        return tuple(from_task(make_task(name), known_length=False) for name in given)
     return known
 
 
-def _known(resolved: ResolvedOptimizer) -> tuple[Trained, ...] | None:
-    if resolved.spec.needs_theta:
-        return of_weights(resolved.spec)
-    if resolved.origin == "given":
+def _known(optimizer: ResolvedOptimizer, task: Task) -> tuple[Trained, ...] | None:
+    if optimizer.needs_weights:
+        return of_weights(optimizer)
+    if optimizer.origin == "given":
         return None
-    if resolved.origin == "default":
+    if optimizer.tuned_on is None:
         return ()
-    assert resolved.tuned_on is not None
-    environment, budget = resolved.tuned_on
+    environment, algorithm, budget = optimizer.tuned_on
     config = load_environment(environment)
-    return (from_environment(config, config.budgets.get(budget)),)
+    known_length = budget in config.budgets
+    length = budget if known_length else next(iter(config.budgets))
+    return (from_task(make_task(config, algorithm=algorithm, budget=length), known_length),)
 
 
-def of_weights(spec: OptimizerSpec) -> tuple[Trained, ...] | None:
+def of_weights(optimizer: ResolvedOptimizer) -> tuple[Trained, ...] | None:
     """What the metadata of an optimizer's weights say that θ was trained on, the weights that it began with included.
 
     Nothing for θ = 0; None if the metadata do not say, of those weights or of any that they began with.
     """
-    if spec.theta_source in _UNTRAINED:
+    if optimizer.source in UNTRAINED or optimizer.weights is None:
         return ()
-    ancestors = spec.theta_metadata.get("ancestors", ())
+    metadata = optimizer.weights.metadata
+    ancestors = metadata.get("ancestors", ())
     found: list[Trained] = []
-    for facts in (spec.theta_metadata, *(ancestors if isinstance(ancestors, list) else ())):
+    for facts in (metadata, *(ancestors if isinstance(ancestors, list) else ())):
         one = _of_metadata(facts) if isinstance(facts, Mapping) else None
         if one is None:
             return None
@@ -103,20 +103,25 @@ def _of_metadata(facts: Mapping[str, Any]) -> tuple[Trained, ...] | None:
         if isinstance(tasks, Mapping) and tasks:
             return tuple(_from_identity(name, said) for name, said in tasks.items())
         if isinstance(named, Mapping) and named:
-            return tuple(
-                from_environment(
-                    load_environment(name), None if said.get("env_steps") is None else int(said["env_steps"])
-                )
-                for name, said in named.items()
-            )
+            return tuple(_from_length(name, said.get("env_steps")) for name, said in named.items())
     except (AttributeError, KeyError, TypeError, ValueError, UserError):  # metadata of other hands say what they like
         return None
     return None
 
 
+def _from_length(name: str, env_steps: Any) -> Trained:
+    """From an environment's own settings; ``env_steps`` None: at lifetimes of a length that is not known."""
+    if env_steps is None:
+        return from_task(make_task(name), known_length=False)
+    return from_task(make_task(name, steps=int(env_steps)))
+
+
 def _from_identity(name: str, facts: Mapping[str, Any]) -> Trained:
-    ppo = build(PPOConfig, dict(facts["ppo"]), name).model_dump(mode="json")
-    return Trained(name, str(facts["source"]), dict(facts["options"]), int(facts["version"]), ppo,
+    """From a task's identity; version 1 knew PPO alone, and called its settings so."""
+    algorithm, settings = facts.get("algorithm", "ppo"), facts.get("settings", facts.get("ppo"))
+    version = facts.get("environment_version", facts.get("version"))
+    chosen = build_config(str(algorithm), dict(settings), name).model_dump(mode="json")
+    return Trained(name, str(facts["source"]), dict(facts["options"]), int(version), str(algorithm), chosen,
                    int(facts["num_updates"]))  # fmt: skip
 
 
@@ -134,80 +139,24 @@ def place(task: Task, trained: Sequence[Trained] | None) -> tuple[Placement, tup
 def shifts(task: Task, trained: Trained) -> tuple[str, ...]:
     """What differs from one thing trained on; empty when the task lies inside of it.
 
-    Names of what differs: "environment"; of gridworlds, whatever leaves the ranges that levels were drawn from, and
-    "observation"; else options; PPO settings; "lifetime".
+    Names of what differs: "environment"; what the environment itself says lies outside (``shifts_from``), else options; settings; "lifetime".
     """
     config = task.environment
     found: list[str] = []
     if config.source != trained.source or dict(config.options) != dict(trained.options):
-        found += _task_shifts(config, trained)
+        found += task_shifts(config, trained.source, trained.options)
     if "environment" in found:
         return ("environment",)
     if config.version != trained.version:
         found.append("version")
-    ours = _ppo(config)
-    found += sorted(key for key in ours if key not in trained.ppo or ours[key] != trained.ppo[key])
-    if trained.num_updates not in (None, config.num_updates(task.env_steps)):
+    if task.algorithm != trained.algorithm:
+        return (*found, "algorithm")  # settings of different algorithms do not compare
+    ours = _settings(task)
+    found += sorted(key for key in ours if key not in trained.settings or ours[key] != trained.settings[key])
+    if trained.num_updates not in (None, task.num_updates):
         found.append("lifetime")
     return tuple(found)
 
 
-def _ppo(config: EnvironmentConfig) -> dict[str, Any]:
-    return config.ppo.model_dump(mode="json")
-
-
-def _task_shifts(config: EnvironmentConfig, trained: Trained) -> Iterable[str]:
-    ours, theirs = _gridworld(config.source, config.options), _gridworld(trained.source, trained.options)
-    if ours is not None and theirs is not None:
-        return _uncovered_levels(*ours, *theirs)
-    if config.source != trained.source:
-        return ("environment",)
-    keys = {*config.options, *trained.options}
-    return sorted(key for key in keys if config.options.get(key) != trained.options.get(key))
-
-
-def _uncovered_levels(
-    levels: Distribution, options: LevelOptions, trained: Distribution, before: LevelOptions
-) -> tuple[str, ...]:
-    shared = () if options.level_per_copy == before.level_per_copy else ("level_per_copy",)
-    return (*uncovered(levels, trained), *shared)
-
-
-def _gridworld(source: str, options: Mapping[str, Any]) -> tuple[Distribution, LevelOptions] | None:
-    adapter, _, identifier = source.partition(":")
-    try:
-        return named_distribution(identifier, dict(options)) if adapter == "gridworld" else None
-    except UserError:  # a maze of the user's that is not here
-        return None
-
-
-def uncovered(levels: Distribution, trained: Distribution) -> tuple[str, ...]:
-    """What of ``levels`` lies outside the ranges that training drew from; empty when it is a part of them.
-
-    "observation" means that agents see vectors of another length or kind, so their networks have another shape.
-    """
-    types = range(max(levels.types, default=-1) + 1)
-    per_type = {
-        name: all(_within(ours[kind], theirs[kind]) if kind < len(theirs) else False for kind in types)
-        for name, ours, theirs in (
-            ("rewards", levels.rewards, trained.rewards),
-            ("terminate", levels.terminate, trained.terminate),
-            ("respawn", levels.respawn, trained.respawn),
-        )
-    }
-    # As many walls for each experiment, whatever the size.
-    as_dense = round(trained.random_walls * (levels.max_size / trained.max_size) ** 2)
-    inside = {
-        "size": _within(levels.sizes, trained.sizes),
-        "horizon": _within(levels.horizons, trained.horizons),
-        "density": _within(levels.used, trained.used) and levels.types == trained.types[: len(levels.types)],
-        **per_type,
-        "walls": (levels.fixed_walls, levels.random_walls) == (trained.fixed_walls, as_dense),
-        "places": levels.random_places == trained.random_places,
-        "observation": (levels.observation_size, levels.tabular) == (trained.observation_size, trained.tabular),
-    }
-    return tuple(name for name, is_inside in inside.items() if not is_inside)
-
-
-def _within(ours: Range, theirs: Range) -> bool:
-    return theirs[0] <= ours[0] and ours[1] <= theirs[1]
+def _settings(task: Task) -> dict[str, Any]:
+    return task.settings.model_dump(mode="json")

@@ -8,18 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from open_bench.evaluation.figures import compact, figure_legend, finish_axis, panel_grid, png, styles
-from open_bench.evaluation.tables import number
+from open_bench.evaluation.style import GRAY, aliases, draw_line, figure_legend, finish_axis, panel_grid, png, styles
 from open_bench.files import write_atomically
 from open_bench.generalization.scores import Generalization
+from open_bench.text import compact, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_GRAY = "#555555"
 _UNSCALED = "#e6e6e6"
-_SHAPES = {"in": ("o", True), "out": ("o", False), "unknown": ("s", False)}  # marker, and whether it is filled
+_FILLED: dict[str, Any] = {
+    "in": "full",
+    "out": "none",
+    "unknown": "left",
+}  # how much of a marker is; its shape is the optimizer's
 
 
 def save_figures(study: Generalization, directory: str | Path) -> list[Path]:
@@ -43,9 +46,9 @@ def heat_map(study: Generalization) -> "Figure":
         _draw_cell(axis, row, study.optimizers.index(row.optimizer), places[(row.axis, row.point)], colors)
     axis.set_xlim(-0.5, len(study.optimizers) - 0.5)
     axis.set_ylim(max(places.values()) + 0.6, -0.6)
-    shown = [_broken(label) for _, label in ticks]
+    shown, short = [_broken(label) for _, label in ticks], aliases(study.optimizers)
     axis.set_yticks(list(ticks.values()), shown, fontsize=8.5)
-    axis.set_xticks(range(len(study.optimizers)), [_wrapped(name) for name in study.optimizers], fontsize=8.5)
+    axis.set_xticks(range(len(study.optimizers)), [_wrapped(short[name]) for name in study.optimizers], fontsize=8.5)
     axis.xaxis.tick_top()
     axis.tick_params(length=0)
     for side in axis.spines.values():
@@ -67,7 +70,7 @@ def sweeps(study: Generalization) -> "Figure":
     """
     names = list(dict.fromkeys(study.points["axis"]))
     figure, panels = panel_grid(len(names), panel=(3.7, 2.9))
-    look = styles(study.optimizers)
+    look, short = styles(study.optimizers), aliases(study.optimizers)
     handles: dict[str, Any] = {}
     for panel, name in zip(panels, names, strict=True):
         mine = study.points[study.points["axis"] == name]
@@ -77,7 +80,8 @@ def sweeps(study: Generalization) -> "Figure":
         }
     figure_legend(
         figure,
-        {name: handles[name] for name in study.optimizers if name in handles} | _marks(study.points["distribution"]),
+        {short[name]: handles[name] for name in study.optimizers if name in handles}
+        | _marks(study.points["distribution"]),
     )
     return figure
 
@@ -174,8 +178,8 @@ def _draw_sweep(
             x = np.array([labels.index(label) + apart for label in mine["point"]])
             handles[optimizer] = _draw_line(panel, x, mine, column, look[optimizer], numeric)
     if column == "score":
-        panel.axhline(1.0, color=_GRAY, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
-        panel.axhline(0.0, color=_GRAY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
+        panel.axhline(1.0, color=GRAY, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+        panel.axhline(0.0, color=GRAY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
     left_out = points.drop_duplicates("point")["score"].isna().sum() if column == "score" else 0
     finish_axis(panel, points["axis"].iloc[0] + (f" ({left_out} without a scale)" if left_out else ""), "")
     panel.set_ylabel("score" if column == "score" else "return (no scale)", fontsize=9)
@@ -189,13 +193,13 @@ def _draw_line(
     y, low, high = (points[f"{column}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
     color = look["color"]
     if line:
-        panel.plot(x, y, linewidth=1.4, **look)
+        draw_line(panel, x, y, look, linewidth=1.4, marker="")  # marks say where a point lies
     panel.vlines(x, low, high, color=color, linewidth=2.2, alpha=0.45)
-    for place, (shape, filled) in _SHAPES.items():
+    for place, filled in _FILLED.items():
         here = (points["distribution"] == place).to_numpy()
-        panel.plot(x[here], y[here], shape, markersize=5, markeredgecolor=color, zorder=3,
-                   markerfacecolor=color if filled else "white", markeredgewidth=1.4)  # fmt: skip
-    return _handle(color, look["linestyle"])
+        panel.plot(x[here], y[here], look["marker"], color=color, fillstyle=filled, markersize=5.5, zorder=3,
+                   markerfacecoloralt="white", markeredgewidth=1.4)  # fmt: skip
+    return _handle(look)
 
 
 def _label_x(panel: "Axes", points: pd.DataFrame, labels: list[str]) -> None:
@@ -215,20 +219,20 @@ def _stacked(label: str) -> str:
     return "\n".join(textwrap.wrap(parts, 16, break_long_words=False))
 
 
-def _handle(color: str, style: Any) -> Any:
+def _handle(look: dict[str, Any]) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=color, linestyle=style, linewidth=2.0)
+    return Line2D([], [], linewidth=2.0, markersize=5.5, **look)
 
 
 def _marks(distributions: "pd.Series") -> dict[str, Any]:
-    """What the shapes mean, for those that are there."""
+    """What full, hollow and half markers mean, for those that are there."""
     from matplotlib.lines import Line2D
 
     words = {"in": "in training", "out": "outside of it", "unknown": "not known"}
-    there = [place for place in words if (distributions == place).any()]
     return {
-        words[place]: Line2D([], [], color=_GRAY, linestyle="", marker=_SHAPES[place][0], markersize=5,
-                             markerfacecolor=_GRAY if _SHAPES[place][1] else "white")
-        for place in there
+        word: Line2D([], [], color=GRAY, linestyle="", marker="o", markersize=5.5, fillstyle=_FILLED[place],
+                     markerfacecoloralt="white")
+        for place, word in words.items()
+        if (distributions == place).any()
     }  # fmt: skip

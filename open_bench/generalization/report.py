@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
-from open_bench.evaluation.tables import interval, markdown_table, number
+from open_bench.evaluation.tables import Column, markdown_table, packed
 from open_bench.files import write_atomically
 from open_bench.generalization.scores import Generalization
+from open_bench.text import interval, number
 
 MARKS = {"in": "", "out": "°", "unknown": "?"}
 
@@ -57,53 +58,35 @@ def scale_in_words(study: Generalization) -> str:
     }[study.normalize]
 
 
-def rich_tables(study: Generalization) -> Any:
-    """A ``rich.console.Group`` that fits 80 columns: the summary, the axes, and the notes."""
+def rich_tables(study: Generalization, width: int = 80) -> Any:
+    """A ``rich.console.Group`` that fits a terminal ``width`` columns wide: the summary, the axes, and the notes."""
     from rich.console import Group
     from rich.text import Text
 
     title = Text(f"generalization · {study.preset} · {scale_in_words(study)}", style="italic")
     notes = [Text(f"· {note}", style="dim") for note in study.notes]
-    return Group(title, _summary_table(study), *_axes_tables(study), *notes)
+    return Group(title, *_summary_tables(study, width), *_axes_tables(study, width), *notes)
 
 
-def _summary_table(study: Generalization) -> Any:
-    """The optimizers that were measured, a line or two each."""
-    from rich.text import Text
-
-    table = _table()
-    for name, justify in (("optimizer", "left"), ("in", "left"), ("out", "left"), ("gap", "left"), ("worst", "left")):
-        table.add_column(name, justify=justify, overflow="fold", max_width=22 if name == "optimizer" else None)
+def _summary_tables(study: Generalization, width: int) -> list[Any]:
+    """The optimizers that were measured; intervals and names of points stand below, so that estimates fit."""
     headings, rows = _summary(study)
-    picked = [headings.index(name) for name in ("optimizer", "in", "out", "gap", "worst point")]
-    for row in rows:
-        # Intervals and names of points stand below, so that four estimates fit.
-        table.add_row(*(Text(row[i].replace(" [", "\n[")) for i in picked))  # as it stands: names hold brackets
-    return table
+    columns = {
+        name: Column(name, [row[headings.index(name)].replace(" [", "\n[") for row in rows], "left", fold)
+        for name, fold in (("optimizer", 22), ("in", None), ("out", None), ("gap", None), ("worst point", 40))
+    }
+    return packed("", [columns.pop("optimizer")], list(columns.values()), width)
 
 
-def _axes_tables(study: Generalization) -> list[Any]:
-    """Mean scores by axis, as many optimizers side by side as fit; a baseline that is 1 throughout is left out."""
+def _axes_tables(study: Generalization, width: int) -> list[Any]:
+    """Mean scores by axis; a baseline that is 1 throughout is left out."""
     headings, rows = _axes(study)
-    first = 3 if study.relative and len(headings) > 3 else 2
-    tables = []
-    for start in range(first, len(headings), 2):
-        table = _table()
-        table.add_column("IQM by axis", no_wrap=True)
-        table.add_column("scored", no_wrap=True, justify="right")
-        for name in headings[start : start + 2]:
-            table.add_column(name, overflow="fold", min_width=17, max_width=24)
-        for row in rows:
-            table.add_row(*row[:2], *row[start : start + 2])
-        tables.append(table)
-    return tables
-
-
-def _table() -> Any:
-    from rich import box
-    from rich.table import Table
-
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    start = 3 if study.relative and len(headings) > 3 else 2
+    first = [Column("IQM by axis", [row[0] for row in rows], "left"), Column("scored", [row[1] for row in rows])]
+    rest = [
+        Column(name, [row[i] for row in rows], "left", 24) for i, name in enumerate(headings) if i >= start
+    ]  # names are long, and fold
+    return packed("", first, rest, width)
 
 
 def _summary(study: Generalization) -> tuple[list[str], list[list[str]]]:

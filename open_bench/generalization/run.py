@@ -3,32 +3,39 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import pandas as pd
 
-from open_bench.config import build
+from open_bench.config import Execution, build
 from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError
 from open_bench.evaluation.schema import Runs
-from open_bench.experiments.execute import Options, Progress, execute
+from open_bench.events import Watcher
+from open_bench.experiments.estimate import announce, estimate
+from open_bench.experiments.execute import execute
 from open_bench.experiments.experiment import Experiment
-from open_bench.experiments.plan import Task, changed, make_experiments, resolve_all
+from open_bench.experiments.plan import make_experiments, random_experiments
+from open_bench.experiments.session import watcher_of
 from open_bench.experiments.store import Store
 from open_bench.generalization.distribution import Trained, of_weights, place, trained_on
-from open_bench.generalization.scales import optimal_returns, random_returns
-from open_bench.generalization.scores import Evidence, Key
+from open_bench.generalization.report import write
+from open_bench.generalization.scales import optimal_returns
+from open_bench.generalization.scores import Evidence, Generalization, Key, check_normalizer, generalization
 from open_bench.generalization.study import (
     TRAINING,
     GeneralizationConfig,
     Point,
     check_labels,
+    load_preset,
     make_points,
-    make_task,
+    task_name,
     training_point,
 )
-from open_bench.optimizers.spec import OptimizerSpec
-from open_bench.optimizers.registry import resolve
+from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
+from open_bench.training.devices import start
+from open_bench.training.task import Task, make_task
 
 BASELINE = "adam"
 FOLDER = "generalization"  # below the results folder
@@ -60,7 +67,7 @@ class Plan:
 
 def make_plan(
     preset: GeneralizationConfig,
-    optimizers: Sequence[str],
+    optimizers: Sequence[Any],
     devices: Sequence[jax.Device],
     *,
     train_on: Sequence[str] = (),
@@ -74,11 +81,11 @@ def make_plan(
     Args:
         preset: the sweeps.
         optimizers: names in the registry's grammar; Adam joins them.
-        devices: where it will run; decides the default vmap_size.
+        devices: where it will run; decides the default vmap size.
         train_on: environments that count as what those optimizers were trained on of which it is not known.
         axes: only these.
         num_seeds, root_seed: in place of the preset's.
-        vmap_size: lifetimes in a vmapped group.
+        vmap_size: lifetimes vmapped on one device.
 
     Raises:
         UserError: naming what is wrong.
@@ -88,46 +95,94 @@ def make_plan(
     given = {key: value for key, value in (("num_seeds", num_seeds), ("root_seed", root_seed)) if value is not None}
     preset = build(GeneralizationConfig, preset.model_dump() | given, f"preset {preset.name}")
     trained = list(dict.fromkeys(load_environment(name).name for name in train_on))
-    specs = resolve_all(optimizers)
-    notes = []
-    if BASELINE not in [spec.name for spec in specs]:
-        specs = [resolve(BASELINE), *specs]
+    found = [resolve(each) for each in optimizers]
+    named, notes = list(optimizers), []
+    if BASELINE not in [each.label for each in found]:
+        named = [BASELINE, *named]
         notes.append(f"{BASELINE} was not named; it is there as what all are compared with")
     points = make_points(preset, axes)
-    added, more = _training_points(specs, points, train_on, preset.longest_training)
+    added, more = _training_points(found, points, train_on, preset.longest_training)
     if added:
         names = ", ".join(point.label for point in added)
         notes.append(f"axis {TRAINING} is added: where optimizers were trained, when it is no other point: {names}")
     points = (*added, *points)
     check_labels(points, preset.name)
     tasks = list({point.key: point.task for point in points}.values())
-    experiments = make_experiments(specs, tasks, devices, preset.root_seed, vmap_size, share_keys=True)
+    experiments = make_experiments(
+        named, tasks, devices, preset.root_seed, vmap_size, share_keys=True, find=_carried_over
+    )
     if trained:
         notes.append(f"--train-on: {', '.join(trained)} counts as the training distribution, at any lifetime, of those "
                      "optimizers of which it is not known")  # fmt: skip
     return Plan(preset, points, experiments, tuple(train_on), (*notes, *more))
 
 
-def run(plan: Plan, store: Store, devices: Sequence[jax.Device], progress: Progress) -> Evidence:
-    """Train what is missing, and measure the random policy at every task."""
-    seeds = plan.preset.num_seeds
-    execute(plan.experiments, seeds, store, Options(devices), progress)
-    there = {(experiment.environment.name, experiment.budget): experiment for experiment in plan.experiments}
-    random = {}
-    with progress.watch():
-        for done, (key, experiment) in enumerate(there.items()):
-            progress.measuring(experiment.environment.name, done, len(there))
-            random[key] = random_returns(experiment, seeds, devices, store.results / FOLDER / "random")
-        progress.measuring("", len(there), len(there))
-    optimal = {
-        key: found for key, experiment in there.items() if (found := optimal_returns(experiment, seeds)) is not None
-    }
-    runs = store.load(list(plan.experiments))
-    scores, curves = (frame[frame["seed"] < seeds] for frame in (runs.scores, runs.curves))
-    return Evidence(
-        plan.preset.name, _point_rows(plan), _placements(plan), Runs(runs.experiments, scores, curves), random, optimal,
-        plan.notes,
+def _carried_over(optimizer: Any, task: Task) -> ResolvedOptimizer:
+    """Under another algorithm than the environment's own the baseline is tuned for it, and all others carry over."""
+    usual = task.environment.algorithm
+    return resolve(optimizer, task, tuned_for=None if optimizer == BASELINE else usual)
+
+
+def study(
+    preset: str | GeneralizationConfig, optimizers: Sequence[Any], train_on: Sequence[str], axes: Sequence[str],
+    num_seeds: int | None, root_seed: int | None, normalizer: str, execution: Execution,
+) -> Generalization:  # fmt: skip
+    """``open_bench.generalize``: plan, train what is missing, score, write."""
+    check_normalizer(normalizer)
+    chosen = load_preset(preset) if isinstance(preset, str) else preset
+    devices = start(execution.devices, execution.executor)
+    plan = make_plan(
+        chosen, optimizers, devices, train_on=train_on, axes=axes, num_seeds=num_seeds, root_seed=root_seed,
+        vmap_size=execution.vmap_size,
     )  # fmt: skip
+    store = Store(execution.folder)
+    store.prepare()
+    evidence = run(plan, store, devices, watcher_of(execution), execution.save_agents)
+    scored = generalization(evidence, normalizer, BASELINE)
+    write(scored, folder_of(execution.folder, chosen.name))
+    return scored
+
+
+def run(
+    plan: Plan, store: Store, devices: Sequence[jax.Device], watcher: Watcher, save_agents: bool = False
+) -> Evidence:
+    """Train what is missing, and measure the random policy at every task."""
+    num_seeds, random = plan.preset.num_seeds, random_experiments(plan.experiments)
+    experiments = (*plan.experiments, *random)
+    announce(estimate(experiments, num_seeds, store, devices), experiments, devices)
+    execute(experiments, num_seeds, store, devices, watcher, title=plan.preset.name,
+            save_agents=save_agents)  # fmt: skip
+    there = {_key(each): each for each in plan.experiments}
+    optimal = {key: found for key, each in there.items() if (found := optimal_returns(each, num_seeds)) is not None}
+    return Evidence(
+        plan.preset.name,
+        _point_rows(plan),
+        _placements(plan),
+        _under_task_names(store.load(plan.experiments, num_seeds), plan.experiments),
+        {_key(each): _final_returns(store, each, num_seeds) for each in random},
+        optimal,
+        plan.notes,
+    )
+
+
+def _key(experiment: Experiment) -> Key:
+    return task_name(experiment.task), experiment.task.budget
+
+
+def _final_returns(store: Store, experiment: Experiment, num_seeds: int) -> Any:
+    """(num_seeds,), NaN where no episode ended."""
+    scores = store.load([experiment], num_seeds).scores
+    return scores.set_index("seed")["final_return"].reindex(range(num_seeds)).to_numpy(float)
+
+
+def _under_task_names(runs: Runs, experiments: Sequence[Experiment]) -> Runs:
+    """Rows whose environment says the algorithm too, where it is not the environment's own."""
+    names = {each.name: task_name(each.task) for each in experiments}
+    frames = (
+        frame.assign(environment=frame["experiment"].map(names))
+        for frame in (runs.experiments, runs.scores, runs.curves)
+    )
+    return Runs(*frames)
 
 
 def folder_of(results: str | Path, preset: str) -> Path:
@@ -136,23 +191,23 @@ def folder_of(results: str | Path, preset: str) -> Path:
 
 
 def _training_points(
-    specs: Sequence[OptimizerSpec], points: Sequence[Point], train_on: Sequence[str], longest: int | None
+    optimizers: Sequence[ResolvedOptimizer], points: Sequence[Point], train_on: Sequence[str], longest: int | None
 ) -> tuple[list[Point], list[str]]:
     """What θ was trained on, as points, where it is none yet; and notes on what could not be added."""
     found = {point.key: point for point in _given_points(points, train_on, longest)}
     notes = []
-    for spec in specs:
-        for trained in (of_weights(spec) or ()) if spec.needs_theta else ():
+    for each in optimizers:
+        for trained in (of_weights(each) or ()) if each.needs_weights else ():
             task = _training_task(trained)
             if task is None:
-                notes.append(f"{spec.name}: θ was trained on {trained.name}, which is not known here or has changed")
+                notes.append(f"{each.label}: θ was trained on {trained.name}, which is not known here or has changed")
             elif longest is not None and task.env_steps > longest:
                 notes.append(
-                    f"{spec.name}: θ was trained on {trained.name} with lifetimes of {task.env_steps:,} env steps, "
+                    f"{each.label}: θ was trained on {trained.name} with lifetimes of {task.env_steps:,} env steps, "
                     f"longer than the preset's longest_training = {longest:,}, so that is no point"
                 )
             else:
-                point = training_point(task.environment, task.base, task.env_steps)
+                point = training_point(task)
                 found.setdefault(point.key, point)
     return list(found.values()), notes
 
@@ -160,22 +215,27 @@ def _training_points(
 def _training_task(trained: Trained) -> Task | None:
     try:
         base = load_environment(trained.name)
+        if (base.source, base.version) != (trained.source, trained.version) or not {*base.options} <= {
+            *trained.options
+        }:
+            return None
+        first = make_task(base, algorithm=trained.algorithm, settings=trained.settings, options=trained.options)
+        assert trained.num_updates is not None
+        steps = trained.num_updates * first.settings.env_steps_per_update
+        return make_task(
+            base, algorithm=trained.algorithm, steps=steps, settings=trained.settings, options=trained.options
+        )
     except UserError:
         return None
-    if (base.source, base.version) != (trained.source, trained.version) or not {*base.options} <= {*trained.options}:
-        return None
-    assert trained.num_updates is not None
-    config = changed(base, trained.ppo, trained.options)
-    return make_task(config, base.name, trained.num_updates * config.ppo.batch_size)
 
 
 def _given_points(points: Sequence[Point], train_on: Sequence[str], longest: int | None) -> list[Point]:
-    there = {point.task.environment.name for point in points}
+    there = {point.task.name for point in points}
     configs = {config.name: config for config in map(load_environment, train_on)}
     missing = [config for name, config in configs.items() if name not in there]
     lengths = [config.budgets.get("quick", min(config.budgets.values())) for config in missing]
     return [
-        training_point(config, config.name, length if longest is None else min(length, longest))
+        training_point(make_task(config, steps=length if longest is None else min(length, longest)))
         for config, length in zip(missing, lengths, strict=True)
     ]
 
@@ -190,7 +250,7 @@ def _point_rows(plan: Plan) -> pd.DataFrame:
                 "environment": point.key[0],
                 "budget": point.key[1],
                 "env_steps": point.task.env_steps,
-                "num_updates": point.task.environment.num_updates(point.task.env_steps),
+                "num_updates": point.task.num_updates,
             }
             for point in plan.points
         ]
@@ -198,16 +258,16 @@ def _point_rows(plan: Plan) -> pd.DataFrame:
 
 
 def _placements(plan: Plan) -> pd.DataFrame:
-    tasks = plan.tasks
     rows = []
-    for experiment in plan.experiments:
-        task = tasks[(experiment.environment.name, experiment.budget)]
-        distribution, shifts = place(task, trained_on(experiment.resolved, task, plan.train_on))
+    for each in plan.experiments:
+        assert each.optimizer is not None
+        distribution, shifts = place(each.task, trained_on(each.optimizer, each.task, plan.train_on))
+        environment, budget = _key(each)
         rows.append(
             {
-                "optimizer": experiment.optimizer,
-                "environment": experiment.environment.name,
-                "budget": experiment.budget,
+                "optimizer": each.label,
+                "environment": environment,
+                "budget": budget,
                 "distribution": distribution,
                 "shifts": "; ".join(shifts),
             }

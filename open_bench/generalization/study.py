@@ -3,27 +3,26 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
-from open_bench.config import Config, EnvironmentConfig, Name, Positive, load_named
+from open_bench.config import Config, Name, Positive, load_named
 from open_bench.environments.base import Discrete
-from open_bench.environments.gridworld.levels import inlined, named_distribution
-from open_bench.environments.registry import load_environment, make_environment
+from open_bench.environments.config import EnvironmentConfig
+from open_bench.environments.registry import load_environment, make_environment, read_files, same_task
 from open_bench.errors import UserError, near_matches
-from open_bench.experiments.plan import Task, changed
+from open_bench.training.task import Task, make_task
 
 Axis = Literal[
     "levels", "size", "horizon", "density", "respawn", "terminate", "walls", "width", "depth", "activation", "lifetime",
-    "num_envs", "minibatches", "families",
+    "num_envs", "minibatches", "families", "algorithm",
 ]  # fmt: skip
 AXES: tuple[str, ...] = get_args(Axis)
 TRAINING = "training"  # the axis of points that are added: where θ was trained
-_VARIED = ("ppo.", "options.")
+_VARIED = ("settings.", "options.")
 
 
 class Sweep(Config):
@@ -31,9 +30,11 @@ class Sweep(Config):
 
     axis: Axis
     environments: tuple[str, ...] = Field(min_length=1)
-    vary: tuple[str, ...] = ()  # "ppo.<setting>", "options.<option>", "env_steps": all get each of the values in turn
+    vary: tuple[
+        str, ...
+    ] = ()  # "settings.<setting>", "options.<option>", "env_steps", "algorithm": all get each of the values in turn
     values: tuple[Any, ...] = ()
-    settings: dict[str, Any] = Field(default_factory=dict)  # PPO settings that are the same at every point
+    settings: dict[str, Any] = Field(default_factory=dict)  # of the algorithm, the same at every point
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)  # likewise of the task
     budget: str | None = None  # of a lifetime; either this or env_steps, unless these are varied
     env_steps: Positive | tuple[Positive, ...] | None = None  # one for all environments, or one each
@@ -52,9 +53,10 @@ class Sweep(Config):
         if self.vary and len(self.environments) > 1:
             raise ValueError(f"axis {self.axis}: a sweep varies settings of one environment, not of several")
         for name in self.vary:
-            if name != "env_steps" and not name.startswith(_VARIED):
+            if name not in ("env_steps", "algorithm") and not name.startswith(_VARIED):
                 raise ValueError(
-                    f"axis {self.axis}: vary = '{name}' is neither env_steps nor ppo.SETTING nor options.OPTION"
+                    f"axis {self.axis}: vary = '{name}' is neither env_steps nor algorithm nor settings.SETTING nor "
+                    "options.OPTION"
                 )
         return self
 
@@ -89,8 +91,17 @@ class Point:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Environment and budget: points with equal ones share their runs."""
-        return self.task.environment.name, self.task.budget
+        """Environment (with an algorithm that is not its usual one) and budget: points with equal ones share runs."""
+        return task_name(self.task), self.task.budget
+
+
+def task_name(task: Task) -> str:
+    """The environment's name, with the algorithm where it is not the environment's own."""
+    return task.name + _algorithm(task)
+
+
+def _algorithm(task: Task) -> str:
+    return "" if task.algorithm == task.environment.algorithm else f" · {task.algorithm}"
 
 
 def load_preset(name: str) -> GeneralizationConfig:
@@ -121,15 +132,9 @@ def make_points(preset: GeneralizationConfig, axes: Sequence[str] = ()) -> tuple
     return tuple(points)
 
 
-def make_task(config: EnvironmentConfig, base: str, env_steps: int) -> Task:
-    """A task, with the budget's name where the lifetime has a budget's length, so that runs are shared."""
-    named = [name for name, steps in config.budgets.items() if steps == env_steps]
-    return Task(config, named[0] if named else f"steps-{env_steps}", env_steps, base)
-
-
-def training_point(config: EnvironmentConfig, base: str, env_steps: int) -> Point:
+def training_point(task: Task) -> Point:
     """A point on the axis of what θ was trained on."""
-    return Point(TRAINING, f"{_short(config.name)} {env_steps:,}", math.nan, make_task(config, base, env_steps))
+    return Point(TRAINING, f"{_short(task.environment)}{_algorithm(task)} {task.env_steps:,}", math.nan, task)
 
 
 def _points_of(sweep: Sweep) -> list[Point]:
@@ -138,13 +143,16 @@ def _points_of(sweep: Sweep) -> list[Point]:
         base = load_environment(name)
         for value in sweep.values or (None,):
             varied = dict.fromkeys(sweep.vary, value)
-            settings = sweep.settings | _part(varied, "ppo.")
-            config = _changed(base, settings, {**sweep.options, **_part(varied, "options.")})
-            steps = _env_steps(sweep, index, base, varied)
-            config.num_updates(steps)
-            _check_that_it_starts(config)
-            label = _short(base.name) if value is None else _spell(value, sweep.axis)
-            points.append(Point(sweep.axis, label, _number(value, sweep.axis), make_task(config, base.name, steps)))
+            task = make_task(
+                base,
+                algorithm=varied.get("algorithm"),
+                steps=_env_steps(sweep, index, base, varied),
+                settings=sweep.settings | _part(varied, "settings."),
+                options=_options(base, {**sweep.options, **_part(varied, "options.")}),
+            )
+            _check_that_it_starts(task.environment)
+            label = _short(base) if value is None else _spell(value, sweep.axis)
+            points.append(Point(sweep.axis, label, _number(value, sweep.axis), task))
     return points
 
 
@@ -178,19 +186,15 @@ def _part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
 
 
-def _changed(base: EnvironmentConfig, settings: dict[str, Any], options: dict[str, Any]) -> EnvironmentConfig:
-    """``base`` changed; options that spell out what holds anyway change nothing, so that those runs are the base's."""
-    adapter, _, identifier = base.source.partition(":")
-    if options and adapter == "gridworld":
-        options = inlined(options, Path())
-        before, after = (named_distribution(identifier, {**base.options, **more}) for more in ({}, options))
-        if before[0] == after[0] and before[1].level_per_copy == after[1].level_per_copy:
-            options = {}
-    return changed(base, settings, options)
+def _options(base: EnvironmentConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """Without options that spell out what holds anyway, so that those runs are the base's."""
+    there = {**base.options, **read_files(base, options)}
+    return {} if same_task(base, base.model_copy(update={"options": there})) else options
 
 
-def _short(name: str) -> str:
-    return name.removeprefix("gridworld/")
+def _short(config: EnvironmentConfig) -> str:
+    """The environment's name without its family's folder."""
+    return config.name.removeprefix(f"{config.family}/")
 
 
 def _spell(value: Any, axis: str) -> str:

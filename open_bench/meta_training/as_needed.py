@@ -3,36 +3,69 @@
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from open_bench import weights
-from open_bench.config import MetaConfig, StudyConfig, build, load_meta
+from open_bench.config import StudyConfig, build
 from open_bench.errors import UserError
+from open_bench.events import Watcher
+from open_bench.experiments.plan import Find
+from open_bench.experiments.provenance import provenance
+from open_bench.experiments.session import Session, baseline_returns
 from open_bench.meta_training.checkpoint import Checkpoints
-from open_bench.meta_training.evolution import Progress, check_generations
-from open_bench.meta_training.run import Busy, Request, check_name_is_free, meta_train
+from open_bench.meta_training.evolution import check_generations
+from open_bench.meta_training.logging import logged
+from open_bench.meta_training.request import Request, make_request
+from open_bench.meta_training.run import Busy, check_name_is_free, meta_train
+from open_bench.meta_training.spec import MetaConfig, load_meta
 from open_bench.optimizers import names
-from open_bench.optimizers.spec import OptimizerSpec
-from open_bench.optimizers.registry import FETCHED, own_weights, resolve
+from open_bench.optimizers.resolve import FETCHED, ResolvedOptimizer, own_weights, resolve
+from open_bench.training.task import Task, make_task
+from open_bench.weights import library
+from open_bench.weights.format import load_weights
 
 POLL_SECONDS = 1.0  # between two looks at a folder that another process holds
 
 
-def without_weights(optimizers: Sequence[str]) -> list[str]:
-    """Those that are learned and have no weights, but for weights that only need to be fetched.
+def with_weights(session: Session) -> Session:
+    """The session with weights for those optimizers that have none, after everything else in it has been checked."""
+    study, results = session.study, session.execution.folder
+    config = settings_for(study, session.steps)
+    returns = baseline_returns()
+    requests = {
+        name: make_request(name, config, returns, session.devices, session.settings) for name in without_weights(study)
+    }
+    session.plan_with(stand_ins(requests))
+    for request in requests.values():
+        check(request, results)
+    session.store.prepare()
+    named = {}
+    for name, request in requests.items():
+        watcher = logged(session.watcher, request, results, None, tensorboard=False, wandb=None)
+        named[name] = obtain(request, results, session.devices, watcher, provenance())
+    chosen = study.model_copy(update={"optimizers": tuple(_named(each, named) for each in study.optimizers)})
+    return dataclasses.replace(session, study=chosen)
+
+
+def _named(optimizer: Any, named: Mapping[str, str]) -> Any:
+    return named.get(optimizer, optimizer) if isinstance(optimizer, str) else optimizer
+
+
+def without_weights(study: StudyConfig) -> list[str]:
+    """The study's optimizers that are learned and have no weights, but for weights that only need to be fetched.
 
     Raises:
         UserError: a name that means nothing, so that it is found before anything is evolved; or several hosts.
     """
-    found = {name: resolve(name) for name in optimizers}
+    task = make_task(study.environments[0], algorithm=study.algorithm)
+    found = {each: resolve(each, task, require_weights=False) for each in study.optimizers if isinstance(each, str)}
     lacking = [
         name
-        for name, spec in found.items()
-        if spec.needs_theta and spec.theta is None and own_weights(spec) not in FETCHED
+        for name, each in found.items()
+        if each.needs_weights and each.weights is None and own_weights(each) not in FETCHED
     ]
     if lacking and jax.process_count() > 1:
         raise UserError(
@@ -43,40 +76,41 @@ def without_weights(optimizers: Sequence[str]) -> list[str]:
 
 
 def settings_for(study: StudyConfig, steps: int | None) -> MetaConfig:
-    """The study's settings of meta-training. What they leave open is the study's: environments, length of a lifetime.
+    """The study's settings of meta-training. What they leave open is the study's: environments, algorithm, length.
 
     Args:
         study: with ``meta``.
         steps: env steps of a lifetime in the study, in place of its budget's.
     """
     assert study.meta is not None
-    chosen = load_meta(study.meta) if isinstance(study.meta, str) else study.meta
+    chosen = load_meta(study.meta) if isinstance(study.meta, str) else build(MetaConfig, study.meta, "[meta]")
     values = chosen.model_dump(exclude_unset=True)
     if not chosen.environments:
         values["environments"] = study.environments
+    values.setdefault("algorithm", study.algorithm)
     if not {"budget", "env_steps"} & values.keys():
         values |= {"budget": study.budget} if steps is None else {"env_steps": steps}
     return build(MetaConfig, values, f"meta-training {chosen.name} for study {study.name}")
 
 
-def stand_ins(requests: Mapping[str, Request]) -> Callable[[str], OptimizerSpec]:
+def stand_ins(requests: Mapping[Any, Request]) -> Find:
     """Like ``resolve``, but for the optimizers that are to be meta-trained: with the θ that they start from.
 
     They have the names that they will have. A plan with them finds what is wrong with a study before evolution begins.
     """
 
-    def find(name: str) -> OptimizerSpec:
-        if name not in requests:
-            return resolve(name)
-        spec = resolve(str(dataclasses.replace(names.parse(name), source="init")))
-        return dataclasses.replace(spec, name=_with_weights(requests[name]))
+    def find(name: Any, task: Task) -> ResolvedOptimizer:
+        if not isinstance(name, str) or name not in requests:
+            return resolve(name, task)
+        found = resolve(str(dataclasses.replace(names.parse(name), source="init")), task)
+        return dataclasses.replace(found, label=_with_weights(requests[name]))
 
     return find
 
 
 def _with_weights(request: Request) -> str:
     """The optimizer's name with the weights that a request leads to; the same settings lead to the same name."""
-    return f"{request.spec.name}@{request.default_name}"
+    return f"{request.optimizer}@{request.default_name}"
 
 
 def check(request: Request, results: Path) -> None:
@@ -95,10 +129,10 @@ def check(request: Request, results: Path) -> None:
 
 def is_stored(request: Request) -> bool:
     """Whether weights of this request, with as many generations, ship or lie in the library."""
-    path = weights.kept(request.default_name)
+    path = library.kept(request.default_name)
     if path is None:
         return False
-    facts = weights.load_weights(path).metadata
+    facts = load_weights(path).metadata
     if facts.get("run") != request.digest:
         raise UserError(f"{path} holds other weights than its name says; remove that file")
     done = int(facts["cost"]["generations"])
@@ -107,7 +141,7 @@ def is_stored(request: Request) -> bool:
 
 
 def obtain(
-    request: Request, results: Path, devices: Sequence[jax.Device], progress: Progress, provenance: Mapping[str, Any]
+    request: Request, results: Path, devices: Sequence[jax.Device], watcher: Watcher, provenance: Mapping[str, Any]
 ) -> str:
     """The optimizer's name with weights (``open@NAME``), which are evolved unless they are there.
 
@@ -117,7 +151,7 @@ def obtain(
     waited = False
     while not is_stored(request):
         try:
-            return meta_train(request, results, request.default_name, devices, progress, provenance).optimizer
+            return meta_train(request, results, request.default_name, devices, watcher, provenance).optimizer
         except Busy as busy:
             if not waited:
                 warnings.warn(f"{busy}; waiting for {_with_weights(request)}", stacklevel=2)

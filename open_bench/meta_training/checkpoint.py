@@ -1,11 +1,9 @@
-"""The state of an evolution on disk, so that it goes on from any interruption with bitwise the same θ. Never pickle.
+"""The state of an evolution on disk, so that it goes on from any interruption with bitwise the same θ.
 
-``<folder>/checkpoint-<generations done>.safetensors`` holds arrays and, as JSON in its metadata, everything else. A
-file is written under a temporary name and renamed, the last few are kept, and each carries a digest of its content.
-``<folder>/history.csv`` beside them is for people: a row a generation, written anew from the checkpoint each time.
+``<folder>/checkpoint-<generations done>.safetensors`` are checkpoints of ``experiments.checkpoint``, of which the last few
+are kept. ``<folder>/history.csv`` beside them is for people: a row a generation, written anew each time.
 """
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,11 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import safetensors
-import safetensors.numpy
 
 from open_bench.errors import UserError
-from open_bench.weights.format import write
+from open_bench.experiments import checkpoint
+from open_bench.files import write_atomically
 
 KEEP = 3
 HISTORY = "history.csv"
@@ -49,24 +46,20 @@ class Checkpoints:
 
     def save(self, saved: Saved) -> None:
         """Write a checkpoint whole, then forget those that are too old."""
-        content = {
+        facts = {
             "generation": saved.generation,
             "history": saved.history,
             "facts": saved.facts,
             "identity": self._identity,
         }
-        text = json.dumps(content)
-        arrays = {name: np.array(array, order="C") for name, array in saved.arrays.items()}
-        facts = {"content": text, "digest": _digest(text, arrays)}
-        path = self.folder / f"{_PREFIX}{saved.generation:06d}{_SUFFIX}"
-        write(path, safetensors.numpy.save(arrays, facts))
+        checkpoint.write(self.folder / f"{_PREFIX}{saved.generation:06d}{_SUFFIX}", saved.arrays, facts)
         for old in self.paths()[: -self._keep]:
             old.unlink(missing_ok=True)
         self.write_history(saved.history)
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Write ``history.csv``."""
-        write(self.folder / HISTORY, pd.DataFrame(history).to_csv(index=False).encode())
+        write_atomically(self.folder / HISTORY, pd.DataFrame(history).to_csv(index=False))
 
     def load(self) -> Saved | None:
         """The newest checkpoint that is whole; None when there is none. Damaged ones are named in a warning.
@@ -76,14 +69,13 @@ class Checkpoints:
         """
         damaged: list[Path] = []
         for path in reversed(self.paths()):
-            try:
-                content, arrays = _read(path)
-            except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError):
+            found = checkpoint.read(path)
+            if found is None:
                 damaged.append(path)
                 continue
             _warn_of(damaged, f"going on from {path.name}")
-            self._check(path, content["identity"])
-            return Saved(content["generation"], arrays, content["history"], content["facts"])
+            self._check(path, found.facts["identity"])
+            return Saved(found.facts["generation"], found.arrays, found.facts["history"], found.facts["facts"])
         _warn_of(damaged, "beginning anew")
         return None
 
@@ -131,21 +123,3 @@ def _warn_of(damaged: list[Path], then: str) -> None:
     if damaged:
         names = ", ".join(path.name for path in damaged)
         warnings.warn(f"{damaged[0].parent}: {names} is damaged; {then}", stacklevel=3)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Raises one of several exceptions when the file is not what was written."""
-    with safetensors.safe_open(path, framework="numpy") as file:
-        facts = file.metadata() or {}
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if facts["digest"] != _digest(facts["content"], arrays):
-        raise ValueError("altered")
-    return json.loads(facts["content"]), arrays
-
-
-def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype.str} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return digest.hexdigest()

@@ -10,8 +10,8 @@ climbs the scores of pairs (``tasks.pair_scores``) in place of ranks; fitness st
 
 import inspect
 import time
+import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -20,37 +20,20 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from open_bench.config import ANTITHETIC, MetaConfig
 from open_bench.errors import UserError, near_matches
+from open_bench.events import Generation, Started, Watcher, Work, silent
+from open_bench.experiments.estimate import LONG_SECONDS
 from open_bench.meta_training.checkpoint import Checkpoints, Saved
 from open_bench.meta_training.fitness import Fitness
+from open_bench.meta_training.spec import ANTITHETIC, MetaConfig
 from open_bench.optimizers.spec import Theta
+from open_bench.text import duration
 from open_bench.training.keys import name_to_int
 
 # Those of evosax that search around one mean and need nothing but a population size and a step. Population-based ones
 # have no mean θ to keep, and learned ones bring weights of their own.
 STRATEGIES = ("Open_ES", "ARS", "CMA_ES", "CR_FM_NES", "GuidedES", "PGPE", "SNES", "Sep_CMA_ES", "SimpleES", "xNES")
 MAX_DIMENSIONS = {"CMA_ES": 5_000, "xNES": 5_000}  # these keep a matrix of dimensions²
-
-
-class Progress:
-    """What an evolution tells its watcher. Every method does nothing: watchers override those that they care for."""
-
-    def watch(self) -> AbstractContextManager[Any]:
-        """Entered around the whole evolution."""
-        return nullcontext()
-
-    def planned(self, name: str, generations: int, done: int, parameters: int) -> None:
-        """The work is known; ``done`` generations were found in a checkpoint; θ has so many numbers."""
-
-    def compiled(self, environment: str, seconds: float) -> None:
-        """A program is ready."""
-
-    def evaluated(self, lifetimes: int, total: int) -> None:
-        """A round has ended: so many lifetimes of the generation's ``total``."""
-
-    def generation(self, row: dict[str, Any], seconds_left: float) -> None:
-        """A generation is stored; ``row`` is its line of the history."""
 
 
 class Evolved(NamedTuple):
@@ -217,10 +200,12 @@ def evolve(
     theta: Theta,
     evaluate: Callable[[Theta, int], Fitness],
     checkpoints: Checkpoints | None = None,
-    progress: Progress | None = None,
+    watcher: Watcher = silent,
     prepare: Callable[[int], None] = lambda generations: None,
     evaluate_mean: Callable[[Theta, int], dict[str, float]] | None = None,
     writes: bool = True,
+    work: tuple[Work, ...] = (),
+    generation_seconds: float | None = None,
 ) -> Evolved:
     """Run the generations that are missing.
 
@@ -229,20 +214,29 @@ def evolve(
         theta: where the mean starts.
         evaluate: (population with a leading axis of members, generation from 0) → fitness.
         checkpoints: where to go on from and to write to.
-        progress: watcher.
+        watcher: of the events.
         prepare: (generations to run), called once if there are any, before the clock starts: compilation is no part of
             the cost.
         evaluate_mean: (θ, generations done) → named numbers for the history, asked every ``evaluate_every``.
         writes: whether this process writes checkpoints; one of a cluster's does.
+        work: a generation's lifetimes, for the watcher.
+        generation_seconds: a guess of what a generation takes, None where there is none.
 
     Raises:
         UserError: a checkpoint of other settings or of more generations, no member that ever ended an episode, or
             a mean that is not finite any more.
     """
-    progress = progress or Progress()
     strategy = Strategy(config, theta)
     saved = _begin(strategy, checkpoints, config)
-    progress.planned(config.name, config.generations, saved.generation, ravel_pytree(theta)[0].size)
+    size, missing = ravel_pytree(theta)[0].size, config.generations - saved.generation
+    ahead = None if generation_seconds is None else generation_seconds * missing
+    watcher(Started(config.name, work, config.generations, saved.generation, size, ahead))
+    if ahead is not None and ahead > LONG_SECONDS:
+        warnings.warn(
+            f"{missing:,} generations are ahead: about {duration(ahead)} on this CPU. Fewer --generations, a smaller "
+            "--population or shorter lifetimes (--steps) take less; each generation is kept if you interrupt it",
+            stacklevel=2,
+        )
     if saved.generation < config.generations:
         prepare(config.generations - saved.generation)
     began, here = saved.generation, time.perf_counter()
@@ -251,7 +245,7 @@ def evolve(
         if checkpoints is not None and writes:
             checkpoints.save(saved)
         pace = (time.perf_counter() - here) / (generation + 1 - began)
-        progress.generation(saved.history[-1], pace * (config.generations - generation - 1))
+        watcher(Generation(saved.history[-1], pace * (config.generations - generation - 1)))
     state = strategy.restore(saved.arrays)
     best = jax.device_get(strategy.unravel(jnp.asarray(saved.arrays["best"])))
     return Evolved(strategy.theta(state), best, saved.facts["best_fitness"], saved.history, saved.facts["seconds"])

@@ -1,12 +1,11 @@
 """Figure of an evolution's history: fitness, evaluations of the mean θ against Adam, σ and failed members."""
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from open_bench.evaluation.figures import PALETTE, figure_legend, finish_axis, panel_grid, png
+from open_bench.evaluation.style import GRAY, LEVEL, PALETTE, figure_legend, finish_axis, panel_grid, pdf, png
 from open_bench.files import write_atomically
 
 if TYPE_CHECKING:
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BLUE, _VERMILION, _GREEN, _, _ORANGE = PALETTE[:5]
-_GRAY = "#555555"
 _PANEL = (3.9, 2.5)  # inches
 
 
@@ -30,7 +28,7 @@ def save_history(history: pd.DataFrame, stem: str | Path, title: str) -> tuple[P
     stem = Path(stem)
     return (
         write_atomically(stem.with_name(f"{stem.name}.png"), png(figure)),
-        write_atomically(stem.with_name(f"{stem.name}.pdf"), _pdf(figure)),
+        write_atomically(stem.with_name(f"{stem.name}.pdf"), pdf(figure)),
     )
 
 
@@ -70,7 +68,7 @@ def _draw_fitness(axis: "Axes", history: pd.DataFrame) -> dict[str, Any]:
 
 
 def _draw_evaluations(axis: "Axes", history: pd.DataFrame, environment: str) -> dict[str, Any]:
-    """Return of the mean θ on the evaluation's num_seeds, and Adam's on the same seeds."""
+    """Return of the mean θ on the evaluation's seeds, and Adam's on the same seeds."""
     evaluated = history.dropna(subset=[f"return.{environment}"])
     adam = history[f"adam.{environment}"].dropna()
     (line,) = axis.plot(evaluated["generation"], evaluated[f"return.{environment}"], color=_VERMILION, linewidth=1.6,
@@ -79,7 +77,7 @@ def _draw_evaluations(axis: "Axes", history: pd.DataFrame, environment: str) -> 
     axis.set_ylabel("return", fontsize=9)
     if adam.empty:  # it failed there
         return {"mean θ": line}
-    level = axis.axhline(adam.iloc[-1], color=_GRAY, linewidth=1.1, linestyle=(0, (6, 3)), zorder=1)
+    level = axis.axhline(adam.iloc[-1], color=GRAY, linewidth=1.1, linestyle=LEVEL, zorder=1)
     return {"mean θ": line, "Adam": level}
 
 
@@ -95,7 +93,7 @@ def _draw_failed(axis: "Axes", history: pd.DataFrame) -> dict[str, Any]:
 
     generation, diverged, unfinished = (history[name] for name in ("generation", "diverged", "unfinished"))
     lost = axis.bar(generation, diverged, width=1.0, color=_ORANGE)
-    endless = axis.bar(generation, unfinished, width=1.0, bottom=diverged, color=_GRAY)
+    endless = axis.bar(generation, unfinished, width=1.0, bottom=diverged, color=GRAY)
     finish_axis(axis, "members without fitness", "generation")
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     return {"diverged": lost, "no episode ended": endless}
@@ -111,10 +109,3 @@ def _whole_generations(axis: "Axes", last: int) -> None:
 
     axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     axis.set_xlim((0.5, last + 0.5) if last < 10 else (0, 1.02 * last))
-
-
-def _pdf(figure: "Figure") -> bytes:
-    """The figure as a PDF without a date."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="pdf", facecolor="white", metadata={"CreationDate": None})
-    return buffer.getvalue()

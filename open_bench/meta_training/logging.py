@@ -18,10 +18,10 @@ import jax
 import pandas as pd
 
 from open_bench.errors import UserError
+from open_bench.events import Ended, Event, Generation, Started, Watcher, several
 from open_bench.meta_training.checkpoint import HISTORY
-from open_bench.meta_training.evolution import Progress
 from open_bench.meta_training.figure import save_history
-from open_bench.meta_training.run import Request
+from open_bench.meta_training.request import Request
 
 Row = dict[str, Any]  # a generation's line of the history
 FIGURE = "history"  # stem of the figure's files
@@ -43,13 +43,13 @@ class Writer(Protocol):
         """Close; ``finished``: the evolution has come to its end."""
 
 
-def watched(
-    progress: Progress, request: Request, results: Path, name: str | None, tensorboard: bool, wandb: str | None
-) -> Progress:
-    """``progress`` with the writers that were asked for; in a cluster the first process alone writes.
+def logged(
+    watcher: Watcher, request: Request, results: Path, name: str | None, tensorboard: bool, wandb: str | None
+) -> Watcher:
+    """``watcher`` with the writers that were asked for; in a cluster the first process alone writes.
 
     Args:
-        progress: what the user watches with.
+        watcher: what the user watches with; is told everything first.
         request: the meta-training.
         results, name: as for ``meta_train``.
         tensorboard: write event files to ``<results>/meta/<name>/tensorboard``.
@@ -65,49 +65,32 @@ def watched(
         writers.append(TensorBoard(folder / EVENTS))
     if wandb is not None:
         writers.append(WeightsAndBiases(wandb, folder, name, request.digest, request.identity))
-    return Watched(progress, folder, writers if jax.process_index() == 0 else [])
+    return several([watcher, Logged(folder, writers if jax.process_index() == 0 else [])])
 
 
-class Watched(Progress):
-    """A watcher with writers beside it.
+class Logged:
+    """A watcher that tells writers every generation.
 
     Args:
-        progress: is told everything first.
         folder: of the evolution, where ``history.csv`` lies.
-        writers: are told every generation.
+        writers: are told.
     """
 
-    def __init__(self, progress: Progress, folder: Path, writers: Sequence[Writer]):
-        self._progress, self._history, self._writers = progress, folder / HISTORY, writers
+    def __init__(self, folder: Path, writers: Sequence[Writer]):
+        self._history, self._writers = folder / HISTORY, writers
         self._told: dict[Writer, int] = {}  # generations by open writer
 
-    @contextmanager
-    def watch(self) -> Iterator[None]:
-        with self._progress.watch():
-            finished = False
-            try:
-                yield
-                finished = True
-            finally:
-                self._tell()
-                for writer in list(self._told):
-                    with self._spared(writer):
-                        writer.end(finished)
-
-    def planned(self, name: str, generations: int, done: int, parameters: int) -> None:
-        self._progress.planned(name, generations, done, parameters)
-        for writer in self._writers:
-            self._told[writer] = _begin(writer)
-
-    def compiled(self, environment: str, seconds: float) -> None:
-        self._progress.compiled(environment, seconds)
-
-    def evaluated(self, lifetimes: int, total: int) -> None:
-        self._progress.evaluated(lifetimes, total)
-
-    def generation(self, row: Row, seconds_left: float) -> None:
-        self._progress.generation(row, seconds_left)
-        self._tell(row)
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started):
+            for writer in self._writers:
+                self._told[writer] = _begin(writer)
+        elif isinstance(event, Generation):
+            self._tell(event.row)
+        elif isinstance(event, Ended):
+            self._tell()
+            for writer in list(self._told):
+                with self._spared(writer):
+                    writer.end(event.finished)
 
     def _tell(self, row: Row | None = None) -> None:
         """Pass on what is new; ``row`` spares reading the file where it alone is."""

@@ -1,9 +1,10 @@
-"""The registry of optimizers, and what those who write one need."""
+"""Optimizers: what is registered, and what an author of a new one needs."""
 
+from open_bench.config import TrainingLength
 from open_bench.optimizers.adapters import searchable
-from open_bench.optimizers.registry import available, register, resolve
+from open_bench.optimizers.registry import available, register
 from open_bench.optimizers.schedules import anneal
-from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Reader, Search, TrainingLength
+from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Reader, Search
 
 __all__ = [
     "Hyperparameter",
@@ -15,6 +16,5 @@ __all__ = [
     "anneal",
     "available",
     "register",
-    "resolve",
     "searchable",
 ]

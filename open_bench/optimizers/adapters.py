@@ -8,22 +8,18 @@ has a ``learning_rate`` are annealed like those of shipped optimizers, unless it
 have a schedule of its own. ``searchable`` says where tuning looks.
 """
 
-import ast
 import dataclasses
 import functools
-import hashlib
-import importlib
 import inspect
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from open_bench import plugins
 from open_bench.errors import UserError, near_matches
 from open_bench.optimizers.schedules import anneal
 from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, Search, TrainingLength
@@ -105,14 +101,8 @@ def from_optax(path: str) -> OptimizerSpec:
 def from_attribute(module_name: str, attribute: str) -> OptimizerSpec:
     """``module:attribute``: an OptimizerSpec, an optax-style constructor, or a gradient transformation."""
     name = f"{module_name}:{attribute}"
-    module = _import(name, module_name)
-    value = module
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            known = [key for key in dir(value) if not key.startswith("_")]
-            raise UserError(f"optimizer '{name}': no such attribute.{near_matches(part, known)}")
-        value = getattr(value, part)
-    return dataclasses.replace(from_value(name, value), digest=source_digest(module) or "")
+    value = plugins.load_attribute("optimizer", name)
+    return dataclasses.replace(from_value(name, value), digest=plugins.source_digest(sys.modules[module_name]) or "")
 
 
 def from_object(value: Any) -> OptimizerSpec:
@@ -121,7 +111,7 @@ def from_object(value: Any) -> OptimizerSpec:
     Its digest is None when no file tells what it does (a notebook's function, one with captured variables, a built
     transformation), so that stored results are never taken for it.
     """
-    if isinstance(value, OptimizerSpec) and value.factory.__module__.startswith("open_bench."):
+    if isinstance(value, OptimizerSpec) and value.make.__module__.startswith("open_bench."):
         return value
     function = value.func if isinstance(value, functools.partial) else value if callable(value) else None
     module = sys.modules.get(getattr(function, "__module__", None) or "")
@@ -130,7 +120,7 @@ def from_object(value: Any) -> OptimizerSpec:
         path = name if getattr(optax, name, None) is value else f"contrib.{name}"
         return from_optax(path)
     if isinstance(value, OptimizerSpec):
-        return dataclasses.replace(from_value(value.name, value), digest=_digest_of(value.factory))
+        return dataclasses.replace(from_value(value.name, value), digest=_digest_of(value.make))
     where = f"{module.__name__}:" if module is not None and function is not None else ""
     return dataclasses.replace(from_value(f"{where}{name}", value), digest=_digest_of(function))
 
@@ -153,24 +143,6 @@ def from_value(name: str, value: Any) -> OptimizerSpec:
         f"optimizer '{name}' is a {type(value).__name__}: expected an OptimizerSpec, a function that returns an "
         "optax.GradientTransformation, or such a transformation"
     )
-
-
-def _import(name: str, module_name: str) -> Any:
-    try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"optimizer '{name}': cannot import {module_name}: {error}") from None
-    except (Exception, SystemExit) as error:  # whatever the author's file raises
-        reason = f"{type(error).__name__}: {error}{line_of(error)}"
-        raise UserError(f"optimizer '{name}': importing {module_name} fails with {reason}") from error
-
-
-def line_of(error: BaseException) -> str:
-    """The line of the user's own file that an exception came through last, as " (FILE, line N)"; "" if through none."""
-    others = (str(Path(optax.__file__).parents[1]), str(Path(ast.__file__).parent), str(Path(__file__).parents[1]))
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith((*others, "<"))]
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 # --- functions -------------------------------------------------------------------------------------------------------
@@ -204,13 +176,13 @@ def from_constructor(name: str, constructor: Callable[..., Any], citation: str =
         annealed = "learning_rate" in defaults and "length" not in parameters and not free
         hyperparameters["anneal_learning_rate"] = Hyperparameter(annealed, "anneal the updates linearly to 0")
 
-    def factory(theta: Any, length: TrainingLength, **values: Any) -> Any:
+    def make(theta: Any, length: TrainingLength, **values: Any) -> Any:
         enabled = False if own else values.pop("anneal_learning_rate")
         return anneal(build(theta, length, values), length, enabled)
 
     description = (inspect.getdoc(constructor) or name).strip().splitlines()[0].rstrip(".")
     eval_params = _schedule_free_params if free else None
-    return OptimizerSpec(name, description, factory, citation, hyperparameters=hyperparameters, eval_params=eval_params)
+    return OptimizerSpec(name, description, make, citation, hyperparameters=hyperparameters, eval_params=eval_params)
 
 
 def _signature(name: str, constructor: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -282,7 +254,7 @@ def _dry_step(optimizer: optax.GradientTransformation) -> Any:
     """One update of a tiny agent."""
     params = _tiny_params()
     inner = optax.with_extra_args_support(optimizer)
-    loss, activations = jnp.float32(1), {"actor": {"dense_00": jnp.ones(2)}}
+    loss, activations = jnp.float32(1), {"actor": {"layer_00_dense": jnp.ones(2)}}
     return inner.update(
         params, inner.init(params), params, training_fraction=jnp.float32(0), epoch_fraction=jnp.float32(0),
         new_rollout=jnp.bool_(True), activations=activations, loss=loss, value=loss, key=jax.random.key(0),
@@ -291,7 +263,7 @@ def _dry_step(optimizer: optax.GradientTransformation) -> Any:
 
 
 def _tiny_params() -> Any:
-    return {"actor": {"dense_00": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}}
+    return {"actor": {"layer_00_dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}}
 
 
 # --- schedule-free methods -------------------------------------------------------------------------------------------
@@ -315,9 +287,6 @@ def _schedule_free_params(state: Any, params: Any) -> Any:
     return optax.contrib.schedule_free_eval_params(_schedule_free_states(state)[0], params)
 
 
-# --- digests of source files -----------------------------------------------------------------------------------------
-
-
 def _digest_of(function: Any) -> str | None:
     """The digest of a function's file; None where the file does not say what the function does."""
     while isinstance(function, functools.partial):
@@ -325,54 +294,4 @@ def _digest_of(function: Any) -> str | None:
     bound = inspect.ismethod(function) or getattr(function, "__closure__", None)
     if function is None or bound or "<" in getattr(function, "__qualname__", "<"):
         return None
-    return source_digest(sys.modules.get(function.__module__))
-
-
-def source_digest(module: Any) -> str | None:
-    """Eight hexadecimal digits of a module's source and of the modules beside it that it imports; None without a file.
-
-    An edited file, or an edited helper, is another optimizer.
-    """
-    path = Path(getattr(module, "__file__", None) or "")
-    if not path.is_file():
-        return None
-    depth = module.__name__.count(".") + (path.name == "__init__.py")
-    root = path.resolve().parents[depth]
-    digest = hashlib.sha256()
-    for source in sorted(_sources(path.resolve(), root, module.__name__.split(".")[0] if depth else "")):
-        digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
-    return digest.hexdigest()[:8]
-
-
-def _sources(path: Path, root: Path, package: str) -> set[Path]:
-    """A file and what it imports from below ``root``: of its own package, or, outside of packages, from its folder."""
-    found, waiting = {path}, [path]
-    installed = root.name in ("site-packages", "dist-packages")
-    while waiting:
-        source = waiting.pop()
-        for folder, names in _imports(source, root):
-            beside = not installed or (package and names[:1] == [package]) or folder != root
-            for end in range(1, len(names) + 1) if beside else ():
-                stem = folder.joinpath(*names[:end])
-                for file in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
-                    if file.is_file() and file not in found:
-                        found.add(file)
-                        waiting.append(file)
-    return found
-
-
-def _imports(source: Path, root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """``(folder where the search begins, names)`` of every import in a file, those inside functions too."""
-    try:
-        tree = ast.parse(source.read_bytes())
-    except SyntaxError:
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((root, alias.name.split(".")) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            folder = source.parents[node.level - 1] if node.level else root
-            names = node.module.split(".") if node.module else []
-            yield from ((folder, [*names, alias.name]) for alias in node.names if alias.name != "*")
-            if names:
-                yield folder, names
+    return plugins.source_digest(sys.modules.get(function.__module__))

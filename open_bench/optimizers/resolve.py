@@ -1,38 +1,69 @@
-"""What the harness gets of an optimizer for one environment and budget: three values and nothing else."""
+"""From what a user names to what trains: spec, hyperparameters, policy loss and weights for one task.
+
+Everything that can be wrong with a name is found here, before anything trains.
+"""
 
 import dataclasses
 import functools
 import json
+import pathlib
+import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from open_bench import config, files
+from open_bench import config, files, plugins
+from open_bench.algorithms.base import Learning
+from open_bench.algorithms.policy_losses import PPO, PolicyLoss
+from open_bench.algorithms.registry import find_algorithm
+from open_bench.config import TrainingLength
 from open_bench.errors import UserError
-from open_bench.optimizers.registry import FETCHED, check_value, own_weights
-from open_bench.optimizers.spec import EMPTY_THETA, OptimizerSpec, TrainingLength
+from open_bench.optimizers import adapters, names, registry
+from open_bench.optimizers.spec import EMPTY_THETA, OptimizerSpec, Theta, params_themselves
+from open_bench.training.task import Task
+from open_bench.weights import library
+from open_bench.weights.format import Weights, content_hash
+
+FETCHED = ("velo",)  # weights that their authors publish where ``openbench weights fetch`` finds them
+UNTRAINED = ("zero", "init")  # sources of a θ that nothing has trained
 
 
 @dataclasses.dataclass(frozen=True)
 class ResolvedOptimizer:
-    """An optimizer with the hyperparameters that it will use.
+    """What a name means for one task.
 
     Attributes:
-        spec: the resolved spec.
+        label: as rows show it.
+        spec: what is registered.
         hyperparameters: every setting's value.
         origin: where they come from: given, published, tuned or default.
-        theta: θ, possibly with empty parts.
-        tuned_on: environment and budget that published or tuned hyperparameters were found on, else None.
+        tuned_on: environment, algorithm and budget that published or tuned hyperparameters were found on, else None.
+        policy_loss: None where the algorithm has none.
+        weights: θ with its metadata; None where there is none to learn, or (with ``needs_weights``) none was found.
+        source: where the weights came from, for people.
     """
 
+    label: str
     spec: OptimizerSpec
-    hyperparameters: dict[str, Any]
+    hyperparameters: Mapping[str, Any]
     origin: str
-    theta: dict[str, Any]
-    tuned_on: tuple[str, str] | None = None
+    tuned_on: tuple[str, str, str] | None
+    policy_loss: PolicyLoss | None
+    weights: Weights | None = None
+    source: str | None = None
+
+    @property
+    def theta(self) -> Theta:
+        """θ, its parts empty where nothing is learned."""
+        return self.weights.theta if self.weights else EMPTY_THETA
+
+    @property
+    def needs_weights(self) -> bool:
+        """Whether it is learned."""
+        return self.spec.learned is not None or (self.policy_loss is not None and self.policy_loss.init is not None)
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -40,15 +71,17 @@ class ResolvedOptimizer:
         traced = {key: np.float32(value) for key, value in self.hyperparameters.items() if self._is_traced(key)}
         return {**self.theta, "hyperparameters": traced}
 
-    def make(self, budget: TrainingLength, inputs: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
-        """The gradient transformation; ``inputs`` may be tracers."""
+    def learning(self, length: TrainingLength, inputs: Mapping[str, Any]) -> Learning:
+        """What an algorithm receives; ``inputs`` may be tracers."""
         static = {key: value for key, value in self.hyperparameters.items() if not self._is_traced(key)}
-        theta = {"optimizer": inputs["optimizer"], "policy_loss": inputs["policy_loss"]}
-        return self.spec.make(theta, budget, **static, **inputs["hyperparameters"])
+        optimizer = self.spec.build(dict(inputs), length, **static, **inputs["hyperparameters"])
+        loss = self.policy_loss
+        of_theta = functools.partial(loss, inputs["policy_loss"]) if loss is not None else None
+        return Learning(optimizer, self.spec.eval_params or params_themselves, of_theta)
 
-    def policy_loss(self, inputs: dict[str, Any], *arguments: Any) -> jax.Array:
-        """The policy loss, reading its part of θ."""
-        return self.spec.policy_loss(inputs["policy_loss"], *arguments)
+    def with_theta(self, theta: Theta, label: str | None = None) -> "ResolvedOptimizer":
+        """The same with another θ."""
+        return dataclasses.replace(self, weights=Weights(theta, {}, ""), source=None, label=label or self.label)
 
     def _is_traced(self, key: str) -> bool:
         return self.spec.hyperparameters[key].traced
@@ -56,88 +89,238 @@ class ResolvedOptimizer:
     @functools.cached_property
     def theta_hash(self) -> str:
         """Identity of θ by content (12 hexadecimal digits), '' when there is none."""
-        from open_bench import weights
+        return content_hash(self.theta)[:12] if jax.tree.leaves(self.theta) else ""
 
-        return weights.content_hash(self.theta)[:12] if jax.tree.leaves(self.theta) else ""
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything about the optimizer that determines results, as JSON values."""
+        text = json.dumps(dict(self.hyperparameters), sort_keys=True, default=_stable_name)
+        digest = self.spec.digest
+        code = {"code": uuid.uuid4().hex if digest is None else digest} if digest != "" else {}
+        return {
+            **code,
+            "optimizer": self.label,
+            "policy_loss": self.policy_loss.name if self.policy_loss else None,
+            "hyperparameters": json.loads(text),
+            "theta": self.theta_hash,
+        }
 
 
-def prepare(spec: OptimizerSpec, environment: str, budget: str, like: str | None = None) -> ResolvedOptimizer:
-    """Choose hyperparameters: those given in the name, else the shipped ones for this task, else the defaults.
+def resolve(
+    optimizer: Any, task: Task | None = None, require_weights: bool = True, tuned_for: str | None = None
+) -> ResolvedOptimizer:
+    """The optimizer that a name means for a task.
 
     Args:
-        spec: the resolved optimizer.
-        environment, budget: the task.
-        like: the budget whose shipped settings apply, where ``budget`` names a number of env steps.
+        optimizer: a name (``open_bench.optimizers.names`` has the grammar), or what a name may stand for: a spec, an
+            optax constructor, a function that returns a gradient transformation, or such a transformation.
+        task: where it will be used; None: nowhere in particular, so no hyperparameters that ship apply.
+        require_weights: a learned optimizer without weights is an error; else its ``weights`` are None.
+        tuned_for: algorithm whose shipped hyperparameters apply, in place of the task's own.
 
     Raises:
-        UserError: the optimizer is learned and has no weights.
+        UserError: unknown name or setting (with near matches), a value of the wrong kind, weights that are absent or do
+            not fit, a policy loss where the algorithm has none, or an optimizer that cannot run on gradients alone.
     """
-    if spec.needs_theta and spec.theta is None:
-        raise UserError(_how_to_get_weights(spec, environment, budget))
+    parsed, spec = _named(optimizer)
+    spec, policy_loss = _with_policy_loss(spec, parsed, task)
+    given = registry.check_settings(spec, dict(parsed.settings))
+    algorithm = tuned_for or (task.algorithm if task is not None else "")
+    values, origin, tuned_on = _hyperparameters(spec, given, task, algorithm)
+    found = ResolvedOptimizer(_label(spec, parsed), spec, values, origin, tuned_on, policy_loss)
+    found = _with_weights(found, parsed)
+    if found.needs_weights and found.weights is None:
+        if require_weights:
+            raise UserError(how_to_get_weights(found, task))
+        return found
+    _dry_run(found)
+    return found
+
+
+def _named(optimizer: Any) -> tuple[names.ParsedName, OptimizerSpec]:
+    if isinstance(optimizer, str):
+        parsed = names.parse(optimizer)
+        return parsed, registry.find(parsed)
+    spec = adapters.from_object(optimizer)
+    return names.ParsedName(spec.name), spec
+
+
+def _with_policy_loss(
+    spec: OptimizerSpec, parsed: names.ParsedName, task: Task | None
+) -> tuple[OptimizerSpec, PolicyLoss | None]:
+    """The spec with the policy loss of the name, and the loss; None where the task's algorithm has none."""
+    if parsed.policy_loss is not None:
+        spec = dataclasses.replace(spec, policy_loss=registry.find_policy_loss(parsed.policy_loss))
+    if task is None or find_algorithm(task.algorithm).has_policy_loss:
+        return spec, spec.policy_loss
+    if spec.policy_loss is not PPO or parsed.policy_loss is not None:
+        raise UserError(
+            f"{parsed}: {task.algorithm} has no policy loss, so {spec.policy_loss.name} means nothing there: leave it "
+            "out, or take --algorithm ppo"
+        )
+    return spec, None
+
+
+def _hyperparameters(
+    spec: OptimizerSpec, given: Mapping[str, Any], task: Task | None, algorithm: str
+) -> tuple[dict[str, Any], str, tuple[str, str, str] | None]:
+    """Those given in the name, else the shipped ones for this task, else the defaults: (values, origin, tuned on)."""
     values = {key: hyperparameter.default for key, hyperparameter in spec.hyperparameters.items()}
-    origin, tuned_on = "default", None
-    chosen = _chosen(shipped_hyperparameters(spec.tuned_as or spec.name), environment, like or budget)
-    if chosen:
+    origin: str = "default"
+    tuned_on = None
+    shipped = shipped_hyperparameters(spec.tuned_as or spec.name)
+    chosen = _chosen(shipped, task, algorithm) if task is not None else None
+    if chosen and task is not None:
         found_at, table = chosen
-        values |= {key: check_value(spec, key, value) for key, value in table["values"].items()}
+        values |= {key: registry.check_value(spec, key, value) for key, value in table["values"].items()}
         # Published settings, for any budget, were tuned at the full one; a family's on one of its environments.
-        origin, tuned_on = table["origin"], (table.get("environment", environment), found_at.replace("any", "full"))
-    if spec.given:
-        values |= spec.given
-        origin, tuned_on = "given", None
-    return ResolvedOptimizer(spec, values, origin, jax.tree.map(jnp.asarray, spec.theta or EMPTY_THETA), tuned_on)
+        origin, tuned_on = (
+            table["origin"],
+            (
+                table.get("environment", task.base),
+                algorithm,
+                found_at.replace("any", "full"),
+            ),
+        )
+    if given:
+        return values | dict(given), "given", None
+    return values, origin, tuned_on
 
 
-def _how_to_get_weights(spec: OptimizerSpec, environment: str, budget: str) -> str:
-    from open_bench import weights
-
-    own, place = own_weights(spec), weights.library_dir()
-    if own is None:  # optimizer and policy_loss are both learned
-        absent, name = "no weights were named", "mine"
-        use, others = spec.name, ""
-    else:
-        absent, name = f"no weights named '{own}' ship or lie in {place}", own
-        use, others = own, f"`openbench weights import FILE --optimizer {own}` keeps published ones there as '{own}', "
-    message = f"{spec.name} is a learned optimizer, and {absent}. Name some with {use}@NAME or {use}@FILE; "
-    if own in FETCHED:
-        return message + f"`openbench weights fetch {own}` downloads the official ones."
-    length = f"--steps {budget.removeprefix('steps-')}" if budget.startswith("steps-") else f"--budget {budget}"
-    return message + (
-        f"{others}`openbench meta-train {use} -e {environment} {length} --name {name}` evolves some, as does "
-        f"`openbench compare` with --meta-train, and {use}@zero has θ = 0."
-    )
-
-
-def _chosen(shipped: dict[str, Any], environment: str, budget: str) -> tuple[str, dict[str, Any]] | None:
-    """What ships for an environment and budget, and under which budget or "any".
+def _chosen(shipped: Mapping[str, Any], task: Task, algorithm: str) -> tuple[str, dict[str, Any]] | None:
+    """What ships for a task, and under which budget or "any".
 
     "gridworld/*" stands for what lies under gridworld/ without a table.
     """
-    folder, slash, _ = environment.rpartition("/")
-    for name in (environment, f"{folder}/*") if slash else (environment,):
-        if name in shipped:
-            return next(((key, shipped[name][key]) for key in (budget, "any") if key in shipped[name]), None)
+    folder, slash, _ = task.base.rpartition("/")
+    for name in (task.base, f"{folder}/*") if slash else (task.base,):
+        tables = shipped.get(name, {}).get(algorithm, {})
+        for budget in (task.nearest_budget, "any"):
+            if budget in tables:
+                return budget, tables[budget]
     return None
 
 
 @functools.cache
 def shipped_hyperparameters(optimizer: str) -> dict[str, Any]:
-    """``{environment or "family/*": {budget or "any": {"origin", "source", "values"}}}`` of the baselines that ship."""
+    """``{environment or "family/*": {algorithm: {budget or "any": {"origin", "source", "values"}}}}`` that ship."""
     path = files.baselines_dir() / "hyperparameters" / f"{optimizer}.toml"
     return config.read_toml(path).get("environments", {}) if path.is_file() else {}
 
 
-def identity(resolved: ResolvedOptimizer) -> dict[str, Any]:
-    """Everything about the optimizer that determines results, as JSON values."""
-    text = json.dumps(resolved.hyperparameters, sort_keys=True, default=_stable_name)
-    version = {"code": resolved.spec.digest} if resolved.spec.digest else {}
-    return {
-        **version,
-        "optimizer": resolved.spec.name,
-        "policy_loss": resolved.spec.policy_loss.name,
-        "hyperparameters": json.loads(text),
-        "theta": resolved.theta_hash,
-    }
+def _label(spec: OptimizerSpec, parsed: names.ParsedName) -> str:
+    """The name as rows show it; of code that lies in a file, with a digest, so that an edited file is another row."""
+    return f"{parsed}#{spec.digest}" if spec.digest else str(parsed)
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+
+def _with_weights(found: ResolvedOptimizer, parsed: names.ParsedName) -> ResolvedOptimizer:
+    """Attach the weights that the name asks for, or those that are kept under what is learned (``own_weights``)."""
+    if not found.needs_weights:
+        if parsed.source is not None:
+            raise UserError(
+                f"'{parsed}': {parsed.head} is not a learned optimizer, so '@{parsed.source}' has no meaning"
+            )
+        return found
+    if parsed.source is None:
+        own = own_weights(found)
+        kept = library.kept(own) if own is not None else None
+        if kept is None:
+            return found
+        return dataclasses.replace(found, weights=library.import_file(kept, found.spec), source=kept.name)
+    if parsed.source in UNTRAINED:
+        theta = found.spec.init_theta(jax.random.key(0))
+        theta = jax.tree.map(jnp.zeros_like, theta) if parsed.source == "zero" else theta
+        return dataclasses.replace(found, weights=Weights(theta, {}, ""), source=parsed.source)
+    weights = library.load_reference(parsed.source, found.spec)
+    # Rows and folders show the weights' name; what they hold is told by their hash, wherever the file lies.
+    short = pathlib.PurePath(parsed.source).name
+    for suffix in library.SUFFIXES:
+        short = short.removesuffix(suffix)
+    label = _label(found.spec, dataclasses.replace(parsed, source=short))
+    return dataclasses.replace(found, label=label, weights=weights, source=short)
+
+
+def own_weights(found: ResolvedOptimizer) -> str | None:
+    """Name of the weights that an optimizer uses when none are named, such as "open"; "lpo" for ``adam+lpo``.
+
+    None where optimizer and policy loss are both learned: no weights can go by the name of one of them.
+    """
+    spec, loss = found.spec, found.policy_loss
+    if spec.learned is None:
+        return loss.name if loss is not None else None
+    return None if loss is not None and loss.init is not None else (spec.tuned_as or spec.name)
+
+
+def how_to_get_weights(found: ResolvedOptimizer, task: Task | None) -> str:
+    """What a user can do about a learned optimizer that has no weights."""
+    own, place = own_weights(found), library.library_dir()
+    if own is None:  # optimizer and policy loss are both learned
+        absent, name, use, others = "no weights were named", "mine", found.label, ""
+    else:
+        absent, name, use = f"no weights named '{own}' ship or lie in {place}", own, own
+        others = f"`openbench weights import FILE --optimizer {own}` keeps published ones there as '{own}', "
+    message = f"{found.label} is a learned optimizer, and {absent}. Name some with {use}@NAME or {use}@FILE; "
+    if own in FETCHED:
+        return message + f"`openbench weights fetch {own}` downloads the official ones."
+    where = "-e ENVIRONMENT" if task is None else f"-e {task.base} {_length_option(task.budget)}"
+    return message + (
+        f"{others}`openbench meta-train {use} {where} --name {name}` evolves some, as does "
+        f"`openbench compare` with --meta-train, and {use}@zero has θ = 0."
+    )
+
+
+def _length_option(budget: str) -> str:
+    return f"--steps {budget.removeprefix('steps-')}" if budget.startswith("steps-") else f"--budget {budget}"
+
+
+# --- checks --------------------------------------------------------------------------------------------------------
+
+
+_dry_runs: set[tuple[Any, ...]] = set()  # what has passed
+
+
+def _dry_run(found: ResolvedOptimizer) -> None:
+    """Trace one step on a tiny agent, so that an optimizer that cannot work says so before anything trains."""
+    static = tuple(sorted((key, str(x)) for key, x in found.hyperparameters.items()))
+    done = (found.label, found.spec.make, static, found.theta_hash)
+    if done in _dry_runs:
+        return
+    layer = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
+    params = {"actor": {"layer_00_dense": layer, "log_std": jnp.zeros(2)}, "critic": {"layer_00_dense": layer}}
+    unit = {"layer_00_dense": jnp.ones(2)}
+
+    def step(params: Any, key: jax.Array) -> Any:
+        optimizer = found.learning(TrainingLength(2, 2, 2), found.inputs).optimizer
+        zero = jnp.float32(0)
+        extras = {"training_fraction": zero, "epoch_fraction": zero, "loss": zero, "value": zero}
+        state = optimizer.init(params)
+        return state, optimizer.update(
+            params, state, params, activations={"actor": unit, "critic": unit}, new_rollout=jnp.bool_(True),
+            acting_network="actor", key=key, **extras,
+        )  # fmt: skip
+
+    try:
+        before, (updates, after) = jax.eval_shape(step, params, jax.random.key(0))
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}{plugins.line_of(error)}"
+        raise UserError(f"{found.label} cannot make an update from gradients and extras: {reason}") from error
+    for what, shown, expected in (("updates", updates, params), ("state", after, before)):
+        if _kinds(shown) != _kinds(expected):
+            whose = "the parameters" if what == "updates" else "the state of init"
+            raise UserError(
+                f"{found.label} returns {what} of another structure, shape or dtype than {whose}; "
+                f"`openbench check` says more"
+            )
+    _dry_runs.add(done)
+
+
+def _kinds(tree: Any) -> Any:
+    return jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
 def _stable_name(value: Any) -> str:

@@ -1,7 +1,7 @@
-"""What the registry holds for each optimizer.
+"""What is registered of an optimizer.
 
-θ (the meta-parameters of a learned optimizer) is always ``{"optimizer": …, "policy_loss": …}``; either part
-may be an empty dict. A factory and an policy_loss each receive their own part only.
+θ (the meta-parameters of a learned optimizer) is always ``{"optimizer": …, "policy_loss": …}``; either part may be an
+empty dict. A spec's ``make`` and its policy loss each receive their own part only.
 """
 
 import dataclasses
@@ -13,22 +13,10 @@ import jax
 import optax
 
 from open_bench.algorithms.policy_losses import PPO, PolicyLoss
+from open_bench.config import TrainingLength
 from open_bench.weights.format import Theta
 
 EMPTY_THETA: Theta = {"optimizer": {}, "policy_loss": {}}
-
-
-class TrainingLength(NamedTuple):
-    """The static length of a lifetime, in the three units that an optimizer may need."""
-
-    updates: int  # PPO updates (rollout + epochs)
-    epochs: int  # passes over a rollout
-    minibatches: int  # optimizer steps per epoch
-
-    @property
-    def optimizer_steps(self) -> int:
-        """Optimizer steps in a lifetime: updates × epochs × minibatches."""
-        return self.updates * self.epochs * self.minibatches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +64,12 @@ class Learned:
     validate: Callable[[Any], None] | None = None  # raises ValueError naming the array that does not fit
 
 
+def params_themselves(state: Any, params: Any) -> Any:
+    """The acting parameters of an optimizer that acts at those it differentiates at."""
+    del state
+    return params
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
     """An optimizer with the policy loss that it is used with.
@@ -83,55 +77,46 @@ class OptimizerSpec:
     Attributes:
         name: registry name.
         description: one line.
-        factory: ``factory(theta, length, **hyperparameters) → optax.GradientTransformationExtraArgs``; called
-            inside the traced lifetime, so ``theta`` and traced hyperparameters may be tracers.
+        make: ``make(theta, length, **hyperparameters) → optax.GradientTransformation``; called inside the traced
+            lifetime, so ``theta`` and traced hyperparameters may be tracers. Its updates are *added*.
         citation: whom to cite.
-        policy_loss: the policy loss.
+        policy_loss: for algorithms that have one.
         hyperparameters: every setting with its default and search space.
         learned: present when θ["optimizer"] is meta-learned.
-        given: settings that the user wrote into the name; they win over shipped and default values.
-        theta: loaded weights, or None when none were named.
-        theta_source: where ``theta`` came from, for people.
-        theta_metadata: what the weights' file says of how they were made; empty where nothing is said.
-        digest: of the source of an optimizer that comes from a file of the user's; part of an experiment's identity.
-            None where no file tells what it does: stored results are never taken for it.
+        eval_params: (optimizer state, params) → the parameters that act, for methods that act at other parameters than
+            they differentiate at; None: they are the same.
         stochastic: whether updates may depend on the ``key`` that the harness passes.
-        eval_params: ``eval_params(state, params) → params``, for methods that act at other parameters than those that
-            gradients are taken at; None where they are the same.
         tuned_as: whose shipped hyperparameters apply, when not its own: ``dpo`` is trained with Adam's.
+        digest: of the source of an optimizer that comes from a user's file, part of an experiment's identity; None
+            where there is no file (a notebook), so that nothing stored is ever taken for it.
     """
 
     name: str
     description: str
-    factory: Callable[..., optax.GradientTransformation]
+    make: Callable[..., optax.GradientTransformation]
     citation: str = ""
     policy_loss: PolicyLoss = PPO
     hyperparameters: Mapping[str, Hyperparameter] = dataclasses.field(default_factory=dict)
     learned: Learned | None = None
-    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    theta: Theta | None = None
-    theta_source: str | None = None
-    theta_metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    tuned_as: str = ""
-    stochastic: bool = False
-    digest: str | None = ""
     eval_params: Callable[[Any, Any], Any] | None = None
+    stochastic: bool = False
+    tuned_as: str = ""
+    digest: str | None = ""
 
-    def make(
+    def build(
         self, theta: Theta | None = None, length: TrainingLength | None = None, **hyperparameters: Any
     ) -> optax.GradientTransformationExtraArgs:
-        """Build the gradient transformation. Updates that it returns are *added* to the parameters.
+        """The gradient transformation.
 
         Args:
-            theta: ``{"optimizer": …, "policy_loss": …}``; by default the spec's loaded weights.
-            length: length of the lifetime; static.
-            **hyperparameters: win over the settings in the name, which win over the defaults.
+            theta: ``{"optimizer": …, "policy_loss": …}``.
+            length: of the lifetime; static.
+            **hyperparameters: win over the defaults.
         """
-        values = {name: hyperparameter.default for name, hyperparameter in self.hyperparameters.items()}
-        values |= {**self.given, **hyperparameters}
-        theta = theta or self.theta or EMPTY_THETA
-        length = length or TrainingLength(1, 1, 1)
-        return optax.with_extra_args_support(self.factory(theta["optimizer"], length, **values))
+        values = {key: hyperparameter.default for key, hyperparameter in self.hyperparameters.items()}
+        values |= hyperparameters
+        part = (theta or EMPTY_THETA)["optimizer"]
+        return optax.with_extra_args_support(self.make(part, length or TrainingLength(1, 1, 1), **values))
 
     @property
     def needs_theta(self) -> bool:

@@ -56,7 +56,7 @@ def signum(
 SPEC = OptimizerSpec(
     name="signum",
     description="Signum: the sign of a momentum",
-    factory=signum,
+    make=signum,
     citation="Bernstein et al. 2018, arXiv 1802.04434",
     hyperparameters={
         "learning_rate": Hyperparameter(3e-4, "step size", traced=True, search=Search(1e-5, 1e-2, "log")),

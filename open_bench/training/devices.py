@@ -4,35 +4,32 @@ import hashlib
 import os
 import platform
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
+from open_bench.config import Cluster
 from open_bench.errors import UserError
 
 
-def start(
-    devices: int | None = None,
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-) -> list[jax.Device]:
-    """Prepare JAX for training and return the devices to use. Called at the first ``train`` or ``compare``.
+def start(devices: int | None = None, cluster: Cluster | None = None) -> list[jax.Device]:
+    """Prepare JAX for training and return the devices to use. Called when something is about to train.
 
     Args:
         devices: how many devices to use; by default all. On CPU this many devices are made of the cores, by default
             one a core, if JAX has not started yet; otherwise a warning is given and what exists is used.
-        coordinator, num_processes, process_id: join a ``jax.distributed`` cluster.
+        cluster: several hosts to join.
 
     Raises:
         UserError: fewer devices exist than were asked for, or the cluster cannot be joined.
     """
-    if devices is not None and devices < 1:
-        raise UserError(f"--devices must be at least 1, not {devices}")
+    if devices is not None and not 1 <= devices <= MAX_DEVICES:
+        raise UserError(f"--devices must be from 1 to {MAX_DEVICES}, not {devices}")
     _use_compilation_cache()
     _ask_for_cpu_devices(devices)
-    if coordinator is not None or num_processes is not None:
-        _join(coordinator, num_processes, process_id)
+    if cluster is not None and cluster != Cluster():
+        _join(cluster)
     found = jax.devices()
     if devices is None:
         return found
@@ -52,6 +49,8 @@ def _ask_for_cpu_devices(devices: int | None) -> None:
     if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
     wanted = devices or available_cores()
+    if wanted > available_cores():
+        warnings.warn(f"{wanted} devices on {available_cores()} cores share them, and are no faster", stacklevel=3)
     try:
         jax.config.update("jax_num_cpu_devices", wanted)
     except RuntimeError:  # JAX has started; start() warns when that leaves fewer devices than were asked for
@@ -61,6 +60,27 @@ def _ask_for_cpu_devices(devices: int | None) -> None:
                 "Call open_bench first, or set jax.config.update('jax_num_cpu_devices', …) before using JAX.",
                 stacklevel=3,
             )
+
+
+MAX_DEFAULT_VMAP_SIZE = 64
+MAX_DEVICES = 4096
+
+
+def default_vmap_size(devices: Sequence[jax.Device], lifetime_bytes: int) -> int:
+    """1 on CPU; on accelerators the largest power of two up to 64 whose lifetimes fit half of a device's memory.
+
+    It does not depend on how many lifetimes are asked for: the vmap size is part of an experiment's identity.
+    """
+    if devices[0].platform == "cpu":
+        return 1
+    statistics = devices[0].memory_stats() or {}
+    fitting = int(statistics.get("bytes_limit", 8 << 30)) // 2 // max(1, lifetime_bytes)
+    size = MAX_DEFAULT_VMAP_SIZE
+    while size > max(1, fitting):
+        size //= 2
+    if size < MAX_DEFAULT_VMAP_SIZE:
+        warnings.warn(f"a device's memory fits {size} lifetimes at once: --vmap-size {size}", stacklevel=2)
+    return size
 
 
 def available_cores() -> int:
@@ -86,10 +106,10 @@ def _processor_kind() -> str:
     return f"{platform.machine()}-{hashlib.sha256(' '.join(sorted(flags.split())).encode()).hexdigest()[:8]}"
 
 
-def _join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    if coordinator is None or num_processes is None or process_id is None:
+def _join(cluster: Cluster) -> None:
+    if None in (cluster.coordinator, cluster.num_processes, cluster.process_id):
         raise UserError("--coordinator, --num-processes and --process-id go together")
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(cluster.coordinator, cluster.num_processes, cluster.process_id)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"cannot join the cluster at {coordinator}: {error}") from None
+        raise UserError(f"cannot join the cluster at {cluster.coordinator}: {error}") from None

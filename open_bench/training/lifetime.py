@@ -1,157 +1,93 @@
-"""A lifetime: one agent trained from scratch, as two pure functions that may be jitted, vmapped and chained."""
+"""A lifetime: one agent trained from scratch, as pure functions that may be jitted, vmapped and chained."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from open_bench.algorithms import ppo as algorithm
-from open_bench.algorithms.actor_critic import make_agent
-from open_bench.config import PPOConfig
-from open_bench.environments.base import Environment
-from open_bench.environments.wrappers import VectorEnvironment, VectorState, episode_return
+from open_bench.algorithms.base import AgentState, Algorithm, Learning, Params
+from open_bench.environments.wrappers import episode_return
 from open_bench.training.keys import stream
-
-Array = jax.Array
-MAX_CURVE_POINTS = 200  # a curve is thinned on the device to at most so many points, however long the lifetime
-
-
-class Record(NamedTuple):
-    """Returns of a lifetime, thinned as they arrive, so memory does not grow with the number of updates.
-
-    Sums leave out updates at which no episode has finished; ``*_count`` counts the others.
-    """
-
-    curve_sum: Array  # (points,) float32
-    curve_count: Array  # (points,) int32
-    final_sum: Array  # () float32, over the last 5 % of updates
-    final_count: Array  # () int32
-    total_sum: Array  # () float32, over the lifetime
-    total_count: Array  # () int32
+from open_bench.training.record import Record, Shown, add, empty_record, metrics_of
 
 
 class LifetimeState(NamedTuple):
-    """Everything between two updates. ``update`` counts PPO updates done."""
+    """Everything between two updates."""
 
-    key: Array
-    update: Array  # () int32
-    learner: algorithm.Learner
-    environment: VectorState
-    observation: Array  # (num_envs, observation_size)
+    key: Key[Array, ""]
+    update: Int[Array, ""]  # updates done
+    agent: AgentState
     record: Record
 
 
-class Metrics(NamedTuple):
+class Progress(NamedTuple):
     """What the host sees between segments."""
 
-    update: Array  # () int32
-    episode_return: Array  # () float32, NaN before the first episode's end
-    loss: Array  # () float32, mean over the last epoch
-    finite: Array  # () bool
+    update: Int[Array, ""]
+    episode_return: Float[Array, ""]  # NaN before the first episode's end
+    loss: Float[Array, ""]  # mean over the last epoch
+    finite: Bool[Array, ""]
 
 
 class Lifetime(NamedTuple):
-    """The compiled unit: ``init(key, theta) → state``, ``run(state, theta, n_updates) → (state, metrics)``.
+    """The compiled unit.
 
-    ``theta`` is whatever pytree the optimizer reads (θ and traced hyperparameters); ``n_updates`` is traced, so
-    segments of any length share one program.
+    Attributes:
+        init: (key, inputs) → state.
+        run: (state, inputs, n_updates) → (state, progress). ``n_updates`` is traced, so segments of any length share
+            one program.
+        acting_params: (state, inputs) → the parameters that the trained agent acts with.
+        num_updates: updates in the whole lifetime.
+        env_steps_per_update: env steps of each.
+        metrics: names of what the record measures.
+
+    ``inputs`` is whatever pytree the optimizer reads: θ and traced hyperparameters.
     """
 
     init: Callable[[Array, Any], LifetimeState]
-    run: Callable[[LifetimeState, Any, Array], tuple[LifetimeState, Metrics]]
+    run: Callable[[LifetimeState, Any, Array], tuple[LifetimeState, Progress]]
+    acting_params: Callable[[LifetimeState, Any], Params]
     num_updates: int
-    curve_ends: np.ndarray  # (points,) int: updates done at the end of each curve point
+    env_steps_per_update: int
+    metrics: tuple[str, ...]
 
 
-def curve_ends(num_updates: int) -> np.ndarray:
-    """Updates at which the points of a thinned curve end, the last being ``num_updates``."""
-    points = min(num_updates, MAX_CURVE_POINTS)
-    return np.asarray([-(-(i + 1) * num_updates // points) for i in range(points)], np.int32)
-
-
-def final_window(num_updates: int) -> int:
-    """Number of last updates over which the final return is averaged: ⌈5 %⌉, at least 1."""
-    return max(1, -(-num_updates // 20))
-
-
-def make_lifetime(
-    environment: Environment,
-    ppo: PPOConfig,
-    num_updates: int,
-    make_optimizer: Callable[[Any], optax.GradientTransformationExtraArgs],
-    policy_loss: Callable[[Any, Array, Array, Array, float], Array],
-) -> Lifetime:
+def make_lifetime(algorithm: Algorithm, num_updates: int, learning: Callable[[Any], Learning]) -> Lifetime:
     """Build a lifetime.
 
     Args:
-        environment: the task.
-        ppo: settings; static.
-        num_updates: PPO updates in the whole lifetime.
-        make_optimizer: ``theta → GradientTransformationExtraArgs``, called inside the traced functions.
-        policy_loss: ``(theta, log_prob, log_prob_old, advantage, clip) → scalar``.
+        algorithm: how the agent acts and learns, and where.
+        num_updates: updates in the whole lifetime.
+        learning: inputs → what the algorithm receives of the optimizer; called inside the traced functions.
     """
-    agent = make_agent(environment, ppo)
-    vector = VectorEnvironment(environment, ppo.num_envs, ppo.normalize_observations, ppo.normalize_rewards, ppo.gamma)
-    ends = curve_ends(num_updates)
-    final_start = num_updates - final_window(num_updates)
+    metrics = metrics_of(algorithm.reports)
 
-    def init(key: Array, theta: Any) -> LifetimeState:
-        params = agent.init(stream(key, "networks"))
-        observation, state = vector.reset(stream(key, "environment"))
-        learner = algorithm.Learner(params, make_optimizer(theta).init(params), jnp.bool_(True))
-        return LifetimeState(key, jnp.int32(0), learner, state, observation, empty_record(len(ends)))
+    def init(key: Array, inputs: Any) -> LifetimeState:
+        agent = algorithm.init(stream(key, "networks"), stream(key, "environment"), learning(inputs))
+        return LifetimeState(key, jnp.int32(0), agent, empty_record(metrics, num_updates))
 
-    def one_update(theta: Any, state: LifetimeState) -> tuple[LifetimeState, Array]:
-        update_key = jax.random.fold_in(state.key, state.update)
-        rollout, observation, vector_state = algorithm.collect(
-            agent, vector, ppo, state.learner.params, state.observation, state.environment,
-            stream(update_key, "rollout"),
-        )  # fmt: skip
-        batch = algorithm.make_batch(agent, ppo, state.learner.params, rollout, observation)
-        learner, loss = algorithm.epochs(
-            agent,
-            ppo,
-            lambda *arguments: policy_loss(theta, *arguments),
-            make_optimizer(theta),
-            state.learner,
-            batch,
-            state.update / jnp.float32(max(1, num_updates - 1)),
-            stream(update_key, "learning"),
+    def one_update(inputs: Any, state: LifetimeState) -> tuple[LifetimeState, Array]:
+        key = jax.random.fold_in(state.key, state.update)
+        fraction = state.update / jnp.float32(max(1, num_updates - 1))
+        agent, info = algorithm.update(
+            stream(key, "rollout"), stream(key, "learning"), state.agent, fraction, learning(inputs)
         )
-        record = add_return(state.record, state.update, episode_return(vector_state.statistics), ends, final_start)
-        return LifetimeState(state.key, state.update + 1, learner, vector_state, observation, record), loss
+        values = {**info, "episode_return": episode_return(agent.environment.statistics)}
+        record = add(state.record, Shown(state.update, num_updates, values))
+        return LifetimeState(state.key, state.update + 1, agent, record), info["loss"]
 
-    def run(state: LifetimeState, theta: Any, n_updates: Array) -> tuple[LifetimeState, Metrics]:
+    def run(state: LifetimeState, inputs: Any, n_updates: Array) -> tuple[LifetimeState, Progress]:
         def body(_: Array, carry: tuple[LifetimeState, Array]) -> tuple[LifetimeState, Array]:
-            return one_update(theta, carry[0])
+            return one_update(inputs, carry[0])
 
         state, loss = jax.lax.fori_loop(0, n_updates, body, (state, jnp.float32(jnp.nan)))
-        returns = episode_return(state.environment.statistics)
-        return state, Metrics(state.update, returns, loss, state.learner.finite)
+        returns = episode_return(state.agent.environment.statistics)
+        return state, Progress(state.update, returns, loss, state.agent.finite)
 
-    return Lifetime(init, run, num_updates, ends)
+    def acting_params(state: LifetimeState, inputs: Any) -> Params:
+        return learning(inputs).eval_params(state.agent.optimizer_state, state.agent.params)
 
-
-def empty_record(points: int) -> Record:
-    zero, none = jnp.float32(0.0), jnp.int32(0)
-    return Record(jnp.zeros(points), jnp.zeros(points, jnp.int32), zero, none, zero, none)
-
-
-def add_return(record: Record, update: Array, value: Array, ends: np.ndarray, final_start: int) -> Record:
-    """Add the episode return at the end of 0-based ``update``."""
-    known = ~jnp.isnan(value)
-    value = jnp.where(known, value, 0.0)
-    count = known.astype(jnp.int32)
-    point = jnp.searchsorted(jnp.asarray(ends), update, side="right")
-    final = (update >= final_start).astype(jnp.int32)
-    return Record(
-        record.curve_sum.at[point].add(value),
-        record.curve_count.at[point].add(count),
-        record.final_sum + value * final,
-        record.final_count + count * final,
-        record.total_sum + value,
-        record.total_count + count,
-    )
+    steps = algorithm.config.env_steps_per_update
+    return Lifetime(init, run, acting_params, num_updates, steps, metrics)

@@ -1,8 +1,7 @@
-"""Many lifetimes at once: groups of a fixed vmap_size, spread over a mesh of all devices. The only place that knows how.
+"""A lifetime compiled for a device batch: a fixed number of lifetimes vmapped on each device of a mesh.
 
-A *slot* is one lifetime's place. Each device holds one group of ``vmap_size`` slots, vmapped; a *round* fills all slots
-of all devices, and rounds follow one another until every lifetime is done. Since the program of a group does not
-depend on how many devices or rounds there are, a lifetime's numbers do not either.
+The only place that knows of meshes and sharding. Since the program of one device does not depend on how many devices
+there are, a lifetime's numbers do not either.
 """
 
 import dataclasses
@@ -17,66 +16,72 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from open_bench.training.lifetime import Lifetime, LifetimeState, Metrics
+from open_bench.training.lifetime import Lifetime, LifetimeState, Progress
 
-AXIS = "group"
+AXIS = "lifetimes"
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A lifetime compiled for one round of groups. Build it with ``compile_program``.
+    """A lifetime compiled for one device batch. Build it with ``compile_program``.
 
     Attributes:
-        lifetime: what runs in each slot.
+        lifetime: what runs.
         mesh: the devices, one axis.
-        vmap_size: slots a device.
-        theta_per_slot: whether every slot has a θ of its own (a leading axis of slots), else all share one.
+        vmap_size: lifetimes on each device.
+        own_inputs: whether every lifetime has inputs of its own (a leading axis), else all share one.
         compile_seconds: tracing and compilation, or loading from the persistent cache.
     """
 
     lifetime: Lifetime
     mesh: Mesh
     vmap_size: int
-    theta_per_slot: bool
+    own_inputs: bool
     compile_seconds: float
     _traced_init: Callable[..., Any]
     _init: Callable[..., Any]
     _run: Callable[..., Any]
 
     @property
-    def slots(self) -> int:
-        """Lifetimes in a round."""
+    def batch_size(self) -> int:
+        """Lifetimes in a device batch."""
         return self.mesh.size * self.vmap_size
 
     @property
     def device_bytes(self) -> int | None:
-        """Memory of a round on each device by XLA's account: arguments, results, temporaries; None if it gives none."""
+        """Memory of a batch on each device by XLA's account: arguments, results, temporaries; None if it gives none."""
         needs = self._run.memory_analysis()  # type: ignore[attr-defined]
         if needs is None:
             return None
         shared = needs.alias_size_in_bytes  # results that take the place of arguments
         return needs.argument_size_in_bytes + needs.output_size_in_bytes - shared + needs.temp_size_in_bytes
 
-    def init(self, keys: jax.Array, theta: Any) -> LifetimeState:
-        """Start a round: ``keys`` (slots,) → state with a leading axis of slots."""
-        return self._init(_sharded(jax.random.key_data(keys), self.mesh), self._place(theta))
+    def init(self, keys: jax.Array, inputs: Any) -> LifetimeState:
+        """Start a batch: ``keys`` (batch_size,) → state with a leading axis of lifetimes."""
+        return self._init(_sharded(jax.random.key_data(keys), self.mesh), self._place(inputs))
 
-    def run(self, state: LifetimeState, theta: Any, n_updates: int) -> tuple[LifetimeState, Metrics]:
-        """Advance every slot by ``n_updates`` PPO updates. ``state`` is consumed."""
-        return self._run(state, self._place(theta), _replicated(np.int32(n_updates), self.mesh))
+    def run(self, state: LifetimeState, inputs: Any, n_updates: int) -> tuple[LifetimeState, Progress]:
+        """Advance every lifetime by ``n_updates``. ``state`` is consumed."""
+        return self._run(state, self._place(inputs), _replicated(np.int32(n_updates), self.mesh))
 
-    def _place(self, theta: Any) -> Any:
-        if not self.theta_per_slot:
-            return _replicated(theta, self.mesh)
-        return jax.tree.map(lambda leaf: _sharded(leaf, self.mesh), theta)
+    def acting_params(self, state: LifetimeState, inputs: Any) -> Any:
+        """Parameters of the trained agents, with a leading axis of lifetimes; compiled when first needed."""
+        own = (True, self.own_inputs)
+        function = jax.jit(_over_devices(self.lifetime.acting_params, self.mesh, self.vmap_size, own))
+        return function(state, self._place(inputs))
+
+    def _place(self, inputs: Any) -> Any:
+        if not self.own_inputs:
+            return _replicated(inputs, self.mesh)
+        return jax.tree.map(lambda leaf: _sharded(leaf, self.mesh), inputs)
 
     def save(self, state: LifetimeState) -> list[np.ndarray]:
-        """Every array of a round's state, on the host; keys as their integers."""
+        """Every array of a batch's state, on the host; keys as their integers."""
         return gather([_key_data(leaf) for leaf in jax.tree.leaves(state)])
 
-    def restore(self, arrays: Sequence[np.ndarray], theta: Any) -> LifetimeState:
+    def restore(self, arrays: Sequence[np.ndarray], inputs: Any) -> LifetimeState:
         """The state that ``save`` took apart; raises ValueError when the arrays do not fit this program."""
-        shapes = jax.eval_shape(self._traced_init, _key_shapes(self.slots), theta)
+        shapes = jax.eval_shape(self._traced_init, _key_shapes(self.batch_size), inputs)
         expected, structure = jax.tree.flatten(shapes)
         found = [(array.shape, array.dtype) for array in arrays]
         if found != [(x.shape, x.dtype) for x in (jax.eval_shape(_key_data, leaf) for leaf in expected)]:
@@ -93,67 +98,48 @@ class Program:
 
 def compile_program(
     lifetime: Lifetime,
-    theta: Any,
+    inputs: Any,
     devices: Sequence[jax.Device],
     vmap_size: int,
     lifetimes: int,
-    theta_per_slot: bool = False,
+    own_inputs: bool = False,
 ) -> Program:
-    """Compile a lifetime for ``lifetimes`` of them: no more devices are used than there are groups.
+    """Compile a lifetime for ``lifetimes`` of them: no more devices are used than they fill.
 
     Args:
         lifetime: the functions to compile.
-        theta: example of one lifetime's traced inputs.
+        inputs: example of one lifetime's traced inputs.
         devices: devices of all processes, in a fixed order.
-        vmap_size: slots a device.
+        vmap_size: lifetimes on each device.
         lifetimes: how many will be run.
-        theta_per_slot: every slot gets inputs of its own, as the members of a population do.
+        own_inputs: every lifetime gets inputs of its own, as the members of a population do.
     """
     start = time.perf_counter()
-    groups = -(-lifetimes // vmap_size)
-    count = min(len(devices), groups) if jax.process_count() == 1 else len(devices)
+    needed = -(-lifetimes // vmap_size)
+    count = min(len(devices), needed) if jax.process_count() == 1 else len(devices)
     mesh = Mesh(np.asarray(devices[:count]), (AXIS,))
-    slots = mesh.size * vmap_size
+    batch_size = mesh.size * vmap_size
     split, whole = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
-    of_theta = split if theta_per_slot else whole
-    init = _over_groups(
-        lambda key_data, theta: lifetime.init(jax.random.wrap_key_data(key_data), theta),
+    of_inputs = split if own_inputs else whole
+    init = _over_devices(
+        lambda key_data, inputs: lifetime.init(jax.random.wrap_key_data(key_data), inputs),
         mesh,
         vmap_size,
-        (True, theta_per_slot),
+        (True, own_inputs),
     )
-    run = _over_groups(lifetime.run, mesh, vmap_size, (True, theta_per_slot, False))
-    jitted_init = jax.jit(init, in_shardings=(split, of_theta), out_shardings=split)
-    jitted_run = jax.jit(run, in_shardings=(split, of_theta, whole), out_shardings=split, donate_argnums=0)
-    keys = _key_shapes(slots)
-    leading = (slots,) if theta_per_slot else ()
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *jnp.shape(x)), jnp.result_type(x)), theta)
-    state = jax.eval_shape(init, keys, inputs)
+    run = _over_devices(lifetime.run, mesh, vmap_size, (True, own_inputs, False))
+    jitted_init = jax.jit(init, in_shardings=(split, of_inputs), out_shardings=split)
+    jitted_run = jax.jit(run, in_shardings=(split, of_inputs, whole), out_shardings=split, donate_argnums=0)
+    keys = _key_shapes(batch_size)
+    leading = (batch_size,) if own_inputs else ()
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((*leading, *jnp.shape(x)), jnp.result_type(x)), inputs)
+    state = jax.eval_shape(init, keys, shapes)
     with ThreadPoolExecutor(1) as pool:  # the two compilations share nothing, so they may use two cores
-        compiled_init = pool.submit(lambda: jitted_init.lower(keys, inputs).compile())
-        compiled_run = jitted_run.lower(state, inputs, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+        compiled_init = pool.submit(lambda: jitted_init.lower(keys, shapes).compile())
+        compiled_run = jitted_run.lower(state, shapes, jax.ShapeDtypeStruct((), jnp.int32)).compile()
         finished_init = compiled_init.result()
     seconds = time.perf_counter() - start
-    return Program(lifetime, mesh, vmap_size, theta_per_slot, seconds, init, finished_init, compiled_run)
-
-
-def run_whole(program: Program, keys: jax.Array, theta: Any) -> LifetimeState:
-    """Whole lifetimes in one go, for callers that need no progress: ``keys`` (slots,) → the state at the end."""
-    state, _ = program.run(program.init(keys, theta), theta, program.lifetime.num_updates)
-    return state
-
-
-SEGMENT_SECONDS = 1.0  # how often the host looks at the devices
-
-
-def next_segment(segment: int, elapsed: float, total: int) -> int:
-    """PPO updates in the segment after one of ``segment`` that took ``elapsed`` seconds; a lifetime has ``total``.
-
-    Segmentation never changes numbers, so it may follow the clock.
-    """
-    if jax.process_count() > 1:  # processes have clocks of their own, so all take the same fixed segments
-        return max(1, total // 50)
-    return max(1, min(2 * segment, round(segment * SEGMENT_SECONDS / max(elapsed, 1e-6))))
+    return Program(lifetime, mesh, vmap_size, own_inputs, seconds, init, finished_init, compiled_run)
 
 
 def gather(tree: Any) -> Any:
@@ -163,42 +149,29 @@ def gather(tree: Any) -> Any:
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
-MAX_DEFAULT_VMAP_SIZE = 16
+def broadcast(array: np.ndarray) -> np.ndarray:
+    """The first process's array, on every process."""
+    return array if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
-def default_vmap_size(devices: Sequence[jax.Device], slot_bytes: int) -> int:
-    """1 on CPU; on accelerators the largest power of two up to 16 whose slots fit half of a device's memory.
-
-    It does not depend on how many lifetimes are asked for: the vmap_size is part of a cell's identity.
-    """
-    if devices[0].platform == "cpu":
-        return 1
-    statistics = devices[0].memory_stats() or {}
-    fitting = int(statistics.get("bytes_limit", 8 << 30)) // 2 // max(1, slot_bytes)
-    vmap_size = MAX_DEFAULT_VMAP_SIZE
-    while vmap_size > max(1, fitting):
-        vmap_size //= 2
-    return vmap_size
-
-
-def _over_groups(
-    function: Callable[..., Any], mesh: Mesh, vmap_size: int, per_slot: tuple[bool, ...]
+def _over_devices(
+    function: Callable[..., Any], mesh: Mesh, vmap_size: int, own: tuple[bool, ...]
 ) -> Callable[..., Any]:
-    """``function`` of one slot → the same over all slots; ``per_slot`` says which arguments have an axis of slots."""
+    """``function`` of one lifetime → the same over a batch; ``own`` says which arguments each lifetime has its own of."""
 
-    def group(*arguments: Any) -> Any:
+    def on_one_device(*arguments: Any) -> Any:
         if vmap_size > 1:
-            return jax.vmap(function, in_axes=tuple(0 if own else None for own in per_slot))(*arguments)
-        # A vmap of vmap_size 1 would compile to other operations than the plain program, and slower ones.
+            return jax.vmap(function, in_axes=tuple(0 if each else None for each in own))(*arguments)
+        # A vmap of size 1 would compile to other operations than the plain program, and slower ones.
         single = [
-            jax.tree.map(lambda x: x[0], argument) if own else argument
-            for argument, own in zip(arguments, per_slot, strict=True)
+            jax.tree.map(lambda x: x[0], argument) if each else argument
+            for argument, each in zip(arguments, own, strict=True)
         ]
         return jax.tree.map(lambda x: x[None], function(*single))
 
     split, whole = PartitionSpec(AXIS), PartitionSpec()
-    specs = tuple(split if own else whole for own in per_slot)
-    return jax.shard_map(group, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    specs = tuple(split if each else whole for each in own)
+    return jax.shard_map(on_one_device, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
 
 
 def _is_key(leaf: Any) -> bool:
@@ -209,9 +182,9 @@ def _key_data(leaf: jax.Array) -> jax.Array:
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _key_shapes(slots: int) -> jax.ShapeDtypeStruct:
+def _key_shapes(lifetimes: int) -> jax.ShapeDtypeStruct:
     shape = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    return jax.ShapeDtypeStruct((slots, *shape.shape), shape.dtype)
+    return jax.ShapeDtypeStruct((lifetimes, *shape.shape), shape.dtype)
 
 
 def _sharded(array: Any, mesh: Mesh) -> jax.Array:

@@ -86,18 +86,3 @@ rule = OptimizerSpec("adam", "mine", lambda theta, length, *, boost: optax.sgd(b
     assert (chosen.origin, chosen.hyperparameters) == ("default", {"boost": 0.5})
 
 
-def test_own_environment_must_not_claim_a_shipped_name(tmp_path: Path) -> None:
-    shipped = (Path(__file__).parents[2] / "configs" / "environments" / "cartpole.toml").read_text()
-    same, other = tmp_path / "same.toml", tmp_path / "other.toml"
-    same.write_text(shipped)
-    other.write_text(shipped.replace("num_steps = 128", "num_steps = 16"))
-    assert load_environment(str(same)) == load_environment("cartpole")
-    with pytest.raises(UserError, match="name of a shipped environment"):
-        load_environment(str(other))
-
-
-@pytest.mark.parametrize("optimizers", [("adam:b1=0.9", "adam:b1=.9"), ("adam", " adam")])
-def test_two_spellings_of_one_row_are_refused(optimizers: tuple[str, str]) -> None:
-    study = StudyConfig(name="twice", optimizers=optimizers, environments=("cartpole",))
-    with pytest.raises(UserError, match="asked for twice"):
-        make_plan(study, jax.devices()[:1])

@@ -5,20 +5,17 @@ object; the last entry is 0.001·time. Actions: 0 up, 1 down, 2 left, 3 right, 4
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from open_bench.environments.base import Discrete, Environment
-from open_bench.environments.gridworld.levels import (
-    Level,
-    draw_cells,
-    draw_places,
-    named_distribution,
-    sample_level,
-)
+from open_bench.environments.base import Discrete, Environment, Options
+from open_bench.environments.gridworld.distributions import DISTRIBUTIONS, named_distribution, uncovered
+from open_bench.environments.gridworld.levels import Level, draw_cells, draw_places, sample_level
+from open_bench.environments.gridworld.mazes import inlined, mazes
 
 Array = jax.Array
 ACTIONS = ("up", "down", "left", "right", "stay")
@@ -56,18 +53,28 @@ class GridworldEnvironment(Environment):
 
     Args:
         name: "rand_all", "labyrinth", …, or "maze" with a map of the user's.
-        **options: see ``gridworld_levels.LevelOptions``.
+        **options: see ``gridworld.distributions.LevelOptions``.
 
     Raises:
         UserError: for an unknown name or bad options.
     """
 
-    def __init__(self, name: str, **options: bool | int | float | str):
-        self.name = name
+    def __init__(self, name: str, /, **options: bool | int | float | str):
         self.distribution, chosen = named_distribution(name, options)
         self.level_per_copy = chosen.level_per_copy
         self.observation_size = self.distribution.observation_size
         self.action_space = Discrete(len(ACTIONS))
+        if not self.distribution.has_terminating_objects:
+            self.shortest_episode = self.distribution.horizons[0]
+
+    @staticmethod
+    def identifiers() -> list[str]:
+        """Names of the distributions and of the mazes that ship."""
+        return [*DISTRIBUTIONS, *mazes()]
+
+    @classmethod
+    def read_files(cls, options: Options, folder: Path) -> dict[str, bool | int | float | str]:
+        return inlined(options, folder)
 
     def level(self, key: Array) -> Level:
         """The level that ``reset`` and (unless each copy has its own) ``reset_copies`` draw from ``key``."""
@@ -86,6 +93,24 @@ class GridworldEnvironment(Environment):
         """Start an episode on a given level: ``(observation, state)``."""
         state = self._start(level, self._draws(key).starts)
         return self.observe(state), state
+
+    def optimal_return(self, level: Level) -> float | None:
+        """By dynamic programming; None where places are random, there are too many states, or copies' levels differ."""
+        from open_bench.environments.gridworld import optimal
+
+        known = optimal.solvable(self.distribution) and not self.level_per_copy
+        return optimal.optimal_return(level) if known else None
+
+    def shifts_from(self, trained: Environment) -> tuple[str, ...]:
+        """See ``distributions.uncovered``, and "level_per_copy"."""
+        assert isinstance(trained, GridworldEnvironment)
+        shared = () if self.level_per_copy == trained.level_per_copy else ("level_per_copy",)
+        return (*uncovered(self.distribution, trained.distribution), *shared)
+
+    def draw(self, name: str, key: Array, path: Any = None, png: Path | None = None) -> str:
+        from open_bench.environments.gridworld.pictures import show_level
+
+        return show_level(self, name, key, path, png)
 
     def step(self, key: Array, state: State, action: Array) -> tuple[Any, ...]:
         draws = self._draws(key)
@@ -164,45 +189,3 @@ def move(level: Level, cell: Array, action: Array) -> Array:
     )  # fmt: skip
     target = jnp.where(inside[action], cell + steps[action], cell)
     return jnp.where(level.walls[target], cell, target)
-
-
-class Episode(NamedTuple):
-    """One episode as it went; entries after its end repeat the last state and have reward 0."""
-
-    cell: Array  # (horizon + 1,) int32: where the agent was, from the start on
-    cells: Array  # (horizon + 1, K) int32: where the objects were
-    exists: Array  # (horizon + 1, K) bool
-    action: Array  # (horizon,) int32
-    reward: Array  # (horizon,) float32
-    length: Array  # () int32: env steps until the end
-    terminated: Array  # () bool: by an object; False: by the horizon
-
-
-def play(environment: GridworldEnvironment, level: Level, policy: Policy, key: Array) -> Episode:
-    """Play one episode; jittable.
-
-    Args:
-        environment: of the level's distribution.
-        level: where.
-        policy: what to do.
-        key: of the episode.
-    """
-    start_key, steps_key = jax.random.split(key)
-    _, start = environment.begin(start_key, level)
-
-    def one_step(carry: tuple[State, Array, Array], key: Array) -> tuple[tuple[State, Array, Array], Any]:
-        state, over, ended = carry
-        policy_key, step_key = jax.random.split(key)
-        action = policy(policy_key, state, environment.observe(state))
-        after, reward, terminated = environment._advance(environment._draws(step_key), state, action)
-        after = jax.tree.map(lambda old, new: jnp.where(over, old, new), state, after)
-        ended |= terminated & ~over
-        row = (after.cell, after.cells, after.exists, action, jnp.where(over, 0.0, reward))
-        return (after, over | terminated | (after.time >= level.horizon), ended), row
-
-    keys = jax.random.split(steps_key, environment.distribution.horizons[1])
-    (last, _, ended), rows = jax.lax.scan(one_step, (start, jnp.bool_(False), jnp.bool_(False)), keys)
-    firsts = (start.cell, start.cells, start.exists)
-    cell, cells, exists = (jnp.concatenate([first[None], row]) for first, row in zip(firsts, rows[:3], strict=True))
-    action, reward = rows[3:]
-    return Episode(cell, cells, exists, action, reward, last.time, ended)

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from open_bench.environments.gridworld.distributions import Distribution
 from open_bench.environments.gridworld.environment import ACTIONS, Policy, State
-from open_bench.environments.gridworld.levels import Distribution, Level
+from open_bench.environments.gridworld.levels import Level
 
 # Without it, an undiscounted policy with time to spare would as soon wait as go. Values lose a relative 1e-9 a step,
 # far below what anything is compared to, far above rounding.
@@ -55,7 +56,7 @@ def solve(level: Level) -> Solution:
 
 
 def optimal_policy(solution: Solution) -> Policy:
-    """The policy of a solution, for ``gridworld.play``."""
+    """The policy of a solution, for ``episodes.play``."""
     actions = jnp.asarray(solution.actions)
 
     def policy(key: Any, state: State, observation: Any) -> jax.Array:

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import jax
 import numpy as np
 
-from open_bench.config import EnvironmentConfig
-from open_bench.environments.gridworld.environment import ACTIONS, Episode, GridworldEnvironment, Policy, State, play
+from open_bench.environments.gridworld.environment import ACTIONS, GridworldEnvironment, Policy, State
+from open_bench.environments.gridworld.episodes import Episode, play
 from open_bench.environments.gridworld.levels import Level
 from open_bench.environments.gridworld.optimal import optimal_policy, random_return, solvable, solve
-from open_bench.environments.registry import make_environment
 from open_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +29,8 @@ _INCHES, _SIDE = (8.1, 5.5), 5.0  # of the figure; of the grid, a square
 
 
 def show_level(
-    config: EnvironmentConfig,
+    environment: GridworldEnvironment,
+    name: str,
     key: jax.Array,
     path: Literal["optimal", "random"] | tuple[str, Policy] | None = None,
     png: Path | None = None,
@@ -38,21 +38,19 @@ def show_level(
     """The level that copies started from ``key`` share (the first copy's, where each has its own), as text.
 
     Args:
-        config: a gridworld's.
+        environment: where levels are drawn.
+        name: what people call it.
         key: of ``reset_copies``; the harness passes a lifetime's "environment" stream.
         path: also play an episode: with this policy, or one's description and itself.
         png: also draw a picture into this file.
 
     Raises:
-        UserError: for another environment, an optimal path where places are random, or a file that cannot be written.
+        UserError: for an optimal path where places are random, or a file that cannot be written.
     """
-    environment = make_environment(config)
-    if not isinstance(environment, GridworldEnvironment):
-        raise UserError(f"{config.name} is no gridworld: only gridworlds have levels to show")
     known = solvable(environment.distribution)
     if path == "optimal" and not known:
         why = "random places" if environment.distribution.random_places else "too many states"
-        raise UserError(f"{config.name} has {why}: its optimal episodes are not known")
+        raise UserError(f"{name} has {why}: its optimal episodes are not known")
     state: State = jax.tree.map(lambda x: x[0], jax.jit(environment.reset_copies, static_argnums=1)(key, 1)[1])
     level = state.level._replace(start=state.cell, cells=state.cells)
     lines: list[str] = []
@@ -67,7 +65,7 @@ def show_level(
         who, policy = played
         episode = jax.jit(lambda level, key: play(environment, level, policy, key))(level, key)
         lines.append(f"An episode of {who}: {episode_line(episode)}.")
-    title = level_title(config.name, level)
+    title = level_title(name, level)
     if png is not None:
         save_picture(png, title, level, episode, lines)
     return "\n".join([title, level_text(level, episode), "", *lines]).rstrip()

@@ -359,7 +359,7 @@ def _spec(name: str, variant: Variant, description: str) -> OptimizerSpec:
     return OptimizerSpec(
         name=name,
         description=description,
-        factory=functools.partial(open_optimizer, variant=variant),
+        make=functools.partial(open_optimizer, variant=variant),
         citation=CITATION,
         stochastic=variant.stochastic,
         hyperparameters={"deterministic": DETERMINISTIC} if variant.stochastic else {},

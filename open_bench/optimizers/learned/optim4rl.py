@@ -216,7 +216,7 @@ SPECS: tuple[OptimizerSpec, ...] = (
     OptimizerSpec(
         name="optim4rl",
         description="Optim4RL: a learned Adam-like ratio of two recurrent moments",
-        factory=optim4rl,
+        make=optim4rl,
         citation=CITATION,
         hyperparameters={
             "learning_rate": LEARNING_RATE,
@@ -229,7 +229,7 @@ SPECS: tuple[OptimizerSpec, ...] = (
     OptimizerSpec(
         name="l2lgd2",
         description="L2LGD2: a recurrent rule that scales the gradient by a learned positive factor",
-        factory=l2lgd2,
+        make=l2lgd2,
         citation=CITATION,
         hyperparameters={"learning_rate": LEARNING_RATE},
         learned=_learned("l2lgd2", l2lgd2_shapes, ""),

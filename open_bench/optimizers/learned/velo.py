@@ -609,7 +609,7 @@ def _check_gin(path: Path) -> None:
 VELO = OptimizerSpec(
     name="velo",
     description="VeLO: an LSTM over tensors writes the weights of a per-parameter network",
-    factory=velo,
+    make=velo,
     citation="Metz et al. 2022, arXiv 2211.09760",
     hyperparameters={
         "longest": Hyperparameter(

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from open_bench.config import MetaConfig, StudyConfig
-from open_bench.environments import brax_names, make
 from open_bench.environments.brax import BACKENDS
-from open_bench.environments.registry import load_environment, make_environment
+from open_bench.environments.registry import identifiers, load_environment, make, make_environment
 from open_bench.environments.wrappers import VectorEnvironment
 from open_bench.errors import UserError
 from open_bench.experiments.execute import warn_of_long_runs
@@ -62,7 +61,7 @@ def test_nothing_is_printed_and_no_log_is_left(tmp_path: Path) -> None:
     """Importing Brax prints of absent packages, every model warns, and that of halfcheetah writes MUJOCO_LOG.TXT."""
     code = """
 import jax
-from open_bench.environments import make
+from open_bench.environments.registry import make
 task = make("brax:halfcheetah")
 key = jax.random.key(0)
 _, state = jax.eval_shape(task.reset, key)
@@ -96,8 +95,8 @@ def test_any_brax_task_by_name() -> None:
     assert (found.name, found.source, found.options) == ("brax/reacher/spring", "brax:reacher", {"backend": "spring"})
     assert found.ppo == load_environment("ant").ppo
     assert load_environment("brax/reacher").options == load_environment("ant").options == {"backend": "positional"}
-    assert set(SHIPPED) < set(brax_names())
-    assert "fast" not in brax_names()
+    assert set(SHIPPED) < set(identifiers("brax"))
+    assert "fast" not in identifiers("brax")
 
 
 @pytest.mark.parametrize(
@@ -302,7 +301,7 @@ def test_every_backend_is_known_to_brax() -> None:
 
 def test_ant_through_the_command_line(tmp_path: Path) -> None:
     """A lifetime of 400 env steps: its returns are printed and stored, and nothing else is printed."""
-    code = "import sys; sys.argv[0] = 'openbench'; from open_bench import cli; cli.main()"
+    code = "import sys; sys.argv[0] = 'openbench'; from open_bench.cli.main import main; main()"
     settings = ("num_envs=4", "num_steps=10", "num_minibatches=2", "update_epochs=1")
     sets = [word for setting in settings for word in ("--set", setting)]
     answer = python(code, tmp_path, "train", "adam", "-e", "ant", "--steps", "400", "--devices", "1", "-q", *sets)

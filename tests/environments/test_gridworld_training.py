@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 import open_bench
-from open_bench.environments.gridworld.environment import GridworldEnvironment, play
+from open_bench.environments.gridworld.environment import GridworldEnvironment
+from open_bench.environments.gridworld.episodes import play
 from open_bench.environments.gridworld.optimal import optimal_return, random_return
 from open_bench.environments.registry import load_environment, make_environment
 from open_bench.experiments.plan import changed

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from open_bench.config import load_study
-from open_bench.environments import make
 from open_bench.environments.base import Discrete
-from open_bench.environments.registry import load_environment, make_environment
+from open_bench.environments.registry import load_environment, make, make_environment
 from open_bench.errors import UserError
 from open_bench.experiments.plan import adjust, make_plan
 

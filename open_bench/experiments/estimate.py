@@ -1,0 +1,126 @@
+"""What lies ahead, before it begins: lifetimes, env steps, a rough duration, and whether it fits."""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Sequence
+
+import jax
+
+from open_bench.environments.base import episodes_per_copy
+from open_bench.errors import UserError
+from open_bench.experiments.experiment import Experiment
+from open_bench.experiments.store import Store
+from open_bench.text import duration
+from open_bench.training.task import Task
+
+LONG_SECONDS = 3_600.0  # work that is longer is announced
+# Env steps a second of one core training PPO with Adam, where an environment says nothing of its own: MinAtar and
+# classic control lie around it. On accelerators speed depends on too much to be guessed.
+CPU_STEPS_PER_SECOND = 35_000.0
+LEARNED_FACTOR = 2.0  # a lifetime of a learned optimizer costs about so many of Adam's
+ENOUGH_EPISODES = 3  # of every copy in a lifetime
+COMPILE_SECONDS = 8.0  # of a program on a CPU, cold
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One experiment's share of the work."""
+
+    environment: str
+    optimizer: str
+    updates: int  # of a lifetime
+    env_steps: int  # of a lifetime
+    missing: int  # lifetimes that are not stored
+    seconds: float | None  # rough; None on accelerators
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The work ahead, experiment by experiment."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def lifetimes(self) -> int:
+        """Lifetimes that are missing."""
+        return sum(part.missing for part in self.parts)
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps of them all."""
+        return sum(part.missing * part.env_steps for part in self.parts)
+
+    @property
+    def seconds(self) -> float | None:
+        """Rough duration, None where it cannot be guessed."""
+        known = [part.seconds for part in self.parts if part.seconds is not None]
+        return sum(known) if len(known) == len(self.parts) else None
+
+
+def estimate(
+    experiments: Sequence[Experiment], num_seeds: int, store: Store, devices: Sequence[jax.Device]
+) -> Estimate:
+    """The work ahead for seeds 0 … n−1 of some experiments."""
+    return Estimate(tuple(_part(each, num_seeds, store, devices) for each in experiments))
+
+
+def _part(experiment: Experiment, num_seeds: int, store: Store, devices: Sequence[jax.Device]) -> Part:
+    task = experiment.task
+    missing = num_seeds - sum(seed < num_seeds for seed in store.seeds(experiment))
+    optimizer = experiment.optimizer
+    seconds = lifetime_seconds(task, optimizer is not None and optimizer.spec.learned is not None, devices)
+    if seconds is not None:
+        at_once = min(len(devices), max(1, missing))
+        seconds = missing * seconds / at_once + (COMPILE_SECONDS if missing else 0.0)
+    return Part(task.name, experiment.label, task.num_updates, task.lifetime_steps, missing, seconds)
+
+
+def lifetime_seconds(task: Task, learned: bool, devices: Sequence[jax.Device]) -> float | None:
+    """Rough duration of one lifetime on one CPU device; None on accelerators."""
+    if devices[0].platform != "cpu":
+        return None
+    whole_machine = task.make_environment().cpu_steps_per_second  # of two cores
+    speed = whole_machine / 2 if whole_machine else CPU_STEPS_PER_SECOND
+    return task.lifetime_steps / speed * (LEARNED_FACTOR if learned else 1.0)
+
+
+def announce(ahead: Estimate, experiments: Sequence[Experiment], devices: Sequence[jax.Device]) -> None:
+    """Warn of work that takes hours; raises UserError for work that does not fit in memory."""
+    for task in {each.task.name: each.task for each in experiments}.values():
+        _warn_of_few_episodes(task)
+    for each in experiments:
+        _check_memory(each, devices)
+    if ahead.seconds is not None and ahead.seconds > LONG_SECONDS:
+        warnings.warn(
+            f"{ahead.lifetimes:,} lifetimes with {ahead.env_steps:,} env steps are ahead: about "
+            f"{duration(ahead.seconds)} on this CPU. Fewer --seeds or --steps take less; what is finished is kept if "
+            "you interrupt it",
+            stacklevel=3,
+        )
+
+
+def _warn_of_few_episodes(task: Task) -> None:
+    """What is learned after the last episode has begun is never scored."""
+    finished = episodes_per_copy(task.make_environment(), task.settings.num_envs, task.lifetime_steps)
+    if finished is not None and finished < ENOUGH_EPISODES:
+        warnings.warn(
+            f"{task.name}: in {task.lifetime_steps:,} env steps each of {task.settings.num_envs} copies finishes "
+            f"{int(finished)} episodes at most, so what is learned late is hardly scored: take a longer budget or fewer "
+            "copies (--set num_envs=…)",
+            stacklevel=4,
+        )
+
+
+def _check_memory(experiment: Experiment, devices: Sequence[jax.Device]) -> None:
+    """A CPU's devices share the machine's memory; lifetimes vmapped on them must fit in it."""
+    if devices[0].platform != "cpu":
+        return
+    needed = experiment.task.lifetime_bytes * experiment.vmap_size * len(devices)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"{experiment.task.name}: {experiment.vmap_size} lifetimes on each of {len(devices)} devices need about "
+            f"{needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}: lower --vmap-size, or num_envs and "
+            "num_steps with --set"
+        )

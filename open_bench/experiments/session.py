@@ -1,0 +1,149 @@
+"""A study from plan to board: plan → runner → store → evaluation."""
+
+import dataclasses
+import functools
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from open_bench.config import Execution, StudyConfig
+from open_bench.evaluation.baseline_returns import BaselineReturns, load_baseline_returns
+from open_bench.evaluation.leaderboard import Leaderboard
+from open_bench.evaluation.leaderboard import leaderboard as rank
+from open_bench.evaluation.schema import Runs
+from open_bench.events import Watcher, silent
+from open_bench.experiments.estimate import Estimate, announce, estimate
+from open_bench.experiments.execute import execute
+from open_bench.experiments.experiment import Experiment
+from open_bench.experiments.plan import Find, Plan, make_plan
+from open_bench.experiments.store import Store
+from open_bench.files import baselines_dir, write_atomically
+from open_bench.optimizers.resolve import resolve
+from open_bench.training.devices import start
+
+STUDY_FILE = "study.json"  # which study the folder's board is of
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A study with where and how it is run.
+
+    Attributes:
+        study: what is asked for.
+        steps: env steps of a lifetime, in place of the budget's.
+        settings: settings of the algorithm to replace.
+        execution: where and how.
+        ranked: whether a board is wanted, and so what scores are measured against.
+    """
+
+    study: StudyConfig
+    steps: int | None
+    settings: Mapping[str, Any] | None
+    execution: Execution
+    ranked: bool = True
+
+    @functools.cached_property
+    def devices(self) -> list[jax.Device]:
+        """The devices to use; JAX starts when they are first asked for."""
+        return start(self.execution.devices, self.execution.executor)
+
+    @functools.cached_property
+    def store(self) -> Store:
+        """Where experiments lie."""
+        return Store(self.execution.folder)
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """Every experiment, checked."""
+        return self.plan_with(resolve)
+
+    def plan_with(self, find: Find) -> Plan:
+        """The plan where names mean what ``find`` says."""
+        vmap_size, returns = self.execution.vmap_size, baseline_returns() if self.ranked else None
+        return make_plan(self.study, self.devices, self.steps, self.settings, vmap_size, find, returns)
+
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """All that is run: the plan's, and the random policy where scores need it."""
+        return (*self.plan.experiments, *self.plan.random)
+
+    @property
+    def watcher(self) -> Watcher:
+        """Who is told of events."""
+        return watcher_of(self.execution)
+
+    def planned(self) -> "Session":
+        """Itself, once everything that a user can get wrong has been checked."""
+        _ = self.plan
+        return self
+
+    def estimate(self) -> Estimate:
+        """The work ahead."""
+        return estimate(self.experiments, self.study.num_seeds, self.store, self.devices)
+
+    def run(self) -> Runs:
+        """Train what is missing; the study's own rows, and no others that the folder may hold."""
+        for scale in self.plan.scales:
+            if scale.kind != "stored":
+                warnings.warn(scale.reason, stacklevel=2)
+        announce(self.estimate(), self.experiments, self.devices)
+        self.store.prepare()
+        execute(
+            self.experiments, self.study.num_seeds, self.store, self.devices, self.watcher, title=self.study.name,
+            save_agents=self.execution.save_agents,
+        )  # fmt: skip
+        return self.store.load(self.experiments, self.study.num_seeds)
+
+    def board(self, runs: Runs) -> Leaderboard:
+        """The study's leaderboard."""
+        return rank(runs, baseline_returns(), title=self.study.name)
+
+    def write(self, runs: Runs, board: Leaderboard) -> None:
+        """Write what is returned: tables and figures of this study."""
+        content = {"study": self.study.name, "experiments": sorted(each.name for each in self.experiments)}
+        folder = self.execution.folder
+        write_atomically(folder / STUDY_FILE, json.dumps(content, indent=1) + "\n")
+        _write(folder, runs, board, None)
+
+
+def baseline_returns() -> BaselineReturns:
+    """The baseline returns that ship."""
+    return load_baseline_returns(baselines_dir() / "returns")
+
+
+def watcher_of(execution: Execution) -> Watcher:
+    """The watcher that ``progress`` asks for."""
+    if callable(execution.progress):
+        return execution.progress
+    if execution.progress:
+        from open_bench.progress import default_watcher
+
+        return default_watcher()
+    return silent
+
+
+def write_board(folder: Path, runs: Runs, budget: str | None) -> Leaderboard:
+    """Rank stored runs and write tables and figures; the study that made all of them names the board."""
+    board = rank(runs, baseline_returns(), budget, title=_study_name(folder, runs))
+    _write(folder, runs, board, budget)
+    return board
+
+
+def _study_name(folder: Path, runs: Runs) -> str | None:
+    try:
+        content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
+        return str(content["study"]) if set(runs.experiments["experiment"]) <= set(content["experiments"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(folder: Path, runs: Runs, board: Leaderboard, budget: str | None) -> None:
+    from open_bench.evaluation.figures import save_figures
+
+    board.to_csv(folder / "leaderboard.csv")
+    board.to_markdown(folder / "leaderboard.md")
+    save_figures(runs, baseline_returns(), budget, folder / "figures", ranked=board)

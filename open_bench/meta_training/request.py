@@ -1,0 +1,234 @@
+"""A meta-training that has been checked, with everything that determines its θ."""
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from open_bench.environments.registry import has_levels
+from open_bench.errors import UserError, near_matches
+from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
+from open_bench.evaluation.metrics import Scale, stored_scale
+from open_bench.meta_training.evolution import Strategy
+from open_bench.meta_training.fitness import FitnessTask
+from open_bench.meta_training.spec import MetaConfig
+from open_bench.optimizers import names
+from open_bench.optimizers.registry import learned_names
+from open_bench.optimizers.resolve import UNTRAINED, ResolvedOptimizer, resolve
+from open_bench.optimizers.spec import Theta
+from open_bench.training.devices import default_vmap_size
+from open_bench.training.record import METRICS
+from open_bench.training.task import Task, make_task
+from open_bench.weights.format import content_hash
+
+COMPARED = "adam"  # what evaluations of the mean θ are compared with
+# These change neither θ nor the rows of the history that are there already.
+_FREE = {"name", "description", "generations"}
+# The identity holds what these lead to.
+_SPELT_OUT = {"environments", "held_out", "settings", "vmap_size", "budget", "env_steps", "algorithm"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A meta-training.
+
+    Attributes:
+        optimizer: name without a source of weights.
+        start: θ where the mean starts.
+        parent: hash of the weights that it starts from, None for the optimizer's own beginning.
+        ancestors: what those weights, and those that they started from, were trained on; the eldest first.
+        config: the settings.
+        tasks: what fitness is measured on.
+        held_out: what is only evaluated.
+        compared: Adam on the tasks and the held-out tasks, when there are evaluations.
+        vmap_size: lifetimes vmapped on one device.
+    """
+
+    optimizer: str
+    start: Theta
+    parent: str | None
+    ancestors: tuple[dict[str, Any], ...]
+    config: MetaConfig
+    tasks: tuple[FitnessTask, ...]
+    held_out: tuple[FitnessTask, ...]
+    compared: tuple[FitnessTask, ...]
+    vmap_size: int
+
+    @property
+    def policy_loss(self) -> str | None:
+        """Name of the policy loss that agents are trained with."""
+        loss = self.tasks[0].optimizer.policy_loss
+        return loss.name if loss else None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that determines θ, as JSON values; the number of generations does not: more can be added."""
+        config = {
+            key: value for key, value in self.config.model_dump(mode="json").items() if key not in _FREE | _SPELT_OUT
+        }
+        return {
+            "optimizer": self.optimizer,
+            "policy_loss": self.policy_loss,
+            "start": content_hash(self.start),
+            "vmap_size": self.vmap_size,
+            **config,
+            "environments": {each.task.name: each.identity for each in self.tasks},
+            "held_out": {each.task.name: each.identity for each in self.held_out},
+        }
+
+    @property
+    def digest(self) -> str:
+        """The identity in ten hexadecimal digits."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:10]
+
+    @property
+    def default_name(self) -> str:
+        """``<optimizer>-<environments>-<digest>``, made of characters that names of weights may have."""
+        words = [self.optimizer, "+".join(each.task.name for each in self.tasks)]
+        return "-".join([*(re.sub(r"[^A-Za-z0-9._-]+", "_", word)[:60] for word in words), self.digest])
+
+
+def make_request(
+    optimizer: str,
+    config: MetaConfig,
+    baseline_returns: BaselineReturns,
+    devices: Sequence[jax.Device],
+    settings: Mapping[str, Any] | None = None,
+) -> Request:
+    """Check everything that can be wrong before anything is compiled.
+
+    Args:
+        optimizer: a name in the registry's grammar. With a source (``open@NAME``) evolution starts from those weights,
+            else where the optimizer begins, even when weights are kept under its name.
+        config: the settings.
+        baseline_returns: to normalize by.
+        devices: where it will run; decides the default vmap size.
+        settings: of the algorithm; they replace the configuration's.
+
+    Raises:
+        UserError: an optimizer without θ, no environment, an unknown strategy, too great a vmap size.
+    """
+    if not config.environments:
+        raise UserError("no environment to meta-train on: name one with -e, or in the configuration")
+    if config.fitness not in METRICS:
+        known = list(METRICS)
+        raise UserError(f"unknown fitness '{config.fitness}'.{near_matches(config.fitness, known)} Known: {known}")
+    tasks = _tasks(config.environments, config, settings)
+    evaluated = _tasks(config.held_out, config, settings) if config.evaluate_every else []
+    start, parent, ancestors = _beginning(optimizer, config.root_seed, tasks[0])
+    name = str(dataclasses.replace(names.parse(optimizer), source=None))
+    Strategy(config, start)
+    if config.task_sampling == "antithetic":
+        _check_levels(tasks)
+    compared = [*tasks, *evaluated] if config.evaluate_every else []
+    return Request(
+        name,
+        start,
+        parent,
+        ancestors,
+        config,
+        tuple(FitnessTask(task, _at(name, start, task), _scale(task, config, baseline_returns)) for task in tasks),
+        tuple(FitnessTask(task, _at(name, start, task)) for task in evaluated),
+        tuple(FitnessTask(task, resolve(COMPARED, task)) for task in compared),
+        _vmap_size(config, tasks, devices),
+    )
+
+
+def _tasks(environments: Sequence[str], config: MetaConfig, settings: Mapping[str, Any] | None) -> list[Task]:
+    """Tasks under the environments' own names: their Adam, keys and baselines are those of the settings that ship."""
+    chosen = {**config.settings, **(settings or {})}
+    made = [
+        (name, make_task(name, algorithm=config.algorithm, budget=config.budget, steps=config.env_steps,
+                         settings=chosen))
+        for name in environments
+    ]  # fmt: skip
+    return [
+        dataclasses.replace(task, environment=task.environment.model_copy(update={"name": task.base}))
+        for _, task in made
+    ]
+
+
+def _at(optimizer: str, theta: Theta, task: Task) -> ResolvedOptimizer:
+    """The optimizer on a task, with an example of θ."""
+    return resolve(optimizer, task, require_weights=False).with_theta(theta)
+
+
+def _vmap_size(config: MetaConfig, tasks: Sequence[Task], devices: Sequence[jax.Device]) -> int:
+    lifetimes = config.population * config.rollouts
+    if config.vmap_size is not None and config.vmap_size > lifetimes:
+        raise UserError(
+            f"vmap_size {config.vmap_size} is larger than the population: a generation has {lifetimes} lifetimes on an "
+            f"environment (population {config.population} × rollouts {config.rollouts})"
+        )
+    largest = max(task.lifetime_bytes for task in tasks)
+    return config.vmap_size or min(default_vmap_size(devices, largest), lifetimes)
+
+
+def _scale(task: Task, config: MetaConfig, baseline_returns: BaselineReturns) -> Scale | None:
+    """With several environments each return is normalized by the baseline returns at ``config.budget``.
+
+    Whatever the lifetime's length: the scale makes environments commensurable, and returns may be negative, so they are
+    not merely divided. Antithetic pairs need none: they are compared within each environment.
+    """
+    if len(config.environments) == 1 or config.task_sampling == "antithetic":
+        return None
+    known = returns_of(baseline_returns, task.base)
+    scale = stored_scale(known, task.algorithm, config.budget, config.fitness)
+    if isinstance(scale, str):
+        raise UserError(
+            f"{task.base} cannot be meta-trained on together with others: at the budget '{config.budget}' its "
+            f"returns cannot be normalized ({scale}). Leave it out, or name a budget that has baseline returns."
+        )
+    return scale
+
+
+def _check_levels(tasks: Sequence[Task]) -> None:
+    """Refuse antithetic task sampling where a lifetime does not draw a level from its key."""
+    others = [task.name for task in tasks if not has_levels(task.environment)]
+    if others:
+        raise UserError(
+            f'task_sampling = "antithetic" gives each pair of members a level of its own, and {", ".join(others)} '
+            f"{'draws' if len(others) == 1 else 'draw'} none: train on environments with levels alone, such as "
+            'gridworlds, or take task_sampling = "common" (--task-sampling common)'
+        )
+
+
+def _beginning(optimizer: str, root_seed: int, task: Task) -> tuple[Theta, str | None, tuple[dict[str, Any], ...]]:
+    """θ where it starts, the hash of the weights that it comes from, and their ancestry."""
+    parsed = names.parse(optimizer)
+    found = resolve(optimizer, task, require_weights=parsed.source is not None)
+    if not found.needs_weights:
+        raise UserError(
+            f"{optimizer} cannot be meta-trained: it has no meta-parameters θ. Those that ship and have: "
+            f"{', '.join(learned_names())}; any other with the policy loss lpo, such as {parsed.head}+lpo."
+        )
+    if parsed.source is None:
+        return _as_float32(found.spec.init_theta(jax.random.key(root_seed))), None, ()
+    theta = _as_float32(found.theta)
+    if parsed.source in UNTRAINED:
+        return theta, None, ()
+    return theta, content_hash(theta), ancestry(parsed.source, found)
+
+
+def ancestry(source: str, found: ResolvedOptimizer) -> tuple[dict[str, Any], ...]:
+    """What weights and those that they started from were trained on, as metadata of their descendants; eldest first."""
+    facts = found.weights.metadata if found.weights else {}
+    identity = facts.get("identity")
+    own = {
+        "hash": content_hash(found.theta),
+        "name": Path(source).stem,
+        "environments": facts.get("environments", {}),
+        "identity": {"environments": identity.get("environments", {}) if isinstance(identity, Mapping) else {}},
+        "cost": facts.get("cost", {}),
+    }
+    return (*facts.get("ancestors", ()), own)
+
+
+def _as_float32(theta: Theta) -> Theta:
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), jax.device_get(theta))

@@ -1,0 +1,403 @@
+"""What a person sees while something trains: bars in a terminal or a notebook, plain lines in a log.
+
+Both are watchers (``open_bench.events``) of experiments and of generations alike. ``Tally`` keeps the numbers, the rest
+draws them. Updates are always those of one lifetime; time left leaves compilation out where it is over, and puts the
+mean of those seen where it is still ahead.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from open_bench.events import (
+    Advanced,
+    Compiled,
+    Compiling,
+    Ended,
+    Evaluated,
+    Event,
+    Finished,
+    Generation,
+    Started,
+    Waiting,
+    Watcher,
+    Work,
+)
+from open_bench.text import duration
+
+PLAIN_SECONDS = 15.0  # between two lines about one part
+NOTEBOOK_SECONDS = 0.5  # between two pictures in a notebook
+Clock = Callable[[], float]
+
+
+def default_watcher(console: Console | None = None) -> Watcher:
+    """Bars where they can be drawn, in a terminal or a notebook; else lines. On stderr."""
+    console = console or Console(stderr=True)
+    if console.is_jupyter:
+        return notebook()
+    return bars(console) if console.is_terminal else lines(console)
+
+
+# --- the numbers ------------------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """How far the work is, counted from its events.
+
+    ``share`` (0 … 1) is of all env steps, or of all generations; ``seconds_left`` is NaN while nothing is known.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic):
+        self._clock = clock
+        self._begin(Started(""))
+
+    def _begin(self, started: Started) -> None:
+        self.started = started
+        self.since = self._clock()
+        self.now: Work | None = None  # the part at work
+        self.compiling = self.over = False
+        self.updates, self.at_work = 0.0, 0  # of each lifetime at work since it began; how many they are
+        self.seeds_done = 0  # of the part at work
+        self.waiting = 0
+        self.episode_return, self.diverged = math.nan, 0
+        self.row: dict[str, Any] = {}
+        self.evaluation = ""  # the latest stays in sight
+        self.generation = started.generations_done
+        self.lifetimes = 0  # of the generation at work
+        self.total = sum(work.lifetimes for work in started.work)  # of a generation
+        self._left: dict[str, float] = {
+            work.name: work.env_steps * (work.lifetimes - work.stored) for work in started.work
+        }
+        self._steps: dict[str, float] = {}  # made now, by part
+        self._seconds: dict[str, float] = {}  # that they took
+        self._compilations: list[float] = []
+        self._known_left, self._known_at = math.nan, self.since
+        self._idle = 0.0  # seconds of this generation that were compilation
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case Started():
+                self._begin(event)
+            case Compiling(work):
+                self.now, self.compiling, self.updates, self.seeds_done = work, True, 0.0, work.stored
+                self.episode_return, self.diverged, self.waiting = math.nan, 0, 0
+            case Compiled(_, seconds):
+                self.compiling = False
+                self._compilations.append(seconds)
+                self._idle += seconds
+            case Advanced():
+                self._advance(event)
+            case Finished(work, _):
+                self._left[work.name] = 0.0
+            case Waiting(parts):
+                self.waiting = parts
+            case Evaluated(lifetimes, total):
+                self.lifetimes, self.total, self.updates = lifetimes, total, 0.0
+            case Generation(row, seconds_left):
+                self._next_generation(row, seconds_left)
+            case Ended():
+                self.over = True
+
+    def _advance(self, event: Advanced) -> None:
+        work, each = event.work, event.updates / max(1, event.lifetimes)
+        self.now, self.at_work = work, event.lifetimes
+        self.updates += each
+        if not self.started.generations and self.updates >= work.updates:  # these seeds are done, the next begin
+            self.updates -= work.updates
+            self.seeds_done += event.lifetimes
+        self.episode_return, self.diverged = event.episode_return, event.diverged
+        steps = event.updates * work.env_steps / work.updates
+        self._left[work.name] = max(0.0, self._left.get(work.name, 0.0) - steps)
+        if event.seconds > 0:  # what a checkpoint held took no time now
+            self._steps[work.name] = self._steps.get(work.name, 0.0) + steps
+            self._seconds[work.name] = self._seconds.get(work.name, 0.0) + event.seconds
+
+    def _next_generation(self, row: dict[str, Any], seconds_left: float) -> None:
+        self.row, self.generation, self.lifetimes, self.updates = row, row["generation"], 0, 0.0
+        self.evaluation = evaluation_note(row) or self.evaluation
+        self._known_left, self._known_at, self._idle = seconds_left, self._clock(), 0.0
+
+    @property
+    def share(self) -> float:
+        if self.started.generations:
+            part = (self.lifetimes + self._begun()) / self.total if self.total else 0.0
+            return min(1.0, (self.generation + part) / self.started.generations)
+        total = sum(work.env_steps * work.lifetimes for work in self.started.work)
+        return 1.0 - sum(self._left.values()) / total if total else 0.0
+
+    @property
+    def finished(self) -> int:
+        """Parts of which nothing is left."""
+        return sum(left <= 0 for left in self._left.values())
+
+    @property
+    def seconds_left(self) -> float:
+        return self._generations_left() if self.started.generations else self._experiments_left()
+
+    def _experiments_left(self) -> float:
+        steps, seconds = sum(self._steps.values()), sum(self._seconds.values())
+        if not steps or not seconds:
+            return math.nan
+        slowness = {name: self._seconds[name] / self._steps[name] for name in self._steps}
+        training = sum(left * slowness.get(name, seconds / steps) for name, left in self._left.items())
+        ahead = sum(left > 0 and name not in self._steps for name, left in self._left.items())
+        compilation = sum(self._compilations) / len(self._compilations) if self._compilations else 0.0
+        return training + ahead * compilation
+
+    def _generations_left(self) -> float:
+        passed = self._clock() - self._known_at
+        if not math.isnan(self._known_left):
+            return max(0.0, self._known_left - passed)
+        ran, done = passed - self._idle, self.lifetimes + self._begun()
+        if not done or not self.total or ran <= 0:
+            return math.nan
+        wanted = (self.started.generations - self.generation) * self.total
+        return ran * (wanted - done) / done
+
+    def _begun(self) -> float:
+        """Lifetimes' worth of updates in those that are under way, where their events say so."""
+        return 0.0 if self.now is None else self.at_work * self.updates / self.now.updates
+
+    def interrupted(self) -> str:
+        """What to tell whoever stopped the work: what is stored, truthfully."""
+        if self.started.generations and not self.generation:
+            return "Interrupted before the first generation ended: nothing is stored yet."
+        if self.started.generations:
+            return f"Interrupted. Generation {self.generation} is stored; the same command goes on from there."
+        if self.started.work and not self._steps and not any(work.stored for work in self.started.work):
+            return "Interrupted before anything was trained: nothing is stored yet."
+        return "Interrupted. What was finished is stored; the same command goes on from here."
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def many(count: int, one: str) -> str:
+    """1, "seed" → "1 seed"; 2000, "seed" → "2,000 seeds"."""
+    return f"{count:,} {one}{'' if count == 1 else 's'}"
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """0, 1, 2, 7 → "0–2, 7"."""
+    found: list[list[int]] = []
+    for number in numbers:
+        if found and number == found[-1][-1] + 1:
+            found[-1] = [found[-1][0], number]
+        else:
+            found.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in found)
+
+
+def left_note(seconds: float) -> str:
+    """ "7.5 min left", "– left" where nothing is known."""
+    return f"{duration(seconds) or '–'} left"
+
+
+def plan_note(started: Started) -> str:
+    """What is ahead, such as "12 experiments, 4 seeds each"."""
+    if started.generations:
+        done = f", going on after generation {started.generations_done}" if started.generations_done else ""
+        return f"{many(started.generations, 'generation')}, θ has {many(started.parameters, 'number')}{done}"
+    wanted = {work.lifetimes for work in started.work}
+    total = sum(work.lifetimes for work in started.work)
+    seeds = f"{many(wanted.pop(), 'seed')} each" if len(wanted) == 1 else many(total, "lifetime")
+    stored = sum(work.stored for work in started.work)
+    return many(len(started.work), "experiment") + f", {seeds}" + (f", {stored:,} stored already" if stored else "")
+
+
+def plan_report(started: Started) -> str:
+    """All that is ahead, a line a part, for whoever wants to know before it begins."""
+    each = " a generation" if started.generations else ""
+    parts = [
+        f"  {work.label}: {many(work.lifetimes, 'lifetime')}{each} of {many(work.updates, 'update')} "
+        f"({work.env_steps:,} env steps)" + (f", {work.stored:,} stored already" if work.stored else "")
+        for work in started.work
+    ]
+    missing = sum(work.env_steps * (work.lifetimes - work.stored) for work in started.work)
+    missing *= started.generations - started.generations_done if started.generations else 1
+    guess = "" if started.seconds is None else f", about {duration(started.seconds)} on this machine"
+    return "\n".join([f"{started.title}: {plan_note(started)}", *parts, f"  ahead: {missing:,} env steps{guess}"])
+
+
+def fitness_note(row: dict[str, Any]) -> str:
+    """A generation's fitness: mean ± spread, best, and how many members failed."""
+    text = f"fitness {row['fitness_mean']:.4g} ± {row['fitness_std']:.2g}, best {row['fitness_best']:.4g}"
+    return text + "".join(f", {row[key]} {key}" for key in ("diverged", "unfinished") if row[key])
+
+
+def evaluation_note(row: dict[str, Any]) -> str:
+    """The mean θ against Adam on each environment; empty where it was not evaluated."""
+    environments = [key.removeprefix("return.") for key in row if key.startswith("return.")]
+    return "".join(
+        f"; mean θ on {name} {row[f'return.{name}']:.4g} (Adam {row[f'adam.{name}']:.4g})" for name in environments
+    )
+
+
+def return_note(episode_return: float, diverged: int) -> str:
+    """The latest returns, and how many lifetimes have failed."""
+    shown = "no episode finished yet" if math.isnan(episode_return) else f"return {episode_return:.4g}"
+    return shown + (f", {diverged} diverged" if diverged else "")
+
+
+def work_note(tally: Tally) -> str:
+    """Where the part at work is: updates of a lifetime, never summed over lifetimes."""
+    work = tally.now
+    if work is None or tally.compiling:
+        return "compiling"
+    text = f"{tally.updates:.0f} of {work.updates:,} updates"
+    if not tally.started.generations and work.lifetimes > 1:
+        text += f", {tally.seeds_done} of {many(work.lifetimes, 'seed')} done"
+    return f"{text}; {return_note(tally.episode_return, tally.diverged)}"
+
+
+def generation_note(tally: Tally) -> str:
+    """The last generation's fitness, and how far the present one is."""
+    parts = [fitness_note(tally.row) + tally.evaluation] if tally.row else []
+    if tally.total and not tally.over:
+        parts.append(f"{tally.lifetimes} of {many(tally.total, 'lifetime')}")
+    if not tally.row and tally.now is not None:
+        parts.append(f"{tally.now.label}: {'compiling' if tally.compiling else work_note(tally)}")
+    return "; ".join(parts) or "compiling"
+
+
+def picture(tally: Tally, width: int, elapsed: float) -> list[str]:
+    """The display as one or two lines of at most ``width`` characters: all of the work, then what is at work now."""
+    started = tally.started
+    if started.generations:
+        where = f"generation {tally.generation} of {started.generations}"
+        below = generation_note(tally)
+    elif tally.waiting:
+        where = f"{tally.finished} of {many(len(started.work), 'experiment')}"
+        below = f"waiting for another process that trains {tally.waiting} of these"
+    else:
+        where = f"{tally.finished} of {many(len(started.work), 'experiment')}"
+        below = f"{tally.now.label}: {work_note(tally)}" if tally.now else ""
+    time_left = left_note(tally.seconds_left)
+    end = f" {tally.share:4.0%}  {where}, {duration(elapsed)}, {time_left}"
+    short = f" {tally.share:4.0%}  {time_left}"
+    end = end if len(end) + 20 <= width else short
+    title = _cut(started.title, max(6, min(30, width - len(end) - 11)))
+    bar = _bar(tally.share, min(20, width - len(title) - len(end) - 1))
+    return [_cut(f"{title} {bar}{end}", width), *([_cut(f"  {below}", width)] if below else [])]
+
+
+def _bar(share: float, width: int) -> str:
+    full = int(share * max(0, width))
+    return "█" * full + "░" * (max(0, width) - full)
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
+
+
+# --- watchers ---------------------------------------------------------------------------------------------------------
+
+
+def bars(console: Console) -> Watcher:
+    """A watcher that draws in a terminal and leaves nothing behind."""
+    return _Bars(console)
+
+
+class _Bars:
+    def __init__(self, console: Console):
+        self._console, self._tally = console, Tally()
+        self._live: Live | None = None
+
+    def __call__(self, event: Event) -> None:
+        self._tally(event)
+        if isinstance(event, Ended):
+            self._stop()
+        elif self._live is None and isinstance(event, Started):
+            self._live = Live(console=self._console, get_renderable=self._draw, transient=True, refresh_per_second=4)
+            self._live.start()
+
+    def _stop(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _draw(self) -> Text:
+        drawn = picture(self._tally, self._console.width - 1, time.monotonic() - self._tally.since)
+        return Text("\n".join(drawn), no_wrap=True, overflow="crop")
+
+
+def notebook() -> Watcher:
+    """A watcher that draws below a notebook's cell, in place, without widgets."""
+    from IPython.display import display
+
+    tally, handle, drawn = Tally(), None, -math.inf
+
+    def watch(event: Event) -> None:
+        nonlocal handle, drawn
+        tally(event)
+        if time.monotonic() - drawn < NOTEBOOK_SECONDS and not isinstance(event, Started | Ended):
+            return
+        drawn = time.monotonic()
+        shown = {"text/plain": "\n".join(picture(tally, 100, drawn - tally.since))}
+        if handle is None or isinstance(event, Started):
+            handle = display(shown, raw=True, display_id=True)
+        elif handle is not None:
+            handle.update(shown, raw=True)
+
+    return watch
+
+
+def lines(console: Console, clock: Clock = time.monotonic) -> Watcher:
+    """A watcher for logs: a line at the start and end of each part, and one every so often between."""
+    return _Lines(console, clock)
+
+
+class _Lines:
+    def __init__(self, console: Console, clock: Clock):
+        self._console, self._clock, self._tally = console, clock, Tally(clock)
+        self._start, self._last, self._waited = clock(), -math.inf, False
+
+    def __call__(self, event: Event) -> None:
+        self._tally(event)
+        match event:
+            case Started(title):
+                self._say(f"{title}: {plan_note(event)}" if title else plan_note(event))
+                self._last = self._clock() if not event.generations else -math.inf
+            case Compiling(work, seeds) if seeds:
+                self._say(f"{work.label}: seeds {spans(seeds)}, {many(work.updates, 'update')}")
+                self._last = self._clock()
+            case Compiled(work, seconds) if self._tally.started.generations or seconds >= 5:
+                self._say(f"{work.label}: compiled in {seconds:.1f} s")
+            case Advanced(work) if not self._tally.started.generations:
+                self._sometimes(f"{work.label}: {work_note(self._tally)}; {self._tally.share:.0%} of all, ")
+            case Finished(work, trained) if not self._tally.started.generations:
+                note = return_note(self._tally.episode_return, self._tally.diverged) if trained else "stored already"
+                self._say(f"{work.label}: done, {note}")
+            case Waiting(parts) if not self._waited:
+                self._waited = True
+                self._say(f"waiting for another process that trains {parts} of these experiments")
+            case Advanced() | Evaluated() if not self._tally.row:
+                number = self._tally.generation + 1
+                where = f"generation {number}/{self._tally.started.generations}"
+                self._sometimes(f"{where}: {generation_note(self._tally)}, ")
+            case Generation(row):
+                self._generation(row)
+
+    def _generation(self, row: dict[str, Any]) -> None:
+        number, total = row["generation"], self._tally.started.generations
+        evaluation = evaluation_note(row)
+        text = f"generation {number}/{total}: {fitness_note(row)}{evaluation}"
+        if number == total:
+            self._say(text)
+        else:
+            self._sometimes(f"{text}, ", now=bool(evaluation))
+
+    def _sometimes(self, text: str, now: bool = False) -> None:
+        if now or self._clock() - self._last >= PLAIN_SECONDS:
+            self._last = self._clock()
+            known = self._tally.seconds_left
+            self._say(text + ("" if math.isnan(known) else "about ") + left_note(known))
+
+    def _say(self, text: str) -> None:
+        seconds = self._clock() - self._start
+        self._console.print(f"[{seconds:6.0f} s] {text}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,188 @@
+"""A task: an environment, an algorithm with its settings, and the length of a lifetime."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from open_bench.algorithms.base import Algorithm, AlgorithmConfig
+from open_bench.algorithms.registry import ALGORITHMS, RANDOM, build_config, code_identity, find_algorithm
+from open_bench.config import TrainingLength
+from open_bench.environments.base import Environment
+from open_bench.environments.config import EnvironmentConfig, Option
+from open_bench.environments.registry import load_environment, make_environment, read_files
+from open_bench.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What an optimizer is trained on in one experiment.
+
+    Attributes:
+        environment: with the options in force; its name says what differs from the one that ships.
+        algorithm: name of the algorithm.
+        settings: of the algorithm, as they are in force.
+        budget: name of the budget, or "steps-N" for any other length.
+        env_steps: length of a lifetime as asked for.
+        base: name of the environment before options and settings were changed: its tuned hyperparameters apply.
+    """
+
+    environment: EnvironmentConfig
+    algorithm: str
+    settings: AlgorithmConfig
+    budget: str
+    env_steps: int
+    base: str
+
+    @property
+    def name(self) -> str:
+        """The environment's name, with what differs."""
+        return self.environment.name
+
+    @property
+    def num_updates(self) -> int:
+        """Updates in a lifetime; raises UserError when there is not even one."""
+        per_update = self.settings.env_steps_per_update
+        updates = self.env_steps // per_update
+        if self.env_steps <= 0 or updates < 1:
+            raise UserError(
+                f"{self.env_steps} steps on {self.name} are fewer than one update of {self.algorithm}: it needs "
+                f"num_envs × num_steps = {self.settings.num_envs} × {self.settings.num_steps} = {per_update} env steps. "
+                "Ask for more steps, or make the rollout smaller with --set num_envs=… or --set num_steps=…"
+            )
+        if updates >= 2**31:
+            raise UserError(f"{self.env_steps} steps on {self.name} are {updates} updates, more than can be counted")
+        return updates
+
+    @property
+    def length(self) -> TrainingLength:
+        """A lifetime in the units that an optimizer may need."""
+        return self.settings.training_length(self.num_updates)
+
+    @property
+    def lifetime_steps(self) -> int:
+        """Env steps in a lifetime: whole updates only."""
+        return self.num_updates * self.settings.env_steps_per_update
+
+    @property
+    def nearest_budget(self) -> str:
+        """The task's budget when it is a named one, else that of the nearest length, by ratio: whose settings apply."""
+        budgets = self.environment.budgets
+        if self.budget in budgets:
+            return self.budget
+        return min(budgets, key=lambda name: abs(math.log(budgets[name] / self.env_steps)))
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything about the task that determines results, as JSON values."""
+        config = self.environment
+        return {
+            "environment": config.name,
+            **config.task_identity,
+            "environment_version": config.version,
+            "algorithm": self.algorithm,
+            **code_identity(self.algorithm),
+            "settings": json.loads(self.settings.model_dump_json()),
+            "num_updates": self.num_updates,
+        }
+
+    def make_environment(self) -> Environment:
+        """The environment."""
+        return make_environment(self.environment)
+
+    def make_algorithm(self) -> Algorithm:
+        """The algorithm on the environment."""
+        return find_algorithm(self.algorithm)(self.settings, self.make_environment())
+
+    def random(self) -> "Task":
+        """The same environment, copies, lengths and keys for the random policy."""
+        values = {"num_envs": self.settings.num_envs, "num_steps": self.settings.num_steps}
+        return dataclasses.replace(self, algorithm=RANDOM, settings=build_config(RANDOM, values, self.name))
+
+    @property
+    def lifetime_bytes(self) -> int:
+        """Rough memory of one lifetime: its rollout, kept, flattened and shuffled."""
+        environment = self.make_environment()
+        item = jnp.dtype(environment.observation_dtype).itemsize
+        return 4 * self.settings.env_steps_per_update * (environment.observation_size * item + 40) + (1 << 22)
+
+
+def make_task(
+    environment: Any,
+    *,
+    algorithm: str | None = None,
+    budget: str = "quick",
+    steps: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    options: Mapping[str, Option] | None = None,
+) -> Task:
+    """A task, with every name and value checked.
+
+    Args:
+        environment: whatever ``load_environment`` takes.
+        algorithm: in place of the environment's own.
+        budget: of a lifetime; ``steps`` (env steps) replaces it. As many steps as a budget has are that budget.
+        settings: settings of the algorithm to replace; the environment is renamed by them, so that results stay apart.
+        options: options of the environment to replace, likewise.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    config = load_environment(environment)
+    chosen = algorithm or config.algorithm
+    before = _settings(config, chosen)
+    after = build_config(chosen, {**before.model_dump(), **(settings or {})}, f"settings of {config.name} (--set)")
+    named = _renamed(config, before, after, {**config.options, **read_files(config, options or {})})
+    env_steps = config.budget_steps(budget) if steps is None else steps
+    find_algorithm(chosen).check(make_environment(named), named.name)
+    task = Task(named, chosen, after, _budget_name(config, env_steps), env_steps, config.name)
+    _ = task.num_updates  # too few steps are an error now
+    return task
+
+
+def _settings(config: EnvironmentConfig, algorithm: str) -> AlgorithmConfig:
+    """The environment's settings for an algorithm; an algorithm that does not ship has its defaults where none are."""
+    find_algorithm(algorithm)
+    if config.algorithms and algorithm in ALGORITHMS and algorithm not in config.algorithms:
+        find_algorithm(algorithm).check(make_environment(config), config.name)
+        raise UserError(
+            f"{config.name} has no settings for {algorithm} (it has {', '.join(config.algorithms)}): add a table "
+            f"[algorithms.{algorithm}] to a .toml of yours"
+        )
+    return build_config(algorithm, config.algorithms.get(algorithm, {}), f"{config.name}, [algorithms.{algorithm}]")
+
+
+def _budget_name(config: EnvironmentConfig, env_steps: int) -> str:
+    named = [name for name, steps in config.budgets.items() if steps == env_steps]
+    return named[0] if named else f"steps-{env_steps}"
+
+
+def _renamed(
+    config: EnvironmentConfig, before: AlgorithmConfig, after: AlgorithmConfig, options: Mapping[str, Option]
+) -> EnvironmentConfig:
+    """The configuration called ``name{options}[settings]`` by what differs.
+
+    With other settings the environment is the same, and so is its random policy; with other options it is not.
+    """
+    names = [
+        _difference(config.options, options, "{}"),
+        _difference(before.model_dump(), after.model_dump(), "[]"),
+    ]
+    if not any(names):
+        return config
+    return config.model_copy(update={"name": "".join([config.name, *names]), "options": dict(options)})
+
+
+def _difference(before: Mapping[str, Any], after: Mapping[str, Any], brackets: str) -> str:
+    new = [f"{key}={_short(after[key])}" for key in sorted(after) if key not in before or after[key] != before[key]]
+    return brackets[0] + ",".join(new) + brackets[1] if new else ""
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and "\n" in value:  # a map
+        return f"map-{hashlib.sha256(value.encode()).hexdigest()[:8]}"
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

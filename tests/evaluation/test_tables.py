@@ -1,0 +1,108 @@
+"""How a leaderboard looks in Markdown, as CSV and on a terminal."""
+
+import io
+
+import pandas as pd
+import pytest
+from leaderboards import FEW, RESULTS, SCALES, rendered
+from rich.console import Console
+from synthetic import NAN, make_returns, make_runs
+
+from open_bench.evaluation import tables, text
+from open_bench.evaluation.leaderboard import leaderboard
+
+
+def test_csv_reads_back(tmp_path):
+    made = leaderboard(make_runs(RESULTS), SCALES, resamples=FEW)
+    written = made.to_csv(tmp_path / "results" / "leaderboard.csv")
+    assert (tmp_path / "results" / "leaderboard.csv").read_text() == written
+    assert "\r" not in written
+    read = pd.read_csv(io.StringIO(written))
+    assert list(read) == list(made.table)
+    assert read["iqm"].tolist() == pytest.approx(made.table["iqm"].tolist(), rel=1e-5)
+
+
+def test_markdown_has_intervals_returns_and_notes():
+    made = leaderboard(make_runs(RESULTS), SCALES, resamples=FEW)
+    written = made.to_markdown()
+    lines = written.splitlines()
+    assert lines[0] == "### ppo · quick · protocol 1 · root seed 0"
+    low, high = made.table.loc[0, ["iqm_low", "iqm_high"]]
+    assert f"| 1 | lion | 1.25 [{low:.2f}, {high:.2f}] |" in written
+    assert "| P(better than adam) |" in lines[2]
+    assert "1 of 8" in next(line for line in lines if line.startswith("| 3 | sgd"))
+    assert "| optimizer | a | b |" in lines
+    assert "- a at quick: 1 of sgd diverged, counted with the random policy's return, 0" in lines
+    for block in written.split("\n\n"):
+        vmap_sizes = {line.count(" | ") for line in block.splitlines() if line.startswith("|")}
+        assert len(vmap_sizes) <= 1
+
+
+def test_markdown_without_scales_shows_no_empty_columns():
+    written = leaderboard(make_runs(RESULTS), {}, resamples=FEW).to_markdown()
+    assert "mean rank" in written
+    assert "IQM" not in written
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("environments", [1, 2, 7])
+def test_the_terminal_table_fits_and_loses_nothing(environments, width):
+    """No line is too long, nothing is cut off, and no number is broken over lines, in pipes (80) and narrow windows."""
+    names = [f"environment_{i}" for i in range(environments)]
+    optimizers = {"adam": 100, "open@a_rather_long_name_of_weights": 200}
+    runs = make_runs({(o, e): [v, v + 7] for o, v in optimizers.items() for e in names}, steps_per_second=1234567.0)
+    made = leaderboard(runs, make_returns(**dict.fromkeys(names, (0, 100))), resamples=FEW)
+    shown = rendered(made, width)
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= width
+    assert "…" not in shown
+    assert shown.count("103.5") == environments
+    assert all(name in shown for name in names)
+    assert text.interval(*made.table.loc[0, ["iqm", "iqm_low", "iqm_high"]]) in shown
+    assert shown.count("1,234,567") == 2
+
+
+def test_packed_tables_repeat_what_they_begin_with():
+    first = [tables.Column("name", ["x", "y"], "left")]
+    rest = [tables.Column(f"column{i}", ["123456789", "1"]) for i in range(5)]
+    console = Console(width=40, file=io.StringIO(), color_system=None)
+    found = tables.packed("", first, rest, 40)
+    assert [len(table.columns) for table in found] == [3, 3, 2]
+    for table in found:
+        console.print(table)
+    assert console.file.getvalue().count("123456789") == 5
+
+
+def test_single_seeds_as_a_table():
+    console = Console(width=60, file=io.StringIO(), color_system=None)
+    console.print(tables.rich_scores(make_runs({("adam", "a"): [8, None, NAN]}).scores))
+    lines = console.file.getvalue().splitlines()
+    assert lines[1].split() == ["0", "8.00", "4.00", "1,000"]
+    assert lines[2].split() == ["1", "1,000", "diverged"]
+    assert lines[3].split() == ["2", "1,000", "no", "episode"]
+    assert lines[-1].split() == ["mean", "8.00", "4.00", "of", "1", "of", "3"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [
+        ((0.934, 0.812, 1.041), "0.93 [0.81, 1.04]"),
+        ((6517.3, 6400.2, 6600.9), "6517 [6400, 6601]"),
+        ((167.09, 160.0, 170.0), "167.1 [160.0, 170.0]"),
+        ((0.5, NAN, NAN), "0.50"),
+        ((NAN, NAN, NAN), ""),
+    ],
+)
+def test_interval(numbers, shown):
+    assert text.interval(*numbers) == shown
+
+
+def test_durations():
+    assert [text.duration(s) for s in (0, 119, 120, 7200, 172_800, NAN)] == [
+        "0 s", "119 s", "2.0 min", "2.0 h", "2.0 days", "",
+    ]  # fmt: skip
+
+
+def test_short_forms():
+    assert [text.compact(x) for x in (0, 250, 500_000, 2_500_000, 1e9)] == ["0", "250", "500k", "2.5M", "1G"]
+    assert text.listed(["a", "b"]) == "a, b"
+    assert text.listed(list("abcdef"), 4) == "a, b, c, d and 2 more"

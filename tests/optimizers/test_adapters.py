@@ -14,9 +14,10 @@ import optax
 import optax.contrib
 import pytest
 
+from open_bench import plugins
 from open_bench.errors import UserError
 from open_bench.optimizers import OptimizerSpec, Search, TrainingLength, adapters, anneal, searchable
-from open_bench.optimizers.registry import resolve
+from open_bench.optimizers.resolve import resolve
 
 LENGTH = TrainingLength(4, 2, 2)
 PARAMS = {"actor": {"layer_00_dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "log_std": jnp.zeros(2)}}
@@ -47,7 +48,7 @@ def test_the_constructors_are_found() -> None:
 def test_all_of_optax_trains_or_is_refused_with_a_reason(path: str) -> None:
     """Three steps on a tiny agent: finite, some parameter moved, the same types; or a sentence that says why not."""
     try:
-        spec = resolve(f"optax.{path}")
+        spec = resolve(f"optax.{path}").spec
     except UserError as error:
         assert f"optax.{path} cannot be benchmarked: it " in str(error)
         assert path in adapters.REFUSED or ".scale_by_" in f".{path}"
@@ -55,7 +56,7 @@ def test_all_of_optax_trains_or_is_refused_with_a_reason(path: str) -> None:
 
     @jax.jit
     def lifetime(params: Any) -> Any:
-        optimizer = spec.make(length=LENGTH)
+        optimizer = spec.build(length=LENGTH)
         state = optimizer.init(params)
         for step in range(3):
             updates, state = optimizer.update(
@@ -83,7 +84,7 @@ def test_everything_else_in_optax_is_refused_too() -> None:
 
 @pytest.mark.parametrize("path", ["adabelief", "contrib.muon", "contrib.prodigy"])
 def test_numbers_of_optax_are_traced(path: str) -> None:
-    spec = resolve(f"optax.{path}")
+    spec = resolve(f"optax.{path}").spec
     for setting in spec.hyperparameters.values():
         assert setting.traced == isinstance(setting.default, float)
 
@@ -113,7 +114,7 @@ def with_spaces(learning_rate: float = 1e-2, decay: float = 0.9) -> Any:
 
 def sizes(spec: OptimizerSpec, **settings: Any) -> list[float]:
     """Size of the update of a unit gradient in each PPO update of a lifetime."""
-    optimizer = spec.make(length=LENGTH, **settings)
+    optimizer = spec.build(length=LENGTH, **settings)
     params = {"w": jnp.ones(())}
     state = optimizer.init(params)
     return [
@@ -169,7 +170,7 @@ def test_search_spaces_beside_a_function() -> None:
 )
 def test_functions_that_do_not_make_a_transformation_are_explained(function: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        adapters.from_value("mine", function).make(length=LENGTH)
+        adapters.from_value("mine", function).build(length=LENGTH)
 
 
 # --- schedule-free methods -------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def test_schedule_free_methods_act_at_x(value: Any) -> None:
     spec = adapters.from_value("free", value)
     assert spec.eval_params is not None
     assert all(setting.default is False for name, setting in spec.hyperparameters.items() if "anneal" in name)
-    optimizer = spec.make(length=LENGTH)
+    optimizer = spec.build(length=LENGTH)
     params, state = {"w": jnp.ones(3)}, optimizer.init({"w": jnp.ones(3)})
     for _ in range(3):
         updates, state = optimizer.update({"w": jnp.asarray([1.0, -0.5, 0.2])}, state, params)
@@ -197,7 +198,7 @@ def test_schedule_free_methods_act_at_x(value: Any) -> None:
 
 
 def test_other_methods_act_at_their_parameters() -> None:
-    assert resolve("optax.adabelief").eval_params is None
+    assert resolve("optax.adabelief").spec.eval_params is None
     assert adapters.from_value("x", optax.sgd(0.1)).eval_params is None
 
 
@@ -209,10 +210,10 @@ def test_objects_are_welcome_where_a_name_is() -> None:
     assert adapters.from_object(optax.contrib.muon).name == "optax.contrib.muon"
     with pytest.raises(UserError, match=r"optax.lbfgs cannot be benchmarked"):
         adapters.from_object(optax.lbfgs)
-    assert adapters.from_object(resolve("adam")) == resolve("adam")
+    assert adapters.from_object(resolve("adam").spec) is resolve("adam").spec
     spec = adapters.from_object(plain)
     assert spec.name == f"{__name__}:plain"
-    assert spec.digest == adapters.source_digest(sys.modules[__name__])
+    assert spec.digest == plugins.source_digest(sys.modules[__name__])
     with pytest.raises(UserError, match="is a int"):
         adapters.from_object(3)
 
@@ -260,14 +261,14 @@ def test_the_digest_sees_helpers_beside_the_file(folder: Path) -> None:
     for name, code in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(code)
-    digest = resolve("rule_of_mine:make").digest
+    digest = resolve("rule_of_mine:make").spec.digest
     assert digest
     for name, code in files.items():
         (folder / name).write_text(code + "# edited\n")
-        changed = resolve("rule_of_mine:make").digest != digest
+        changed = resolve("rule_of_mine:make").spec.digest != digest
         assert changed == (name != "unrelated.py"), name
         (folder / name).write_text(code)
-    assert resolve("rule_of_mine:make").digest == digest
+    assert resolve("rule_of_mine:make").spec.digest == digest
 
 
 def test_the_digest_of_a_package_stays_inside_it(folder: Path) -> None:
@@ -281,9 +282,9 @@ def test_the_digest_of_a_package_stays_inside_it(folder: Path) -> None:
     for name, code in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(code)
-    digest = resolve("my_package.rules:make").digest
+    digest = resolve("my_package.rules:make").spec.digest
     (folder / "my_package/helper.py").write_text("rate = 2.0\n")
-    assert resolve("my_package.rules:make").digest != digest
+    assert resolve("my_package.rules:make").spec.digest != digest
 
 
 def test_installed_modules_do_not_count_their_neighbors() -> None:
@@ -291,4 +292,4 @@ def test_installed_modules_do_not_count_their_neighbors() -> None:
     import six
 
     path = Path(six.__file__)
-    assert adapters._sources(path.resolve(), path.resolve().parent, "") == {path.resolve()}
+    assert plugins._sources(path.resolve(), path.resolve().parent, "") == {path.resolve()}

@@ -64,7 +64,7 @@ def read_vector(spec, vector):
 
 
 def make(name, theta=None, **hyperparameters):
-    return SPEC[name].make({"optimizer": random_theta(name) if theta is None else theta}, **hyperparameters)
+    return SPEC[name].build({"optimizer": random_theta(name) if theta is None else theta}, **hyperparameters)
 
 
 def agent(actor=(3, 4, 2), critic=(3, 4, 1), log_std=True, seed=0):
@@ -123,7 +123,7 @@ def replay(name):
     spec = SPEC[FILES[name]]
     theta = read_vector(spec, arrays["theta_flat"])
     spec.learned.validate(theta)
-    optimizer = spec.make({"optimizer": theta})
+    optimizer = spec.build({"optimizer": theta})
     params = before = nested(arrays, "params0/")
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     steps = []
@@ -311,7 +311,7 @@ def test_a_missing_key_or_missing_parameters_are_named():
     with pytest.raises(ValueError, match="parameters"):
         optimizer.update(gradients, optimizer.init(params), key=jax.random.key(0))
     with pytest.raises(ValueError, match="meta-parameters"):
-        SPEC["open"].make()
+        SPEC["open"].build()
 
 
 # --- Features ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from rich.text import Text
 from open_bench import config
 from open_bench.cli import console
 from open_bench.errors import UserError
-from open_bench.evaluation.text import compact
+from open_bench.text import compact
 
 Row = Mapping[str, str]  # heading → cell
 NARROWEST_TEXT = 24  # columns of a cell of words; with less, each row becomes a paragraph

@@ -24,8 +24,8 @@ from open_bench.algorithms import ppo as algorithm
 from open_bench.algorithms.actor_critic import make_agent
 from open_bench.algorithms.policy_losses import PPO
 from open_bench.config import PPOConfig
-from open_bench.environments.registry import make
 from open_bench.environments.base import Environment
+from open_bench.environments.registry import make
 from open_bench.environments.wrappers import VectorEnvironment
 from open_bench.errors import UserError
 from open_bench.experiments.execute import rows

@@ -8,36 +8,12 @@ import numpy as np
 import pytest
 from tiny import SEEDS, UPDATES, equal, lifetime_of
 
-<<<<<<< HEAD
-import open_bench
-from open_bench.algorithms import ppo as algorithm
-from open_bench.algorithms.actor_critic import make_agent
-from open_bench.algorithms.policy_losses import PPO
-from open_bench.config import PPOConfig
-from open_bench.environments.base import Environment
-from open_bench.environments.registry import make
-from open_bench.environments.wrappers import VectorEnvironment
-from open_bench.errors import UserError
-from open_bench.experiments.execute import rows
-from open_bench.training import devices
-from open_bench.training import mesh as parallel
-from open_bench.training.keys import PURPOSES, lifetime_keys, stream
-from open_bench.training.lifetime import (
-    MAX_CURVE_POINTS,
-    Lifetime,
-    LifetimeState,
-    curve_ends,
-    final_window,
-    make_lifetime,
-)
-=======
 from open_bench.algorithms.ppo import PPOConfig
 from open_bench.algorithms.pqn import PQNConfig
 from open_bench.environments.registry import make
 from open_bench.training.keys import lifetime_keys
 from open_bench.training.lifetime import Lifetime
 from open_bench.training.mesh import Program, compile_program
->>>>>>> tcore
 
 CONFIGS = {
     "ppo": PPOConfig(num_envs=4, num_steps=16, update_epochs=2, num_minibatches=2, hidden=(8, 8)),

@@ -48,9 +48,12 @@ class Listing:
         return Group(body, *(Text(hint, style="dim") for hint in self.hints))
 
     def _narrowest(self) -> int:
-        headings = list(self.rows[0]) if self.rows else []
-        longest = {name: max(len(name), *(len(row[name]) for row in self.rows)) for name in headings}
-        return sum(min(size, NARROWEST_TEXT) if name in self.prose else size + 1 for name, size in longest.items())
+        total = 0
+        for index, name in enumerate(self.rows[0] if self.rows else ()):
+            cells = [name, *(row[name] for row in self.rows), *(self.heads if index == 0 else ())]
+            longest = max(map(len, cells))
+            total += 1 + (min(longest, NARROWEST_TEXT) if name in self.prose else longest)
+        return total
 
     def _table(self) -> Table:
         table = Table(header_style="bold", box=None, pad_edge=False)

@@ -1,10 +1,11 @@
-"""open-bench: compare optimizers for reinforcement learning on one PPO harness.
+"""open-bench: compare optimizers for reinforcement learning in one harness.
 
-Importing does no work: the functions load what they need when they are called.
+``train`` one optimizer, ``compare`` several, ``meta_train`` a learned one, ``generalize``; ``load_runs``,
+``load_agent`` and ``leaderboard`` read what is stored. Importing does no work: functions load what they need.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import importlib as _importlib
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from open_bench.api import compare, generalize, leaderboard, load_runs, meta_train, train
@@ -38,7 +39,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(_importlib.import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("open-bench")
     raise AttributeError(f"module 'open_bench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "__doc__", "__name__"]

@@ -1,6 +1,7 @@
 """The public functions. The command line calls these and prints what they return."""
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +129,7 @@ def _session(
     study: StudyConfig, steps: int | None, settings: Mapping[str, Any] | None, execution: Execution,
     where: Mapping[str, Any], ranked: bool = True,
 ) -> "Session":  # fmt: skip
+    quiet_xla()
     from open_bench.experiments.session import Session
 
     session = Session(study, steps, settings, _execution(execution, where), ranked)
@@ -171,6 +173,7 @@ def meta_train(
     Raises:
         UserError: whatever the request has wrong, before anything is compiled.
     """
+    quiet_xla()
     from open_bench.meta_training.start import start
 
     fields = {field.name for field in dataclasses.fields(Execution)} - {"vmap_size"}
@@ -215,6 +218,7 @@ def generalize(
     Raises:
         UserError: whatever the request has wrong, before anything trains.
     """
+    quiet_xla()
     from open_bench.generalization.run import study
 
     named = (
@@ -244,6 +248,11 @@ def leaderboard(results: str | Path = "results", budget: str | None = None) -> "
     from open_bench.experiments.session import write_board
 
     return write_board(Path(results), load_runs(results), budget)
+
+
+def quiet_xla() -> None:
+    """XLA logs what no user can act on, such as tuning flags of cached programs. Must come before JAX is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def _execution(execution: Execution, where: Mapping[str, Any]) -> Execution:

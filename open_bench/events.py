@@ -39,6 +39,7 @@ class Started:
     generations: int = 0
     generations_done: int = 0
     parameters: int = 0  # numbers in θ, where θ is evolved
+    seconds: float | None = None  # rough, for all that is missing; None where it cannot be guessed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Advanced:
-    """``updates`` more were made, summed over the ``lifetimes`` at work; their mean return (NaN where none is known)."""
+    """``updates`` more were made, summed over the ``lifetimes`` at work, whose mean return may be NaN: not known."""
 
     work: Work
     updates: int

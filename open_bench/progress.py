@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from open_bench.evaluation.text import duration
 from open_bench.events import (
     Advanced,
     Compiled,
@@ -29,6 +28,7 @@ from open_bench.events import (
     Watcher,
     Work,
 )
+from open_bench.text import duration
 
 PLAIN_SECONDS = 15.0  # between two lines about one part
 NOTEBOOK_SECONDS = 0.5  # between two pictures in a notebook
@@ -68,8 +68,11 @@ class Tally:
         self.row: dict[str, Any] = {}
         self.evaluation = ""  # the latest stays in sight
         self.generation = started.generations_done
-        self.lifetimes, self.total = 0, 0  # of the generation at work
-        self._left = {work.name: work.env_steps * (work.lifetimes - work.stored) for work in started.work}
+        self.lifetimes = 0  # of the generation at work
+        self.total = sum(work.lifetimes for work in started.work)  # of a generation
+        self._left: dict[str, float] = {
+            work.name: work.env_steps * (work.lifetimes - work.stored) for work in started.work
+        }
         self._steps: dict[str, float] = {}  # made now, by part
         self._seconds: dict[str, float] = {}  # that they took
         self._compilations: list[float] = []
@@ -207,6 +210,20 @@ def plan_note(started: Started) -> str:
     return many(len(started.work), "experiment") + f", {seeds}" + (f", {stored:,} stored already" if stored else "")
 
 
+def plan_report(started: Started) -> str:
+    """All that is ahead, a line a part, for whoever wants to know before it begins."""
+    each = " a generation" if started.generations else ""
+    parts = [
+        f"  {work.label}: {many(work.lifetimes, 'lifetime')}{each} of {many(work.updates, 'update')} "
+        f"({work.env_steps:,} env steps)" + (f", {work.stored:,} stored already" if work.stored else "")
+        for work in started.work
+    ]
+    missing = sum(work.env_steps * (work.lifetimes - work.stored) for work in started.work)
+    missing *= started.generations - started.generations_done if started.generations else 1
+    guess = "" if started.seconds is None else f", about {duration(started.seconds)} on this machine"
+    return "\n".join([f"{started.title}: {plan_note(started)}", *parts, f"  ahead: {missing:,} env steps{guess}"])
+
+
 def fitness_note(row: dict[str, Any]) -> str:
     """A generation's fitness: mean ± spread, best, and how many members failed."""
     text = f"fitness {row['fitness_mean']:.4g} ± {row['fitness_std']:.2g}, best {row['fitness_best']:.4g}"
@@ -288,16 +305,15 @@ def bars(console: Console) -> Watcher:
 
 class _Bars:
     def __init__(self, console: Console):
-        self._console, self._tally, self._live = console, Tally(), None
+        self._console, self._tally = console, Tally()
+        self._live: Live | None = None
 
     def __call__(self, event: Event) -> None:
         self._tally(event)
         if isinstance(event, Ended):
             self._stop()
         elif self._live is None and isinstance(event, Started):
-            self._live: Live | None = Live(
-                console=self._console, get_renderable=self._draw, transient=True, refresh_per_second=4
-            )
+            self._live = Live(console=self._console, get_renderable=self._draw, transient=True, refresh_per_second=4)
             self._live.start()
 
     def _stop(self) -> None:

@@ -20,7 +20,7 @@ import open_bench
 from open_bench.cli import main as cli
 from open_bench.cli.console import MetaBars, MetaLines
 from open_bench.errors import UserError
-from open_bench.evaluation.figures import png
+from open_bench.evaluation.style import png
 from open_bench.meta_training.evolution import Progress
 from open_bench.meta_training.figure import history_figure, save_history
 from open_bench.meta_training.logging import Figure, TensorBoard, Watched, WeightsAndBiases, scalars

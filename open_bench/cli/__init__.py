@@ -1,1 +1,1 @@
-"""The command line: parse, call one function, print."""
+"""The command line. Each command parses, calls one function, and prints what it returns."""

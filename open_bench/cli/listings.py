@@ -1,37 +1,133 @@
-"""Tables of what there is: optimizers, environments, studies, recipes for meta-training, weights."""
+"""What there is, as tables for people and as JSON for programs."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from open_bench import config, files
-from open_bench.environments.registry import identifiers, load_environment
+from open_bench import config
+from open_bench.cli import console
 from open_bench.errors import UserError
-from open_bench.evaluation.baseline_returns import BaselineReturn, EnvironmentReturns, load_references
-from open_bench.generalization.study import load_preset, make_points
-from open_bench.optimizers import available
-from open_bench.optimizers.registry import resolve
+from open_bench.text import compact
+
+Row = Mapping[str, str]  # heading → cell
+NARROWEST_TEXT = 24  # columns of a cell of words; with less, each row becomes a paragraph
 
 
-def optimizers() -> Group:
-    """Registered optimizers, a line each."""
-    table = _table("optimizer", "what it is", "policy_loss", "source")
-    for name in available():
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """Rows twice: as JSON values, and as the cells of a table.
+
+    Attributes:
+        values: for programs.
+        rows: for people; the first cell is the name, and stays whole, as it is there to be copied.
+        prose: headings of cells of words, which may be broken over lines; numbers never are.
+        heads: a heading above each row's group, "" where it has none.
+        hints: lines below.
+    """
+
+    values: Sequence[Mapping[str, Any]]
+    rows: Sequence[Row]
+    prose: frozenset[str] = frozenset()
+    heads: Sequence[str] = ()
+    hints: Sequence[str] = ()
+
+    def print(self, as_json: bool) -> None:
+        """Print it the one way or the other."""
+        if as_json:
+            console.show_json(list(self.values))
+        else:
+            console.show(self.drawn(console.width()))
+
+    def drawn(self, width: int) -> Group:
+        """A table, or paragraphs where a table would break numbers apart."""
+        body = self._table() if self._narrowest() <= width else self._paragraphs()
+        return Group(body, *(Text(hint, style="dim") for hint in self.hints))
+
+    def _narrowest(self) -> int:
+        total = 0
+        for index, name in enumerate(self.rows[0] if self.rows else ()):
+            cells = [name, *(row[name] for row in self.rows), *(self.heads if index == 0 else ())]
+            longest = max(map(len, cells))
+            total += 1 + (min(longest, NARROWEST_TEXT) if name in self.prose else longest)
+        return total
+
+    def _table(self) -> Table:
+        table = Table(header_style="bold", box=None, pad_edge=False)
+        for heading in self.rows[0] if self.rows else ():
+            table.add_column(heading, overflow="fold", no_wrap=heading not in self.prose)
+        for head, row in self._grouped():
+            if head:
+                table.add_row(Text(head, style="bold"))
+            table.add_row(*map(Text, row.values()))
+        return table
+
+    def _paragraphs(self) -> Text:
+        text = Text()
+        for head, row in self._grouped():
+            name, *rest = row.items()
+            text.append(f"{head}\n" if head else "", style="bold").append(f"{name[1]}\n", style="bold")
+            facts = [f"{heading}: {cell}" for heading, cell in rest if cell and heading not in self.prose]
+            words = [f"  {cell}\n" for heading, cell in rest if cell and heading in self.prose]
+            text.append("".join(words)).append("".join(f"  {fact}\n" for fact in facts))
+        return text
+
+    def _grouped(self) -> list[tuple[str, Row]]:
+        heads = list(self.heads) or [""] * len(self.rows)
+        new = [head if index == 0 or head != heads[index - 1] else "" for index, head in enumerate(heads)]
+        return list(zip(new, self.rows, strict=True))
+
+
+def optimizers() -> Listing:
+    """Registered optimizers, plug-ins included."""
+    from open_bench.optimizers import names, registry
+
+    values: list[dict[str, Any]] = []
+    for name in registry.available():
         try:
-            spec = resolve(name)
+            spec = registry.find(names.parse(name))
         except UserError as error:
-            table.add_row(name, f"cannot be used: {error}", "", "")
+            values.append({"name": name, "error": str(error)})
             continue
-        table.add_row(name, spec.description, spec.policy_loss.name, spec.citation)
+        values.append(
+            {"name": name, "description": spec.description, "policy_loss": spec.policy_loss.name,
+             "learned": spec.needs_theta, "citation": spec.citation,
+             "hyperparameters": {key: each.default for key, each in spec.hyperparameters.items()}}
+        )  # fmt: skip
+    rows = [
+        {"optimizer": value["name"], "what it is": value.get("description") or f"cannot be used: {value['error']}",
+         "policy loss": value.get("policy_loss", ""), "source": value.get("citation", "")}
+        for value in values
+    ]  # fmt: skip
     hint = (
         "Also: optax.NAME for anything in optax, package.module:attribute, settings as in adam:learning_rate=1e-3, "
         "another policy loss as in lion+dpo, and weights as in open@FILE."
     )
-    return Group(table, Text(hint, style="dim"))
+    return Listing(values, rows, frozenset({"what it is", "source"}), hints=[hint])
+
+
+def algorithms() -> Listing:
+    """Algorithms that learn, plug-ins included."""
+    from open_bench.algorithms.registry import available, find_algorithm
+
+    values: list[dict[str, Any]] = []
+    for name in available():
+        found = find_algorithm(name)
+        settings = {key: each.default for key, each in found.Config.model_fields.items()}
+        values.append(
+            {"name": name, "description": found.description, "policy_loss": found.has_policy_loss,
+             "acting_network": found.acting_network, "settings": settings, "citation": found.citation}
+        )  # fmt: skip
+    rows = [
+        {"algorithm": value["name"], "what it is": value["description"],
+         "policy loss": "yes" if value["policy_loss"] else "none", "source": value["citation"]}
+        for value in values
+    ]  # fmt: skip
+    hint = "Used as in: openbench train adam -e cartpole --algorithm NAME; or a class of yours as module:Class."
+    return Listing(values, rows, frozenset({"what it is", "source"}), hints=[hint])
 
 
 FAMILIES = {
@@ -46,107 +142,132 @@ FAMILIES = {
 BUDGETS = ("quick", "short", "full")
 
 
-def environments() -> Group:
+def environments() -> Listing:
     """Shipped environments by family: each budget's env steps and, where it is known, Adam's return there."""
-    references = load_references(files.baselines_dir() / "returns")
+    from open_bench.environments.registry import identifiers, load_environment
+    from open_bench.evaluation.baseline_returns import load_baseline_returns, returns_of
+
+    baseline = load_baseline_returns()
     shipped = [load_environment(name) for name in config.shipped("environments")]
-    families = dict.fromkeys([*FAMILIES, *(environment.family for environment in shipped)])
-    table = _table("environment", *BUDGETS, "random")
-    for family in families:
-        members = [environment for environment in shipped if environment.family == family]
-        if members:
-            table.add_row(Text(FAMILIES.get(family, family), style="bold"))
-        for environment in members:
-            known = references.get(environment.name) or EnvironmentReturns(environment.name)
-            budgets = [_budget(environment.budgets.get(name), known.reference.get(name)) for name in BUDGETS]
-            random = f"{known.random.final_return.mean:.4g}" if known.random else "–"
-            table.add_row(f"  {environment.name}", *budgets, random)
-        table.add_section()
+    order = list(dict.fromkeys([*FAMILIES, *(each.family for each in shipped)]))
+    values, rows, heads = [], [], []
+    for each in sorted(shipped, key=lambda each: order.index(each.family)):
+        known = returns_of(baseline, each.name)
+        adam = {name: known.adam(each.algorithm, name) for name in each.budgets}
+        random = known.random.final_return.mean if known.random else None
+        values.append(
+            {"name": each.name, "family": each.family, "description": each.description, "algorithm": each.algorithm,
+             "budgets": each.budgets, "random": random,
+             "adam": {name: found.final_return.mean for name, found in adam.items() if found}}
+        )  # fmt: skip
+        budgets = {name: _budget(each.budgets.get(name), adam.get(name)) for name in BUDGETS}
+        rows.append({"environment": f"  {each.name}", **budgets, "random": "–" if random is None else f"{random:.4g}"})
+        heads.append(FAMILIES.get(each.family, each.family))
     hints = (
         "Budgets in env steps, with the final return of Adam where it is known: measured, or published where marked *.",
-        f"Any gymnax id works with default PPO settings: {', '.join(identifiers('gymnax'))}.",
+        f"Any gymnax id works with default settings: {', '.join(identifiers('gymnax'))}.",
         f"Any Brax task works as brax/TASK or brax/TASK/BACKEND: {', '.join(identifiers('brax'))}.",
     )
-    return Group(table, *(Text(hint, style="dim") for hint in hints))
+    return Listing(values, rows, heads=heads, hints=hints)
 
 
-def _budget(steps: int | None, reference: BaselineReturn | None) -> str:
-    """Env steps and the reference return, such as "300k: 9.686"."""
+def _budget(steps: int | None, adam: Any) -> str:
+    """Env steps and Adam's return, such as "300k: 9.686"."""
     if steps is None:
         return "–"
-    mark = "*" if reference is not None and reference.origin == "published" else ""
-    return f"{_compact(steps)}: {reference.final_return.mean:.4g}{mark}" if reference is not None else _compact(steps)
+    mark = "*" if adam is not None and adam.origin == "published" else ""
+    return compact(steps) if adam is None else f"{compact(steps)}: {adam.final_return.mean:.4g}{mark}"
 
 
-def _compact(steps: int) -> str:
-    """300000 → "300k", 1000000 → "1M"."""
-    return f"{steps / 1e6:g}M" if steps >= 1_000_000 else f"{steps / 1e3:g}k"
+KINDS = ("compare", "meta-training", "generalization")
 
 
-def studies() -> Table:
-    """Shipped studies."""
-    table = _table("study", "what it is", "budget", "seeds", "optimizers", "environments")
-    for name in config.shipped("studies"):
-        study = config.load_study(name)
-        table.add_row(
-            name, study.description, study.budget, str(study.num_seeds),
-            ", ".join(study.optimizers), ", ".join(study.environments),
-        )  # fmt: skip
-    return table
+def studies(kinds: Sequence[str] = KINDS) -> Listing:
+    """Shipped studies of some kinds."""
+    found = {"compare": _comparisons, "meta-training": _meta_trainings, "generalization": _generalizations}
+    listed = [(kind, *each) for kind in kinds for each in found[kind]()]
+    values = [{"kind": kind, **each.model_dump(mode="json")} for kind, each, _ in listed]
+    rows = [
+        {"study": each.name, "kind": kind, "what it is": each.description, "what it holds": holds}
+        for kind, each, holds in listed
+    ]
+    hints = [
+        "Used as in: openbench compare STUDY, openbench meta-train open --study STUDY -e ENVIRONMENT, "
+        "openbench generalize open --study STUDY; or the path of a .toml of yours."
+    ]
+    return Listing(values, rows, frozenset({"what it is", "what it holds"}), hints=hints)
 
 
-def recipes() -> Group:
-    """Shipped recipes for meta-training."""
-    table = _table("recipe", "what it is", "how")
+def _comparisons() -> list[tuple[Any, str]]:
+    found = [config.load_study(name) for name in config.shipped("studies")]
+    return [
+        (each, f"{', '.join(each.optimizers)} on {', '.join(each.environments)}: {each.budget}, {each.num_seeds} seeds")
+        for each in found
+    ]
+
+
+def _meta_trainings() -> list[tuple[Any, str]]:
+    from open_bench.meta_training.spec import load_meta
+
+    listed = []
     for name in config.shipped("meta"):
-        recipe = config.load_meta(name)
-        lifetime = f"{_compact(recipe.env_steps)} steps" if recipe.env_steps else recipe.budget
-        where = ", ".join(recipe.environments) or "yours"
-        how = f"{where}: {lifetime}; {recipe.population} × {recipe.generations} generations, {recipe.strategy}"
-        table.add_row(name, recipe.description, how)
-    return Group(table, Text("Used as in: openbench meta-train open --config NAME -e ENVIRONMENT", style="dim"))
+        each = load_meta(name)
+        lifetime = f"{compact(each.env_steps)} env steps" if each.env_steps else each.budget
+        where = ", ".join(each.environments) or "environments of yours"
+        members = f"{each.population} × {each.generations} generations"
+        listed.append((each.model_copy(update={"name": name}), f"{where}: {lifetime}; {members}, {each.strategy}"))
+    return listed
 
 
-def presets() -> Table:
-    """Shipped presets of generalization studies, with their axes and the number of tasks."""
-    table = _table("preset", "what it is", "seeds", "tasks", "axes")
+def _generalizations() -> list[tuple[Any, str]]:
+    from open_bench.generalization.study import load_preset, make_points
+
+    listed = []
     for name in config.shipped("generalize"):
-        preset = load_preset(name)
-        points = make_points(preset)
+        each = load_preset(name)
+        points = make_points(each)
         axes = ", ".join(dict.fromkeys(point.axis for point in points))
         tasks = len({point.key for point in points})
-        table.add_row(name, preset.description, str(preset.num_seeds), str(tasks), axes)
-    return table
+        listed.append((each, f"{axes}: {tasks} tasks, {each.num_seeds} seeds"))
+    return listed
 
 
-def weights_table(listed: Sequence[Any], library: Path) -> Group:
-    """Named weights, a line each; ``listed`` are ``weights.Listed``."""
-    table = _table("name", "kind", "parameters", "hash", "place", "")
-    for item in listed:
-        facts = (
-            f"{item.parameters:,}" if item.parameters else "",
-            (item.hash or "")[:12],
-            item.place,
-            item.error or "",
-        )
-        table.add_row(item.name, item.kind, *facts)
-    return Group(table, Text(f"Your library: {library}", style="dim", overflow="fold"))
+def weights() -> Listing:
+    """Named weights: those that ship, then those in the user's library."""
+    from open_bench.weights import library
+
+    listed = library.list_weights()
+    values = [{**each._asdict(), "path": str(each.path), "metadata": dict(each.metadata)} for each in listed]
+    rows = [
+        {"name": each.name, "optimizer": each.belongs_to, "hash": (each.hash or "")[:12], "place": each.place,
+         "parameters": f"{each.parameters:,}" if each.parameters else "",
+         "trained on": each.error or ", ".join(each.metadata.get("environments") or ())}
+        for each in listed
+    ]  # fmt: skip
+    return Listing(
+        values, rows, frozenset({"optimizer", "trained on"}), hints=[f"Your library: {library.library_dir()}"]
+    )
 
 
 def weights_report(report: Mapping[str, Any]) -> Group:
-    """What ``weights.inspect`` found."""
+    """What ``library.inspect`` found: facts, metadata, a line an array."""
     lines = [f"{report['kind']}, {report['parameters']:,} numbers", f"hash {report['hash'] or '(known once imported)'}"]
     if report.get("belongs_to"):
-        lines.append(f"the size of {report['belongs_to']}")
-    lines += [f"{key}: {value}" for key, value in sorted(report["metadata"].items())]
-    table = _table("array", "shape")
-    for name, shape in report["arrays"].items():
-        table.add_row(name or "(flat vector)", " × ".join(map(str, shape)))
-    return Group(Text(str(report["path"]), style="bold"), *(Text(line) for line in lines), table)
+        lines.append(f"weights of {report['belongs_to']}")
+    lines += [f"{key}: {value}" for key, value in _flat(report["metadata"])]
+    arrays = [
+        {"array": name or "(flat vector)", "shape": " × ".join(map(str, shape))}
+        for name, shape in report["arrays"].items()
+    ]
+    return Group(Text(str(report["path"]), style="bold"), *map(Text, lines), Listing([], arrays).drawn(console.width()))
 
 
-def _table(*columns: str) -> Table:
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for index, column in enumerate(columns):  # names come first and are there to be copied, so they stay whole
-        table.add_column(column, overflow="fold", no_wrap=index == 0)
-    return table
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested metadata as (dotted key, text), sorted."""
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+        return [pair for index, each in enumerate(value) for pair in _flat(each, f"{prefix}.{index}")]
+    if isinstance(value, Mapping) and (value or not prefix):
+        below = sorted(value.items(), key=lambda pair: str(pair[0]))
+        return [pair for key, each in below for pair in _flat(each, f"{prefix}.{key}" if prefix else str(key))]
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return [(prefix, text if text and value not in (None, {}) else "–")]

@@ -11,6 +11,7 @@ from open_bench.environments.base import episodes_per_copy
 from open_bench.errors import UserError
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.store import Store
+from open_bench.text import duration
 from open_bench.training.task import Task
 
 LONG_SECONDS = 3_600.0  # work that is longer is announced
@@ -67,21 +68,20 @@ def estimate(
 def _part(experiment: Experiment, num_seeds: int, store: Store, devices: Sequence[jax.Device]) -> Part:
     task = experiment.task
     missing = num_seeds - sum(seed < num_seeds for seed in store.seeds(experiment))
-    seconds = lifetime_seconds(experiment, devices)
+    optimizer = experiment.optimizer
+    seconds = lifetime_seconds(task, optimizer is not None and optimizer.spec.learned is not None, devices)
     if seconds is not None:
         at_once = min(len(devices), max(1, missing))
         seconds = missing * seconds / at_once + (COMPILE_SECONDS if missing else 0.0)
     return Part(task.name, experiment.label, task.num_updates, task.lifetime_steps, missing, seconds)
 
 
-def lifetime_seconds(experiment: Experiment, devices: Sequence[jax.Device]) -> float | None:
+def lifetime_seconds(task: Task, learned: bool, devices: Sequence[jax.Device]) -> float | None:
     """Rough duration of one lifetime on one CPU device; None on accelerators."""
     if devices[0].platform != "cpu":
         return None
-    task, optimizer = experiment.task, experiment.optimizer
     whole_machine = task.make_environment().cpu_steps_per_second  # of two cores
     speed = whole_machine / 2 if whole_machine else CPU_STEPS_PER_SECOND
-    learned = optimizer is not None and optimizer.spec.learned is not None
     return task.lifetime_steps / speed * (LEARNED_FACTOR if learned else 1.0)
 
 
@@ -94,7 +94,7 @@ def announce(ahead: Estimate, experiments: Sequence[Experiment], devices: Sequen
     if ahead.seconds is not None and ahead.seconds > LONG_SECONDS:
         warnings.warn(
             f"{ahead.lifetimes:,} lifetimes with {ahead.env_steps:,} env steps are ahead: about "
-            f"{in_words(ahead.seconds)} on this CPU. Fewer --seeds or --steps take less; what is finished is kept if "
+            f"{duration(ahead.seconds)} on this CPU. Fewer --seeds or --steps take less; what is finished is kept if "
             "you interrupt it",
             stacklevel=3,
         )
@@ -124,11 +124,3 @@ def _check_memory(experiment: Experiment, devices: Sequence[jax.Device]) -> None
             f"{needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}: lower --vmap-size, or num_envs and "
             "num_steps with --set"
         )
-
-
-def in_words(seconds: float) -> str:
-    """7200 → "2.0 hours"."""
-    for unit, length in (("years", 31_557_600), ("days", 86_400), ("hours", 3_600)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds / 60:.0f} minutes"

@@ -1,6 +1,7 @@
 """Running the missing seeds of a list of experiments, sharing the work with other processes through locks."""
 
 import contextlib
+import functools
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from open_bench.events import (
 )
 from open_bench.experiments.agents import saved_agents
 from open_bench.experiments.checkpoint import BatchCheckpoint, remove_batches
+from open_bench.experiments.estimate import estimate
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.provenance import provenance
 from open_bench.experiments.store import Store
@@ -56,7 +58,8 @@ def execute(
         _warn_of_absent_agents(experiments, num_seeds, store)
     run = _Run(num_seeds, store, devices, watcher, save_agents, checkpoint_seconds)
     with stream(watcher):
-        watcher(Started(title, tuple(run.work(each) for each in experiments)))
+        ahead = estimate(experiments, num_seeds, store, devices).seconds if run.leader else None
+        watcher(Started(title, tuple(run.work(each) for each in experiments), seconds=ahead))
         pending = list(experiments)
         while pending:
             left = [each for each in pending if not run.attend(each)]
@@ -64,6 +67,12 @@ def execute(
                 watcher(Waiting(len(left)))
                 time.sleep(0.5)
             pending = left
+
+
+def tell(watcher: Watcher, work: Work, segment: runner.Segment) -> None:
+    """Tell a watcher what was made of a part between two looks at the devices."""
+    updates = segment.updates * segment.lifetimes
+    watcher(Advanced(work, updates, segment.lifetimes, segment.episode_return, segment.diverged, segment.seconds))
 
 
 @contextlib.contextmanager
@@ -140,13 +149,13 @@ class _Run:
             seeds = [missing[index] for index in indices]
             return BatchCheckpoint(folder, seeds, self.checkpoint_seconds) if self.leader else None
 
-        def show(segment: runner.Segment) -> None:
-            updates = segment.updates * segment.lifetimes
-            told = (updates, segment.lifetimes, segment.episode_return, segment.diverged, segment.seconds)
-            self.watcher(Advanced(work, *told))
-
         batches = runner.run_lifetimes(
-            program, experiment.keys(missing), experiment.inputs, show, checkpoint, self.save_agents
+            program,
+            experiment.keys(missing),
+            experiment.inputs,
+            functools.partial(tell, self.watcher, work),
+            checkpoint,
+            self.save_agents,
         )
         for batch in batches:
             seeds = [missing[index] for index in batch.indices]

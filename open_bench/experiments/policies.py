@@ -1,7 +1,7 @@
 """Trained agents of a results folder, as policies to look at."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,41 @@ import jax
 
 from open_bench.algorithms.registry import RANDOM, build_config
 from open_bench.environments.config import EnvironmentConfig
+from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError
 from open_bench.experiments.agents import load_agent
 from open_bench.experiments.store import EXPERIMENTS, Store
 from open_bench.optimizers import names
-from open_bench.training.task import Task
+from open_bench.training.keys import lifetime_keys, stream
+from open_bench.training.task import Task, make_task
 
 Policy = Callable[[jax.Array, Any, jax.Array], jax.Array]  # (key, state, observation) → action
+
+
+def draw_level(
+    environment: Any, *, algorithm: str | None = None, settings: Mapping[str, Any] | None = None, root_seed: int = 0,
+    seed: int = 0, path: str | None = None, png: Path | None = None, results: Path = Path("results"),
+) -> str:  # fmt: skip
+    """The level that a seed trains on, as text, with an episode where one is asked for.
+
+    Args:
+        environment: one that has levels; ``algorithm`` and ``settings`` as it was trained with.
+        root_seed, seed: whose level.
+        path: who plays an episode: "optimal", "random", or an optimizer whose agent lies in ``results``.
+        png: also draw a picture into this file.
+
+    Raises:
+        UserError: no levels, no such agent, or the picture cannot be written.
+    """
+    config = load_environment(environment)
+    longest = max(config.budgets.values())
+    task = make_task(config, algorithm=algorithm, steps=longest, settings=settings)
+    key = stream(lifetime_keys(root_seed, task.name, [seed])[0], "environment")
+    player: Any = path
+    if path not in (None, "optimal", "random"):
+        policy = trained_policy(results, task.environment, path, root_seed, seed)
+        player = (f"the agent that {path} trained", policy)
+    return task.make_environment().draw(task.name, key, player, png)
 
 
 def trained_policy(results: Path, config: EnvironmentConfig, name: str, root_seed: int, seed: int) -> Policy:

@@ -10,6 +10,7 @@ climbs the scores of pairs (``tasks.pair_scores``) in place of ranks; fitness st
 
 import inspect
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,11 +21,13 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from open_bench.errors import UserError, near_matches
-from open_bench.events import Generation, Started, Watcher, silent
+from open_bench.events import Generation, Started, Watcher, Work, silent
+from open_bench.experiments.estimate import LONG_SECONDS
 from open_bench.meta_training.checkpoint import Checkpoints, Saved
 from open_bench.meta_training.fitness import Fitness
 from open_bench.meta_training.spec import ANTITHETIC, MetaConfig
 from open_bench.optimizers.spec import Theta
+from open_bench.text import duration
 from open_bench.training.keys import name_to_int
 
 # Those of evosax that search around one mean and need nothing but a population size and a step. Population-based ones
@@ -201,6 +204,8 @@ def evolve(
     prepare: Callable[[int], None] = lambda generations: None,
     evaluate_mean: Callable[[Theta, int], dict[str, float]] | None = None,
     writes: bool = True,
+    work: tuple[Work, ...] = (),
+    generation_seconds: float | None = None,
 ) -> Evolved:
     """Run the generations that are missing.
 
@@ -214,6 +219,8 @@ def evolve(
             the cost.
         evaluate_mean: (θ, generations done) → named numbers for the history, asked every ``evaluate_every``.
         writes: whether this process writes checkpoints; one of a cluster's does.
+        work: a generation's lifetimes, for the watcher.
+        generation_seconds: a guess of what a generation takes, None where there is none.
 
     Raises:
         UserError: a checkpoint of other settings or of more generations, no member that ever ended an episode, or
@@ -221,14 +228,15 @@ def evolve(
     """
     strategy = Strategy(config, theta)
     saved = _begin(strategy, checkpoints, config)
-    watcher(
-        Started(
-            config.name,
-            generations=config.generations,
-            generations_done=saved.generation,
-            parameters=ravel_pytree(theta)[0].size,
+    size, missing = ravel_pytree(theta)[0].size, config.generations - saved.generation
+    ahead = None if generation_seconds is None else generation_seconds * missing
+    watcher(Started(config.name, work, config.generations, saved.generation, size, ahead))
+    if ahead is not None and ahead > LONG_SECONDS:
+        warnings.warn(
+            f"{missing:,} generations are ahead: about {duration(ahead)} on this CPU. Fewer --generations, a smaller "
+            "--population or shorter lifetimes (--steps) take less; each generation is kept if you interrupt it",
+            stacklevel=2,
         )
-    )
     if saved.generation < config.generations:
         prepare(config.generations - saved.generation)
     began, here = saved.generation, time.perf_counter()

@@ -104,7 +104,12 @@ class Evaluator:
         self.program = compile_program(lifetime, task.optimizer.inputs, devices, vmap_size, lifetimes, own_inputs=True)
 
     def returns(
-        self, population: Theta, keys: jax.Array, metric: str, done: Callable[[int], None] = lambda lifetimes: None
+        self,
+        population: Theta,
+        keys: jax.Array,
+        metric: str,
+        done: Callable[[int], None] = lambda lifetimes: None,
+        on_segment: Callable[[runner.Segment], None] = lambda segment: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Train every member once on every key.
 
@@ -113,6 +118,7 @@ class Evaluator:
             keys: (rollouts,), the same for every member; or (members, rollouts).
             metric: name of a metric of the record.
             done: told how many lifetimes each device batch has finished.
+            on_segment: told about once a second.
 
         Returns:
             Returns (members, rollouts), NaN where no episode ended or the lifetime diverged; and where it diverged.
@@ -123,7 +129,7 @@ class Evaluator:
         shape = (members, rollouts)
         values, diverged = np.empty(members * rollouts), np.empty(members * rollouts, bool)
         flat = jnp.broadcast_to(keys, shape).reshape(-1)
-        for batch in runner.run_lifetimes(self.program, flat, self._inputs(population, *shape)):
+        for batch in runner.run_lifetimes(self.program, flat, self._inputs(population, *shape), on_segment):
             place = slice(batch.indices.start, batch.indices.stop)
             values[place], diverged[place] = batch.metrics[metric], batch.diverged
             done(len(batch.indices))

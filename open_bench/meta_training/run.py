@@ -1,6 +1,7 @@
 """One meta-training from request to stored weights: ``<results>/meta/<name>/`` and the library of weights."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -14,7 +15,8 @@ import pandas as pd
 
 from open_bench.errors import UserError
 from open_bench.events import Compiled, Evaluated, Watcher, Work
-from open_bench.experiments.execute import stream
+from open_bench.experiments.estimate import lifetime_seconds
+from open_bench.experiments.execute import stream, tell
 from open_bench.meta_training import fitness as work
 from open_bench.meta_training.checkpoint import Checkpoints
 from open_bench.meta_training.evolution import Evolved, evolve
@@ -86,6 +88,8 @@ def meta_train(
             prepare=population.prepare,
             evaluate_mean=population.evaluate_mean,
             writes=leader,
+            work=tuple(work_of(task, _lifetimes(request)) for task in request.tasks),
+            generation_seconds=_generation_seconds(request, devices),
         )
         if leader:
             checkpoints.write_history(evolved.history)
@@ -94,6 +98,23 @@ def meta_train(
     history = pd.DataFrame(evolved.history)
     optimizer = f"{request.optimizer}@{name}"
     return MetaTrained(name, optimizer, path, content_hash(evolved.theta), evolved.theta, history, folder)
+
+
+def work_of(task: FitnessTask, lifetimes: int) -> Work:
+    """A task's part of a generation, as watchers know it."""
+    return Work(task.task.name, task.task.name, task.task.num_updates, task.task.lifetime_steps, lifetimes)
+
+
+def _lifetimes(request: Request) -> int:
+    """Of a generation, on each environment."""
+    return request.config.population * request.config.rollouts
+
+
+def _generation_seconds(request: Request, devices: Sequence[jax.Device]) -> float | None:
+    """What a generation takes, roughly; None on accelerators."""
+    each = [lifetime_seconds(task.task, True, devices) for task in request.tasks]
+    known = [seconds for seconds in each if seconds is not None]
+    return _lifetimes(request) * sum(known) / len(devices) if known else None
 
 
 class _Population:
@@ -123,7 +144,9 @@ class _Population:
         results = []
         for task in tasks:
             keys = work.generation_keys(config, task.task.name, generation)
-            results.append(self._evaluator(task).returns(population, keys, config.fitness, show))
+            part = work_of(task, _lifetimes(self._request))
+            told = functools.partial(tell, self._watcher, part)
+            results.append(self._evaluator(task).returns(population, keys, config.fitness, show, told))
         return work.combine(tasks, results, pairs=config.task_sampling == "antithetic")
 
     def evaluate_mean(self, theta: Theta, generations: int) -> dict[str, float]:
@@ -154,8 +177,7 @@ class _Population:
         key = (task.optimizer.label, task.task.name)
         if key not in self._evaluators:
             made = Evaluator(task, self._devices, self._request.vmap_size, lifetimes)
-            part = Work(task.task.name, task.task.name, task.task.num_updates, task.task.lifetime_steps, lifetimes)
-            self._watcher(Compiled(part, made.program.compile_seconds))
+            self._watcher(Compiled(work_of(task, lifetimes), made.program.compile_seconds))
             self._evaluators[key] = made
         return self._evaluators[key]
 

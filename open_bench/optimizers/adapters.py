@@ -291,6 +291,7 @@ def _digest_of(function: Any) -> str | None:
     """The digest of a function's file; None where the file does not say what the function does."""
     while isinstance(function, functools.partial):
         function = function.func
-    if function is None or getattr(function, "__closure__", None) or "<" in getattr(function, "__qualname__", "<"):
+    bound = inspect.ismethod(function) or getattr(function, "__closure__", None)
+    if function is None or bound or "<" in getattr(function, "__qualname__", "<"):
         return None
     return plugins.source_digest(sys.modules.get(function.__module__))

@@ -7,6 +7,7 @@ Most run on an actor-critic agent with continuous actions; ``q_network`` runs on
 import dataclasses
 import functools
 import itertools
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -41,37 +42,60 @@ class Result(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """An optimizer under test, with the agent that it is tested on and the network of it that acts."""
+    """An optimizer under test, with the agent that it is tested on and the network of it that acts.
+
+    One compiled step serves all checks that can share it.
+    """
 
     optimizer: ResolvedOptimizer
     params: Any
     acting_network: str = "actor"
+    traces: list[int] = dataclasses.field(default_factory=list)  # one entry whenever ``compiled`` is traced
 
     def make(self) -> optax.GradientTransformationExtraArgs:
         return self.optimizer.learning(LENGTH, self.optimizer.inputs).optimizer
 
-    def extras(self, index: Any) -> dict[str, Any]:
-        """The keyword arguments that the harness passes."""
-        return example_extras(self.params, index) | {"acting_network": self.acting_network}
-
-    def step(self, carry: tuple[Any, Any], index: Any, **changes: Any) -> tuple[tuple[Any, Any], Any]:
-        """One optimizer step from ``(params, state)`` with made-up but lifelike inputs: ``(carry, updates)``."""
+    def apply(self, carry: tuple[Any, Any], gradients: Any, extras: Any) -> tuple[tuple[Any, Any], Any]:
+        """One optimizer step from ``(params, state)``: ``(carry, updates)``."""
         params, state = carry
-        extras = {**self.extras(index), **changes}
-        gradients = extras.pop("gradients", None)
-        gradients = example_gradients(params, index) if gradients is None else gradients
-        updates, state = self.make().update(gradients, state, params, **extras)
+        updates, state = self.make().update(gradients, state, params, **extras, acting_network=self.acting_network)
         return (optax.apply_updates(params, updates), state), updates
 
+    def step(self, carry: tuple[Any, Any], index: Any, **unknown: Any) -> tuple[tuple[Any, Any], Any]:
+        """``apply`` with made-up but lifelike inputs, for use inside other transformations."""
+        return self.apply(carry, example_gradients(self.params, index), example_extras(self.params, index) | unknown)
+
+    @functools.cached_property
+    def compiled(self) -> Callable[..., Any]:
+        """``apply``, compiled."""
+
+        def step(carry: tuple[Any, Any], gradients: Any, extras: Any) -> Any:
+            self.traces.append(1)
+            return self.apply(carry, gradients, extras)
+
+        return jax.jit(step)
+
+    @functools.cached_property
+    def inputs(self) -> Callable[[Any], tuple[Any, Any]]:
+        """Index of a step → its gradients and extras, compiled."""
+        return jax.jit(lambda index: (example_gradients(self.params, index), example_extras(self.params, index)))
+
+    def run(self, carry: tuple[Any, Any], index: int, **changes: Any) -> tuple[tuple[Any, Any], Any]:
+        """The compiled step with lifelike inputs; ``changes`` replace gradients or extras."""
+        gradients, extras = self.inputs(np.int32(index))
+        gradients = changes.pop("gradients", gradients)
+        return self.compiled(carry, gradients, extras | changes)
+
+    @functools.cached_property
     def start(self) -> tuple[Any, Any]:
-        return self.params, self.make().init(self.params)
+        return self.params, jax.jit(lambda params: self.make().init(params))(self.params)
 
     @functools.cached_property
     def walked(self) -> tuple[Any, Any]:
         """``(params, state)`` after three steps."""
-        carry, step = self.start(), jax.jit(self.step)
+        carry = self.start
         for index in range(3):
-            carry, _ = step(carry, index)
+            carry, _ = self.run(carry, index)
         return carry
 
     @functools.cached_property
@@ -163,47 +187,39 @@ def hyperparameters(subject: Subject) -> str:
 
 def scan_equals_steps(subject: Subject) -> str:
     """Inside jit and scan the same numbers come out as step by step."""
-    (scanned, _), _ = jax.jit(lambda: jax.lax.scan(subject.step, subject.start(), jnp.arange(3)))()
-    carry = subject.start()
-    for index in range(3):
-        carry, _ = jax.jit(subject.step)(carry, index)
-    _same(scanned, carry[0], 2e-5, "three steps inside lax.scan differ from three separate steps")
+    (scanned, _), _ = jax.jit(lambda carry: jax.lax.scan(subject.step, carry, jnp.arange(3)))(subject.start)
+    _same(scanned, subject.walked[0], 2e-5, "three steps inside lax.scan differ from three separate steps")
     return "three steps agree"
 
 
 def compiles_once(subject: Subject) -> str:
     """The second and third step compile nothing new."""
-    traces = []
-
-    @jax.jit
-    def step(carry: Any, index: Any) -> Any:
-        traces.append(1)
-        return subject.step(carry, index)[0]
-
-    carry = subject.start()
-    for index in range(3):
-        carry = step(carry, jnp.int32(index))
-    if len(traces) != 1:
-        raise Violation(f"update was traced {len(traces)} times in 3 steps: its state changes type or shape")
+    _ = subject.walked
+    if len(subject.traces) != 1:
+        raise Violation(f"update was traced {len(subject.traces)} times in 3 steps: its state changes type or shape")
     return "one trace for three steps"
 
 
 def hides_no_state(subject: Subject) -> str:
     """The same inputs give the same updates again: what changes between steps lies in the state, not in Python."""
-    params, extras = subject.params, subject.extras(1)
-    optimizer = subject.make()
+    gradients, extras = subject.inputs(np.int32(1))
 
-    def update() -> Any:  # traced at each call: a compiled step would not run the author's Python again
-        return optimizer.update(example_gradients(params, 1), optimizer.init(params), params, **extras)[0]
+    def update(params: Any) -> Any:
+        return subject.apply((params, subject.make().init(params)), gradients, extras)[1]
 
-    first, again = (jax.jit(lambda: update())() for _ in range(2))
-    _same(first, again, 0.0, "called again with the same inputs it gives other updates: keep what changes in its state")
+    first, again = (jax.make_jaxpr(lambda params: update(params))(subject.params) for _ in range(2))
+    texts = [re.sub(r" at 0x[0-9a-f]+", "", str(program)) for program in (first, again)]
+    if texts[0] == texts[1] and _equal(first.consts, again.consts):
+        return "traced twice, the same program"
+    # Traced at each call: a compiled step would not run the author's Python again.
+    one, other = (jax.jit(lambda params: update(params))(subject.params) for _ in range(2))
+    _same(one, other, 0.0, "called again with the same inputs it gives other updates: keep what changes in its state")
     return "called twice, the same updates"
 
 
 def state_is_stable(subject: Subject) -> str:
     """Structure, shapes and dtypes of state and updates stay as they are."""
-    params, state = subject.start()
+    params, state = subject.start
     (_, after), updates = jax.eval_shape(subject.step, (params, state), jnp.int32(0))
     if _kinds(state) != _kinds(after):
         raise Violation("the state that update returns has another structure, shape or dtype than init's")
@@ -217,28 +233,21 @@ def state_is_stable(subject: Subject) -> str:
 
 def vmap_equals_loop(subject: Subject) -> str:
     """A batch of agents is optimized as each of them alone."""
-    trees = [subject.params, jax.tree.map(lambda x: -0.5 * x, subject.params)]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *trees)
-
-    def two_steps(params: Any) -> Any:
-        carry = (params, subject.make().init(params))
-        return subject.step(subject.step(carry, 0)[0], 1)[0][0]
-
-    batch = jax.jit(jax.vmap(two_steps))(stacked)
-    for number, tree in enumerate(trees):
-        alone = jax.jit(two_steps)(tree)
-        _same(
-            jax.tree.map(lambda x, n=number: x[n], batch),
-            alone,
-            2e-5,
-            "under vmap an agent gets other updates than alone",
-        )
+    carries = [subject.start, (jax.tree.map(lambda x: -0.5 * x, subject.params), subject.start[1])]
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *carries)
+    step = jax.jit(jax.vmap(subject.apply, in_axes=(0, None, None)))
+    for index in range(2):
+        batch, _ = step(batch, *subject.inputs(np.int32(index)))
+        carries = [subject.run(carry, index)[0] for carry in carries]
+    for number, (params, _) in enumerate(carries):
+        together = jax.tree.map(lambda x, n=number: x[n], batch[0])
+        _same(together, params, 2e-5, "under vmap an agent gets other updates than alone")
     return "two agents under vmap agree with each alone"
 
 
 def unknown_extras_are_ignored(subject: Subject) -> str:
     """A keyword that the optimizer does not know is no error."""
-    jax.eval_shape(lambda carry: subject.step(carry, 0, not_known_to_anyone=jnp.float32(1)), subject.start())
+    jax.eval_shape(lambda carry: subject.step(carry, 0, not_known_to_anyone=jnp.float32(1)), subject.start)
     return "an unknown keyword is accepted"
 
 
@@ -248,9 +257,10 @@ def odd_leaves(subject: Subject) -> str:
     odd = {"zz_empty": jnp.zeros((0,)), "zz_scalar": jnp.float32(0.3)}
     params = {**subject.params, network: {**subject.params[network], **odd}}
 
+    gradients, extras = example_gradients(params, 0), example_extras(subject.params, 0)
+
     def step(params: Any) -> Any:
-        optimizer = subject.make()
-        return optimizer.update(example_gradients(params, 0), optimizer.init(params), params, **subject.extras(0))[0]
+        return subject.apply((params, subject.make().init(params)), gradients, extras)[1]
 
     updates = jax.jit(step)(params)
     if updates[network]["zz_scalar"].shape != () or updates[network]["zz_empty"].shape != (0,):
@@ -263,18 +273,14 @@ def odd_leaves(subject: Subject) -> str:
 def nan_gradients(subject: Subject) -> str:
     """NaN gradients do not break the program; the harness records divergence."""
     gradients = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), subject.params)
-    (_, _), updates = jax.jit(lambda carry: subject.step(carry, 0, gradients=gradients))(subject.start())
+    _, updates = subject.run(subject.start, 0, gradients=gradients)
     return "filtered out" if _finite(updates) else "passed on, so the lifetime is recorded as diverged"
 
 
 def key_matters_only_if_declared(subject: Subject) -> str:
     """Updates depend on the key exactly when the spec says ``stochastic``."""
-    first, second = (
-        jax.jit(lambda carry, key: subject.step(carry, 1, key=key))(subject.start(), jax.random.key(seed))[1]
-        for seed in (0, 1)
-    )
-    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
-    same = all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+    first, second = (subject.run(subject.start, 1, key=jax.random.key(seed))[1] for seed in (0, 1))
+    same = _equal(first, second)
     declared = subject.optimizer.spec.stochastic
     if declared and same:
         # Zero weights make no noise; that is not a lie.
@@ -291,9 +297,10 @@ def names_do_not_matter(subject: Subject) -> str:
         return {f"n_{network}": {name.replace("layer_", "aa_block_"): layer for name, layer in layers.items()}
                 for network, layers in tree.items()}  # fmt: skip
 
-    renamed = dataclasses.replace(subject, params=rename(subject.params), acting_network=f"n_{subject.acting_network}")
-    _, plain = jax.jit(subject.step)(subject.start(), 1)
-    _, other = jax.jit(renamed.step)(renamed.start(), 1)
+    acting = f"n_{subject.acting_network}"
+    renamed = dataclasses.replace(subject, params=rename(subject.params), acting_network=acting, traces=[])
+    _, plain = subject.run(subject.start, 1)
+    _, other = renamed.run(renamed.start, 1)
     message = "renaming networks (acting_network says which one acts) and layers, their order kept, changes the updates"
     _same(rename(plain), other, 0.0, message)
     return "names of environments, networks and layers change nothing"
@@ -320,19 +327,19 @@ def descends(subject: Subject) -> str:
     """In a quadratic bowl whose bottom is far away the loss falls; learned rules are not asked."""
     if subject.optimizer.spec.learned is not None:
         return "learned rules are not asked"
-    bottom = jax.tree.map(lambda leaf: leaf - BOWL_DISTANCE, subject.params)
+    start = subject.params
 
-    def step(carry: Any, index: Any) -> Any:
-        params, state, path = carry
-        gradients = jax.tree.map(jnp.subtract, params, bottom)
+    @jax.jit
+    def slope(params: Any) -> tuple[Any, Any]:
+        gradients = jax.tree.map(lambda leaf, first: leaf - first + BOWL_DISTANCE, params, start)
         norm = optax.tree.norm(gradients)
-        gradients = jax.tree.map(lambda g: g * MAX_GRAD_NORM / norm, gradients)
-        (params, state), updates = subject.step((params, state), index, gradients=gradients, value=norm, loss=norm)
-        return (params, state, jax.tree.map(jnp.add, path, updates)), None
+        return jax.tree.map(lambda g: g * MAX_GRAD_NORM / norm, gradients), norm
 
-    zero = jax.tree.map(jnp.zeros_like, subject.params)
-    walk = jax.jit(lambda: jax.lax.scan(step, (*subject.start(), zero), jnp.arange(BOWL_STEPS))[0][2])
-    path = np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(walk())])
+    carry, path = subject.start, np.zeros(sum(leaf.size for leaf in jax.tree.leaves(start)))
+    for index in range(BOWL_STEPS):
+        gradients, norm = slope(carry[0])
+        carry, updates = subject.run(carry, index, gradients=gradients, loss=norm, value=norm)
+        path = path + np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(updates)])
     change = float((path * BOWL_DISTANCE + 0.5 * path**2).sum())  # of the loss, whose value itself is rounded
     if change > 0:
         raise Violation(f"in a quadratic bowl the loss rises by {change:.3g}: updates are added, so they need a minus")
@@ -341,7 +348,7 @@ def descends(subject: Subject) -> str:
 
 def q_network(subject: Subject) -> str:
     """One network with norms, as PQN has, is optimized too."""
-    other = dataclasses.replace(subject, params=q_agent(jax.random.key(1)), acting_network="q")
+    other = dataclasses.replace(subject, params=q_agent(jax.random.key(1)), acting_network="q", traces=[])
     params, _ = other.walked
     if subject.is_finite and not _finite(params):
         raise Violation("on a Q-network with norms finite gradients give parameters that are not finite")
@@ -418,19 +425,19 @@ def cost(optimizer: ResolvedOptimizer, adam: ResolvedOptimizer, steps: int = 20,
             start = time.perf_counter()
             jax.block_until_ready(program())
             times[number].append((time.perf_counter() - start) / steps)
-    state = jax.eval_shape(subjects[0].start)[1]
+    state = subjects[0].start[1]
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if not _is_key(leaf))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return Cost(count, size, min(times[0]), min(times[1]))
 
 
 def _timed_program(subject: Subject, steps: int) -> Callable[[], Any]:
-    params, state = jax.jit(subject.start)()
+    params, state = subject.start
     gradients = example_gradients(params, 0)
 
     def run(params: Any, state: Any, gradients: Any) -> Any:
         def step(carry: Any, index: Any) -> Any:
-            return subject.step(carry, index, gradients=gradients)[0], None
+            return subject.apply(carry, gradients, example_extras(params, index))[0], None
 
         return jax.lax.scan(step, (params, state), jnp.arange(steps))[0]
 
@@ -450,6 +457,12 @@ def _kinds(tree: Any) -> Any:
 def _finite(tree: Any) -> bool:
     leaves = [leaf for leaf in jax.tree.leaves(tree) if not _is_key(leaf)]
     return all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
+
+
+def _equal(found: Any, expected: Any) -> bool:
+    """Bit for bit, NaN where NaN is."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return all(np.array_equal(a, b, equal_nan=jnp.issubdtype(jnp.result_type(a), jnp.inexact)) for a, b in pairs)
 
 
 def _same(found: Any, expected: Any, tolerance: float, message: str) -> None:

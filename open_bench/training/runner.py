@@ -1,5 +1,6 @@
 """The one loop over lifetimes: device batches, segments by the clock, interrupts, checkpoints, results."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -75,6 +76,8 @@ def run_lifetimes(
         own = jax.tree.map(lambda x, at=places: np.asarray(x)[at], inputs) if program.own_inputs else inputs
         total, kept = program.lifetime.num_updates, checkpoint(indices)
         state, done, seconds = _begin(program, keys[places], own, kept)
+        if done:  # by a process before this one
+            on_segment(Segment(done, len(indices), math.nan, 0, 0.0))
         while done < total:
             start, length = time.perf_counter(), min(segment, total - done)
             state, progress = program.run(state, own, length)

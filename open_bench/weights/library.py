@@ -270,6 +270,14 @@ def load_reference(reference: str, spec: OptimizerSpec, folders: Sequence[Path] 
     return import_file(located, spec)
 
 
+def path_of(reference: str) -> Path:
+    """The file or directory of a path or a name; WeightsError where a name means nothing."""
+    if not reference:
+        raise WeightsError("name a file of weights, or weights that `openbench weights list` shows")
+    path = _expanded(reference)
+    return path if path.exists() or os.sep in reference or path.suffix else locate(reference)
+
+
 def _expanded(reference: str) -> Path:
     """The path with "~" expanded; WeightsError when it cannot be a path."""
     try:

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float
 
 from open_bench.optimizers.learned import per_parameter
 from open_bench.optimizers.learned.per_parameter import Affine, Gru, Layout
@@ -91,8 +92,8 @@ class Variant:
 class OpenState(NamedTuple):
     """State of OPEN; columns are the parameters in ``Layout``'s order, padding included."""
 
-    momenta: Array  # (6, columns) float32, one row per decay; 0 in the padding
-    carry: Array  # (G, columns) float32, of the GRU; G = 0 in a feed-forward rule
+    momenta: Float[Array, "6 columns"]  # float32, one row per decay; 0 in the padding
+    carry: Float[Array, "G columns"]  # float32, of the GRU; G = 0 in a feed-forward rule
 
 
 class Rule(NamedTuple):
@@ -191,7 +192,10 @@ def _center(layer: Affine) -> Affine:
     return Affine(*(part - part.mean(axis=0, keepdims=True) for part in layer))
 
 
-def _features(variant: Variant, layout: Layout, params: Array, momenta: Array, gradient: Array) -> Array:
+def _features(
+    variant: Variant, layout: Layout, params: Float[Array, " columns"], momenta: Float[Array, "6 columns"],
+    gradient: Float[Array, " columns"],
+) -> Float[Array, "features columns"]:  # fmt: skip
     """The normalized rows (15, columns), or (8, columns) without the (sign, log) pairs; 0 in the padding."""
     gradient = gradient[None]
     if variant.signed_log:
@@ -202,7 +206,7 @@ def _features(variant: Variant, layout: Layout, params: Array, momenta: Array, g
     return layout.scale(features, jax.lax.rsqrt(RMS_FLOOR + layout.mean_square(features)))
 
 
-def _log(layout: Layout, rows: Array) -> Array:
+def _log(layout: Layout, rows: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
     return jnp.log(jnp.abs(rows) + LOG_FLOOR) * layout.mask.astype(np.float32)
 
 
@@ -234,7 +238,7 @@ def _layer_proportion(layout: Layout) -> np.ndarray:
     return np.repeat(np.asarray(proportions, np.float32), widths)
 
 
-def _dormancy(layout: Layout, activations: Mapping[str, Mapping[str, Any]]) -> Array:
+def _dormancy(layout: Layout, activations: Mapping[str, Mapping[str, Any]]) -> Float[Array, " columns"]:
     """(columns,): a·width/Σa of the unit that a parameter feeds, a = mean |activation| + 1e-11; 1 where unknown."""
     values: list[Any] = []
     by_block = {
@@ -256,7 +260,9 @@ def _dormancy(layout: Layout, activations: Mapping[str, Mapping[str, Any]]) -> A
     return layout.spread(values)
 
 
-def _apply(rule: Rule, inputs: Array, context: list[Any], carry: Array) -> tuple[Array, Array]:
+def _apply(
+    rule: Rule, inputs: Float[Array, "features columns"], context: list[Any], carry: Float[Array, "G columns"]
+) -> tuple[Float[Array, "outputs columns"], Float[Array, "G columns"]]:
     """The network's outputs (2 or 3, columns) and the new carry."""
     if rule.cell:
         inputs = carry = per_parameter.gru_step(rule.cell, inputs, carry, context)
@@ -267,7 +273,9 @@ def _apply(rule: Rule, inputs: Array, context: list[Any], carry: Array) -> tuple
     return per_parameter.dense(rule.head, inputs), carry
 
 
-def _norm_relu(product: Array, offset: Array, scale: Array, bias: Array) -> Array:
+def _norm_relu(
+    product: Float[Array, "H columns"], offset: Array, scale: Float[Array, "H 1"], bias: Float[Array, "H 1"]
+) -> Float[Array, "H columns"]:
     """relu(LayerNorm(product + offset)) over rows, whose mean over rows is already 0.
 
     The variance is written as a sum of rows: XLA's CPU backend turns that into one vectorized loop, while a reduction
@@ -278,7 +286,9 @@ def _norm_relu(product: Array, offset: Array, scale: Array, bias: Array) -> Arra
     return jax.nn.relu((product + offset) * jax.lax.rsqrt(variance + NORM_EPSILON) * scale + bias)
 
 
-def _explore(layout: Layout, network: str, step: Array, spread: Array, key: Any) -> Array:
+def _explore(
+    layout: Layout, network: str, step: Float[Array, " columns"], spread: Float[Array, " columns"], key: Any
+) -> Float[Array, " columns"]:
     """Add 10⁻³·δ·ε to the columns of the network that acts; only they draw noise."""
     start, stop = layout.span(network)
     noise = STEP_SIZE * spread[start:stop] * jax.random.normal(key, (stop - start,), jnp.float32)

@@ -20,10 +20,9 @@ from open_bench.optimizers import (
     names,
     register,
     registry,
-    resolve,
 )
 from open_bench.optimizers.conformance import actor_critic
-from open_bench.optimizers.resolve import prepare
+from open_bench.optimizers.resolve import resolve
 
 
 @settings(max_examples=100, deadline=None)
@@ -77,12 +76,17 @@ def test_bad_names_are_explained(name: str, words: list[str]) -> None:
     assert words[0] in str(caught.value) or words[-1] in str(caught.value)
 
 
+def built(found: Any, length: TrainingLength | None = None) -> optax.GradientTransformationExtraArgs:
+    """The transformation that a resolved optimizer is."""
+    return found.learning(length or TrainingLength(1, 1, 1), found.inputs).optimizer
+
+
 def test_register_refuses_a_taken_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_registered", {})
     mine = OptimizerSpec("mine", "mine", lambda theta, length: optax.sgd(0.1))
     register(mine)
     assert "mine" in available()
-    assert resolve("mine").description == "mine"
+    assert resolve("mine").spec.description == "mine"
     with pytest.raises(UserError, match="registered already"):
         register(mine)
 
@@ -96,10 +100,10 @@ def test_module_attribute_and_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module.fast = fast  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_optimizers", module)
-    spec = resolve("my_optimizers:fast:scale=3.0")
-    assert spec.description == "Fast"
+    found = resolve("my_optimizers:fast:scale=3.0")
+    assert found.spec.description == "Fast"
     params = {"w": jnp.ones(2)}
-    optimizer = spec.make(length=TrainingLength(1, 1, 1))
+    optimizer = built(found, TrainingLength(1, 1, 1))
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     np.testing.assert_allclose(updates["w"], -1.5)
 
@@ -110,7 +114,7 @@ def test_module_attribute_and_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
             return fast
 
     monkeypatch.setattr(registry, "_plugins", lambda: {"plugged": Point()})
-    assert resolve("plugged").description == "Fast"
+    assert resolve("plugged").spec.description == "Fast"
     assert "plugged" in available()
 
 
@@ -119,7 +123,7 @@ def test_learning_rate_anneals_linearly_to_zero() -> None:
     params = {"w": jnp.ones(())}
     for name, expected in (("sgd:momentum=0.0,learning_rate=1.0", [1.0, 0.75, 0.5, 0.25]),
                            ("sgd:momentum=0.0,learning_rate=1.0,anneal_learning_rate=false", [1.0] * 4)):  # fmt: skip
-        optimizer = resolve(name).make(length=TrainingLength(4, 2, 2))
+        optimizer = built(resolve(name), TrainingLength(4, 2, 2))
         state = optimizer.init(params)
         sizes = [
             -float(optimizer.update(params, state, params, training_fraction=jnp.float32(u / 3))[0]["w"])
@@ -135,12 +139,12 @@ def test_traced_hyperparameters_do_not_recompile() -> None:
     @jax.jit
     def first_update(inputs: Any) -> Any:
         traces.append(1)
-        optimizer = resolved.make(TrainingLength(2, 1, 1), inputs)
+        optimizer = resolved.learning(TrainingLength(2, 1, 1), inputs).optimizer
         return optimizer.update(params, optimizer.init(params), params, training_fraction=jnp.float32(0))[0]
 
     found = []
     for rate in ("1e-3", "2e-3"):
-        resolved = prepare(resolve(f"adam:learning_rate={rate}"), "nowhere", "quick")
+        resolved = resolve(f"adam:learning_rate={rate}")
         found.append(first_update(resolved.inputs))
     assert len(traces) == 1
     np.testing.assert_allclose(
@@ -148,32 +152,9 @@ def test_traced_hyperparameters_do_not_recompile() -> None:
     )
 
 
-def test_hyperparameters_come_from_name_then_baselines_then_defaults() -> None:
-    published = prepare(resolve("adam"), "breakout", "full")
-    assert (published.origin, published.hyperparameters["learning_rate"]) == ("published", 1e-2)
-    given = prepare(resolve("adam:b1=0.8"), "breakout", "full")
-    assert (given.origin, given.hyperparameters["b1"], given.hyperparameters["learning_rate"]) == ("given", 0.8, 1e-2)
-    default = prepare(resolve("adam"), "nowhere", "full")
-    assert (default.origin, default.hyperparameters["learning_rate"]) == ("default", 1e-3)
-    assert prepare(resolve("dpo"), "breakout", "full").hyperparameters == published.hyperparameters
-
-
-def test_shipped_hyperparameters_fit_their_optimizers() -> None:
-    from open_bench import config, files
-
-    files = sorted((files.baselines_dir() / "hyperparameters").glob("*.toml"))
-    assert files
-    for path in files:
-        for environment, budgets in config.read_toml(path)["environments"].items():
-            for budget, chosen in budgets.items():
-                resolved = prepare(resolve(path.stem), environment, "full" if budget == "any" else budget)
-                assert resolved.origin == chosen["origin"] in {"tuned", "published"}
-                assert resolved.hyperparameters.items() >= chosen["values"].items()
-
-
 def test_adam_is_the_textbook_rule() -> None:
     """Two steps against Kingma & Ba's equations in numpy."""
-    optimizer = resolve("adam:learning_rate=0.1,b1=0.9,b2=0.99,eps=1e-5,anneal_learning_rate=false").make()
+    optimizer = built(resolve("adam:learning_rate=0.1,b1=0.9,b2=0.99,eps=1e-5,anneal_learning_rate=false"))
     params = {"w": jnp.array([1.0, -2.0])}
     state = optimizer.init(params)
     m = v = np.zeros(2)
@@ -188,24 +169,4 @@ def test_adam_is_the_textbook_rule() -> None:
 
 def test_learned_optimizer_without_weights_says_what_to_do() -> None:
     with pytest.raises(UserError, match="no weights"):
-        prepare(resolve("optim4rl"), "breakout", "quick")
-
-
-def test_a_length_of_its_own_takes_the_settings_of_the_nearest_budget() -> None:
-    from open_bench.environments.registry import load_environment
-    from open_bench.experiments.plan import Task, nearest_budget
-
-    cartpole = load_environment("cartpole")  # quick 100,000, short 250,000, full 500,000
-    lengths = {20_480: "quick", 150_000: "quick", 160_000: "short", 10_000_000: "full"}
-    for steps, nearest in lengths.items():
-        assert nearest_budget(cartpole, Task(cartpole, f"steps-{steps}", steps, "cartpole")) == nearest
-    assert nearest_budget(cartpole, Task(cartpole, "full", 500_000, "cartpole")) == "full"
-    assert prepare(resolve("adam"), "cartpole", "steps-20480", "quick").origin == "tuned"
-
-
-def test_settings_say_what_they_were_tuned_on() -> None:
-    assert prepare(resolve("adam"), "cartpole", "quick").tuned_on == ("cartpole", "quick")
-    assert prepare(resolve("adam"), "cartpole", "full").tuned_on == ("cartpole", "full")
-    assert prepare(resolve("adam"), "gridworld/rand_dense", "quick").tuned_on == ("gridworld/rand_all", "quick")
-    assert prepare(resolve("adam:b1=0.8"), "cartpole", "quick").tuned_on is None
-    assert prepare(resolve("sgd"), "nowhere", "quick").tuned_on is None
+        resolve("optim4rl")

@@ -1,0 +1,74 @@
+"""``openbench list``, ``show`` and ``check``: what there is, and whether it is sound."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from open_bench.cli import console
+from open_bench.cli.options import ALGORITHM, JSON, RESULTS, SET
+
+# Words of version 1 for two kinds of study, which still work.
+FORMER = {"recipes": "meta-training", "presets": "generalization"}
+LISTED = ("optimizers", "algorithms", "environments", "studies", "weights")
+
+
+@click.command("list")
+@click.argument("kind", type=click.Choice([*LISTED, *FORMER]), metavar="KIND")
+@JSON
+def list_(kind: str, as_json: bool) -> None:
+    """Show what there is. KIND is optimizers, algorithms, environments, studies or weights."""
+    from open_bench.cli import listings
+
+    listing = listings.studies([FORMER[kind]]) if kind in FORMER else getattr(listings, kind)()
+    listing.print(as_json)
+
+
+@click.command()
+@click.argument("environment")
+@click.option("--root-seed", type=click.IntRange(0, 1_000_001), default=0, show_default=True,
+              help="The root of all keys.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Whose level to show.")
+@click.option("--path", metavar="POLICY",
+              help="Play an episode and draw it: optimal, random, or an optimizer whose agent is stored.")  # fmt: skip
+@click.option("--png", type=click.Path(path_type=Path), metavar="FILE", help="Draw a picture as well.")
+@ALGORITHM
+@SET
+@RESULTS
+def show(png: Path | None, **request: Any) -> None:
+    """Show the level that a seed trains on, such as a gridworld's.
+
+    \b
+    openbench show gridworld/labyrinth --path optimal
+    openbench show gridworld/rand_all --seed 3 --png level.png
+    openbench train adam -e gridworld/labyrinth --save-agents
+    openbench show gridworld/labyrinth --path adam
+    """
+    from open_bench.experiments.policies import draw_level
+
+    console.say(draw_level(png=png, **request).rstrip("\n"))
+    if png is not None:
+        console.say(f"Written: {png}")
+
+
+@click.command()
+@click.argument("optimizer")
+@click.option("--no-cost", is_flag=True, help="Leave out the timing against Adam.")
+def check(optimizer: str, no_cost: bool) -> None:
+    """Check that OPTIMIZER follows the contract: for anyone who writes one. Exits with 1 when a check fails."""
+    from open_bench.evaluation.tables import check_line, cost_lines
+    from open_bench.optimizers import conformance
+    from open_bench.optimizers.resolve import resolve
+
+    found = resolve(optimizer)
+    passed = True
+    for result in conformance.check(found):
+        passed &= result.passed
+        console.OUT.print(check_line(result.name, result.passed, result.detail), highlight=False, soft_wrap=True)
+    if not passed:
+        sys.exit(1)
+    if not no_cost:
+        cost = conformance.cost(found, resolve("adam"))
+        for line in cost_lines(cost.parameters, cost.state_bytes, cost.seconds_per_step, cost.relative):
+            console.say(line)

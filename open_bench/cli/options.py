@@ -1,0 +1,167 @@
+"""What commands share: options, and how a request to train becomes an ``Execution``."""
+
+import contextlib
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from open_bench.cli.console import ERR, say, show_json
+from open_bench.config import Cluster, Execution
+from open_bench.errors import UserError
+
+Command = Callable[..., None]
+Decorator = Callable[[Command], Command]
+
+
+class Stopped(Exception):
+    """Ctrl-C; the message says what is stored."""
+
+
+class _Planned(Exception):
+    """The plan is known, and nothing but the plan was wanted."""
+
+
+def options(*several: Decorator) -> Decorator:
+    """Several options as one decorator, in order."""
+    return lambda command: functools.reduce(lambda decorated, option: option(decorated), reversed(several), command)
+
+
+def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """``--set key=value`` → settings of the algorithm."""
+    from open_bench.optimizers.names import parse_value
+
+    settings: dict[str, Any] = {}
+    for item in values:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise UserError(f"--set {item}: expected KEY=VALUE, such as --set num_envs=32")
+        settings[key.strip()] = parse_value(value)
+    return settings
+
+
+SET = click.option("--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE",
+                   help="Change a setting of the algorithm, as num_envs=32 or hidden=[64,64]; repeatable.")  # fmt: skip
+RESULTS = click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
+                       help="Folder of experiments, tables and figures.")  # fmt: skip
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON in place of tables.")
+BUDGET = click.option("--budget", help="Length of a lifetime by name: quick, short or full.")
+STEPS = click.option("--steps", type=int, help="Env steps of a lifetime, in place of a budget.")
+ALGORITHM = click.option("--algorithm", help="ppo, pqn, or module:Class; by default the environment's own.")
+
+
+def num_seeds(default: int | None = None, of: str = "each experiment") -> Decorator:
+    """How many lifetimes."""
+    return click.option("--num-seeds", "--seeds", "num_seeds", type=int, default=default,
+                        show_default=default is not None, help=f"Lifetimes of {of}.")  # fmt: skip
+
+
+def root_seed(default: int | None = None) -> Decorator:
+    """Where keys come from."""
+    return click.option("--root-seed", "--seed", "root_seed", type=int, default=default,
+                        show_default=default is not None, help="The root of all keys.")  # fmt: skip
+
+
+_HOW_TO_RUN = options(
+    RESULTS,
+    click.option("--devices", type=int, help="Devices to use. On a CPU every core is one by default."),
+    click.option("--vmap-size", type=int, help="Lifetimes vmapped on one device (1 on a CPU by default)."),
+    click.option("--coordinator", metavar="HOST:PORT", help="Join a jax.distributed cluster at this address."),
+    click.option("--num-processes", type=int, help="Processes in the cluster; they share the results folder."),
+    click.option("--process-id", type=int, help="This process's number in the cluster, from 0."),
+    click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result."),
+    click.option("--plain", is_flag=True, help="Lines instead of bars (the default when not in a terminal)."),
+    click.option("--dry-run", is_flag=True, help="Print the plan with an estimate, and train nothing."),
+    JSON,
+)
+SAVE_AGENTS = click.option("--save-agents", is_flag=True, help="Keep the trained agents' parameters.")
+
+
+def trains(command: Command) -> Command:
+    """Options of every command that trains, which receives ``execution`` in their place."""
+
+    @functools.wraps(command)
+    def run(
+        results: Path, devices: int | None, vmap_size: int | None, coordinator: str | None, num_processes: int | None,
+        process_id: int | None, quiet: bool, plain: bool, dry_run: bool, as_json: bool, save_agents: bool = False,
+        **request: Any,
+    ) -> None:  # fmt: skip
+        from open_bench.progress import Tally
+
+        joined = any(each is not None for each in (coordinator, num_processes, process_id))
+        cluster = Cluster(coordinator, num_processes, process_id) if joined else None
+        tally = Tally()
+        watcher = _plan_only(as_json) if dry_run else _watcher(tally, quiet, plain)
+        execution = Execution(results, devices, vmap_size, save_agents, cluster, watcher)
+        with _explained(tally, request.get("settings") or {}), _planning(execution, dry_run) as execution:
+            command(execution=execution, as_json=as_json, **request)
+
+    return _HOW_TO_RUN(run)
+
+
+def _watcher(tally: Any, quiet: bool, plain: bool) -> Any:
+    from open_bench.events import several
+    from open_bench.progress import default_watcher, lines
+
+    shown = [] if quiet else [lines(ERR) if plain else default_watcher(ERR)]
+    return several([tally, *shown])
+
+
+@contextlib.contextmanager
+def _explained(tally: Any, settings: dict[str, Any]) -> Iterator[None]:
+    """What goes wrong, in the words of the command line."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(tally.interrupted()) from None
+    except UserError as error:
+        for key, value in settings.items():
+            if f"unknown key '{key}'" in str(error) and _belongs_to_optimizers(key):
+                raise UserError(
+                    f"--set {key}={value}: '{key}' is no setting of the algorithm but of optimizers, and stands in "
+                    f"their names: adam:{key}={value}"
+                ) from None
+        raise
+
+
+def _belongs_to_optimizers(key: str) -> bool:
+    from open_bench.optimizers.registry import known
+
+    return any(key in spec.hyperparameters for spec in known().values())
+
+
+def _plan_only(as_json: bool) -> Any:
+    """A watcher that prints what is ahead, which every stream of events begins with, and goes no further."""
+    import dataclasses
+
+    from open_bench.events import Event, Started
+    from open_bench.progress import plan_report
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Started):
+            if as_json:
+                show_json(dataclasses.asdict(event))
+            else:
+                say(plan_report(event))
+            raise _Planned
+
+    return watch
+
+
+@contextlib.contextmanager
+def _planning(execution: Execution, dry_run: bool) -> Iterator[Execution]:
+    """A plan trains nothing and makes no folder of results: where there is none yet, it looks at an empty one."""
+    import dataclasses
+
+    if not dry_run:
+        yield execution
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(_Planned))
+        if not execution.folder.exists():
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            execution = dataclasses.replace(execution, results=folder)
+        yield execution

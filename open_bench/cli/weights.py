@@ -1,0 +1,87 @@
+"""``openbench weights``: list, inspect, import, export, fetch."""
+
+from pathlib import Path
+
+import click
+
+from open_bench.cli import console
+from open_bench.cli.options import JSON
+
+_OPTIMIZER = click.option("--optimizer", "-o", required=True, help="Whose weights they are, such as open.")
+
+
+@click.group()
+def weights() -> None:
+    """Weights of learned optimizers: list, inspect, import, export, fetch."""
+
+
+@weights.command("list")
+@JSON
+def list_(as_json: bool) -> None:
+    """Show the weights that ship and those in your library."""
+    from open_bench.cli.listings import weights as listing
+
+    listing().print(as_json)
+
+
+@weights.command()
+@click.argument("file")
+@JSON
+def inspect(file: str, as_json: bool) -> None:
+    """Show what FILE (or the weights of that name) holds: kind, hash, arrays, metadata."""
+    from open_bench.cli.listings import weights_report
+    from open_bench.weights import library
+
+    report = library.inspect(library.path_of(file))
+    if as_json:
+        console.show_json(report)
+    else:
+        console.show(weights_report(report))
+
+
+@weights.command("import")
+@click.argument("file", type=click.Path(path_type=Path))
+@_OPTIMIZER
+@click.option("--name", help="Name in your library; by default the optimizer's, which makes them its default weights.")
+@click.option(
+    "--train-on", multiple=True, metavar="ENV", help="Where they were trained, if they do not say; repeatable."
+)
+def import_(file: Path, optimizer: str, name: str | None, train_on: tuple[str, ...]) -> None:
+    """Check FILE (.safetensors, OPEN's flat .npy, LPO's .npz, a VeLO folder) and keep it in your library."""
+    from open_bench.optimizers.registry import learned_spec
+    from open_bench.weights import library
+
+    path, found = library.import_named(file, learned_spec(optimizer), name, train_on)
+    console.say(f"{path}  {found.hash[:12]}")
+
+
+@weights.command()
+@click.argument("source")
+@click.argument("target", type=click.Path(path_type=Path))
+@_OPTIMIZER
+@click.option("--format", "kind", help="By default what TARGET's suffix says: .safetensors or .npy.")
+@click.option("--overwrite", is_flag=True, help="Replace TARGET where it exists.")
+def export(source: str, target: Path, optimizer: str, kind: str | None, overwrite: bool) -> None:
+    """Write the weights SOURCE (a name or a file) to TARGET, as .safetensors or a flat float32 .npy."""
+    from open_bench.optimizers.registry import learned_spec
+    from open_bench.weights import library
+
+    spec = learned_spec(optimizer)
+    found = library.load_reference(source, spec)
+    library.export(found.theta, target, kind, spec=spec, metadata=found.metadata, overwrite=overwrite)
+    console.say(f"{target}  {found.hash[:12]}")
+
+
+@weights.command()
+@click.argument("name")
+@click.option("--url", help="Another address of the folder (http, https), or a local folder.")
+@click.option("--any-size", is_flag=True, help="Accept other weights of the optimizer than the official ones.")
+@click.option("--to", "destination", type=click.Path(path_type=Path), help="Folder; by default your library.")
+def fetch(name: str, url: str | None, any_size: bool, destination: Path | None) -> None:
+    """Download the weights that are published as NAME (velo, open), verify them, and keep them in your library."""
+    from open_bench.weights.fetch import fetch_weights
+
+    with console.download_bars() as update:
+        paths = fetch_weights(name, url, destination, official=not any_size, progress=update)
+    for path in paths:
+        console.say(f"{path}: verified")

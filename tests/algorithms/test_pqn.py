@@ -17,9 +17,7 @@ from open_bench.algorithms.pqn import GREEDY_FROM, PQN, Batch, PQNConfig, lambda
 from open_bench.environments.base import Continuous
 from open_bench.errors import UserError
 
-SMALL = PQNConfig(
-    num_envs=8, num_steps=8, num_epochs=4, num_minibatches=4, hidden=(16, 16), gamma=0.9, greedy_envs=4
-)
+SMALL = PQNConfig(num_envs=8, num_steps=8, num_epochs=4, num_minibatches=4, hidden=(16, 16), gamma=0.9, greedy_envs=4)
 
 
 # --- arithmetic -------------------------------------------------------------------------------------------------------
@@ -132,7 +130,7 @@ def test_continuous_actions_are_refused() -> None:
         action_space = Continuous(2)  # type: ignore[assignment]
 
     for make in (lambda: PQN(SMALL, Box()), lambda: PQN.check(Box(), "mine")):
-        with pytest.raises(UserError, match="has continuous actions, and pqn .*--algorithm ppo"):
+        with pytest.raises(UserError, match=r"has continuous actions, and pqn .*--algorithm ppo"):
             make()
 
 

@@ -39,8 +39,8 @@ def train(
     """Train one optimizer on one environment and store the experiment.
 
     Args:
-        optimizer: a name such as "adam:learning_rate=1e-3" or "lion+dpo"; or an ``OptimizerSpec``, an optax constructor,
-            a function that returns a gradient transformation, or such a transformation.
+        optimizer: a name such as "adam:learning_rate=1e-3" or "lion+dpo"; an ``OptimizerSpec``, an optax constructor, a
+            function that returns a gradient transformation, or such a transformation.
         environment: a shipped environment, a TOML of yours, a gymnax id; or an environment object or configuration.
         algorithm: "ppo", "pqn", or a class of yours as "module:Class"; by default the environment's own.
         budget: one of the environment's budgets; ``steps`` (env steps) replaces it.
@@ -167,7 +167,7 @@ def meta_train(
         tensorboard: write event files to ``<results>/meta/<name>/tensorboard``.
         wandb: project of Weights & Biases to log to; the only thing here that contacts a network.
         execution: where and how to run; the evolution lies in ``<results>/meta/<name>``.
-        **changes: fields of ``MetaConfig`` or of ``Execution`` that replace the configuration's; None leaves one as it is.
+        **changes: fields of ``MetaConfig`` or ``Execution`` that replace the configuration's; None leaves one as it is.
 
     Raises:
         UserError: whatever the request has wrong, before anything is compiled.

@@ -1,7 +1,7 @@
 """Networks of agents: multilayer perceptrons that also report their units' activations, and what they parametrize.
 
-Parameters are ``{"layer_00_dense": {"kernel", "bias"}, "layer_00_norm": {"scale", "bias"}, …, "log_std"}``: sorted order
-is forward order, which optimizers that look at a layer's depth rely on.
+Parameters are ``{"layer_00_dense": {"kernel", "bias"}, "layer_00_norm": {"scale", "bias"}, …, "log_std"}``: sorted
+order is forward order, which optimizers that look at a layer's depth rely on.
 """
 
 from typing import NamedTuple

@@ -98,7 +98,7 @@ def random_policy() -> Experiment:
 
 
 class Log:
-    """Notes what was trained: ``started`` has (optimizer, seeds), ``updates`` are summed over lifetimes."""
+    """Notes what was trained now: ``started`` has (optimizer, seeds), ``updates`` are summed over lifetimes."""
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -113,7 +113,8 @@ class Log:
 
     @property
     def updates(self) -> int:
-        return sum(event.updates for event in self.events if isinstance(event, Advanced))
+        """Those that a checkpoint held are told too, as having taken no time, and left out."""
+        return sum(event.updates for event in self.events if isinstance(event, Advanced) and event.seconds > 0)
 
 
 class Stop:

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
+from commands import subprocess_of
 from tiny import (
     PQN_SETTINGS,
     SEEDS,
@@ -360,28 +361,19 @@ def test_a_lock_falls_free_when_its_owner_is_killed(tmp_path: Path) -> None:
     owner.communicate()
 
 
-CLUSTER = """
-import sys, json
-import open_bench
-open_bench.train("adam", "cartpole", steps=2048, num_seeds=2, settings=json.loads(sys.argv[3]), results=sys.argv[1],
-                 executor=open_bench.Cluster(sys.argv[2], 2, int(sys.argv[4])))
-"""
-
-
 def test_two_hosts_give_the_same_bits_as_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     settings = {"num_steps": 16, "hidden": [8]}
+    request = ["train", "adam", "-e", "cartpole", "--steps", 2048, "--num-seeds", 2, "--set=num_steps=16"]
     workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", CLUSTER, str(tmp_path / "two"), address, json.dumps(settings), str(number)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT,
-        )
+        subprocess_of(*request, "--set=hidden=[8]", "--quiet", "--results", tmp_path / "two", "--coordinator", address,
+                      "--num-processes", 2, "--process-id", number)
         for number in (0, 1)
     ]  # fmt: skip
     try:
-        output = [worker.communicate(timeout=300)[0] for worker in workers]
+        output = [worker.communicate(timeout=300) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

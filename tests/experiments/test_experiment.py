@@ -1,5 +1,6 @@
 """What makes an experiment another one, and what does not."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -86,8 +87,6 @@ def test_any_changed_request_makes_another_experiment(other: Callable[[], list[E
 
 def test_versions_and_options_are_part_of_the_identity() -> None:
     def changed(**update: Any) -> str:
-        import dataclasses
-
         task = dataclasses.replace(ADAM.task, environment=ADAM.task.environment.model_copy(update=update))
         return dataclasses.replace(ADAM, task=task).name
 

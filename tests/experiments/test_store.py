@@ -1,5 +1,6 @@
 """Experiments on disk: what is stored comes back, folders merge, damage is named and mended, nothing is lost."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -265,8 +266,6 @@ OUT_OF_RANGE: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("kind", OUT_OF_RANGE)
 def test_what_breaks_the_schema_is_named_and_skipped(kind: str, finished: Store, tmp_path: Path) -> None:
     """One experiment never stops the board of the others."""
-    import dataclasses
-
     other = dataclasses.replace(CHOSEN, root_seed=1)
     shutil.copytree(finished.results, tmp_path / "results")
     store = Store(tmp_path / "results")
@@ -278,6 +277,7 @@ def test_what_breaks_the_schema_is_named_and_skipped(kind: str, finished: Store,
         runs = store.load()
     pd.testing.assert_frame_equal(runs.scores, finished.load().scores, check_exact=True)
     assert list(runs.experiments["experiment"]) == [CHOSEN.name]
+    assert store.seeds(other) == set()  # so that it would be made anew, and not be called stored already
 
 
 def test_one_damaged_shard_leaves_the_others(tmp_path: Path, finished: Store) -> None:
@@ -361,8 +361,6 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_an_experiment_brings_the_columns_that_it_lists(tmp_path: Path) -> None:
     """Whoever reads needs no list of metrics: an unknown one is a column, NaN where an experiment lacks it."""
-    import dataclasses
-
     store, other = Store(tmp_path), dataclasses.replace(CHOSEN, root_seed=1)
     store.prepare()
     scores, curves = frames([0, 1], [1.0, 2.0])

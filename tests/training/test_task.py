@@ -92,9 +92,9 @@ def test_settings_that_change_nothing_rename_nothing() -> None:
 
 
 def test_options_make_another_environment() -> None:
-    task = make_task("gridworld/rand_dense", options={"max_steps": 77})
-    assert task.environment.options["max_steps"] == 77
-    assert (task.name, task.base) == ("gridworld/rand_dense{max_steps=77}", "gridworld/rand_dense")
+    task = make_task("gridworld/rand_dense", options={"max_steps": 777})
+    assert task.environment.options["max_steps"] == 777
+    assert (task.name, task.base) == ("gridworld/rand_dense{max_steps=777}", "gridworld/rand_dense")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from commands import Answer, OpenBench
 from jaxtyping import install_import_hook
 
 # Shapes in annotations are checked in whatever of these packages a test imports, at tracing time.
-install_import_hook(["open_bench.optimizers.learned"], "beartype.beartype")
+CHECKED = ["open_bench.algorithms", "open_bench.optimizers.learned", "open_bench.training"]
+install_import_hook(CHECKED, "beartype.beartype")
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Programs that several tests or processes compile are compiled once; the folder is shared by all workers of a run.

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from open_bench.training.mesh import Program, gather
 SEGMENT_SECONDS = 1.0  # how often the host looks at the devices
 
 
+@runtime_checkable
 class Checkpoint(Protocol):
     """Where the state of a batch under way is kept."""
 

@@ -38,10 +38,10 @@ def test_outputs_and_activations_are_those_of_plain_numpy(layer_norm: bool, acti
     """Dense → norm → non-linearity; a norm shares its block's activations, and the head's are raw."""
     network = MLP((6, 5), 2, 1.0, activation, layer_norm=layer_norm)
     x = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
-    params = network.init(jax.random.key(0), x)["params"]
+    params = network.init(jax.random.key(0), jnp.asarray(x))["params"]
     noise = np.random.default_rng(1)
     params = jax.tree.map(lambda p: p + noise.normal(size=p.shape).astype(np.float32), params)
-    output, activations = network.apply({"params": params}, x)
+    output, activations = network.apply({"params": params}, jnp.asarray(x))
     nonlinear = {"relu": lambda z: np.maximum(z, 0), "tanh": np.tanh}[activation]
     expected = {}
     for index in range(3):

@@ -56,11 +56,12 @@ def test_lambda_returns_equal_plain_python(seed: int, shape: tuple[int, int], ga
 @given(st.integers(0, 2**31), st.integers(1, 9))
 def test_with_lambda_one_they_are_discounted_sums_and_with_zero_one_step_targets(seed: int, steps: int) -> None:
     generator = np.random.default_rng(seed)
-    reward, value = generator.normal(size=(2, steps, 1)).astype(np.float32)
-    nothing, last = np.zeros((steps, 1), bool), np.float32([generator.normal()])
+    reward, value = jnp.float32(generator.normal(size=(2, steps, 1)))
+    nothing, last = jnp.zeros((steps, 1), bool), jnp.float32([generator.normal()])
     sums = lambda_returns(reward, value, last, nothing, 0.9, 1.0)[:, 0]
     discounts = 0.9 ** np.arange(steps)
-    assert float(sums[0]) == pytest.approx(discounts @ reward[:, 0] + 0.9**steps * last[0], rel=1e-4, abs=1e-4)
+    expected = float(discounts @ reward[:, 0] + 0.9**steps * last[0])
+    assert float(sums[0]) == pytest.approx(expected, rel=1e-4, abs=1e-4)
     one_step = lambda_returns(reward, value, last, nothing, 0.9, 0.0)[:, 0]
     successors = np.append(value[1:, 0], last)
     np.testing.assert_allclose(one_step, reward[:, 0] + 0.9 * successors, rtol=1e-4, atol=1e-5)

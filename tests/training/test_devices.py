@@ -4,8 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from unittest.mock import Mock
 
 import jax
 import pytest
@@ -32,7 +31,7 @@ print(counts["misses"], counts["hits"])
 
 def test_the_default_vmap_size_is_one_on_cpu_and_follows_memory_elsewhere() -> None:
     assert devices.default_vmap_size(jax.devices(), 1) == 1
-    gpu: Any = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 32 << 30})
+    gpu = Mock(jax.Device, platform="gpu", memory_stats=lambda: {"bytes_limit": 32 << 30})
     assert devices.default_vmap_size([gpu], 1 << 20) == 64
     for lifetime_bytes, expected in ((3 << 30, 4), (64 << 30, 1)):
         with pytest.warns(UserWarning, match=f"fits {expected} lifetimes at once: --vmap-size {expected}"):

@@ -95,8 +95,9 @@ def main(environments: tuple[str, ...], copies: int, steps: int, updates: int, r
     for name in environments:
         chosen = experiment("adam", name)
         m = measure(chosen, copies, steps, updates, repeats, device)
+        size = chosen.task.make_environment().observation_size
         table.add_row(
-            name, str(chosen.task.make_environment().observation_size), f"{m['environment']:,.0f}", f"{m['lifetime']:,.0f}",
+            name, str(size), f"{m['environment']:,.0f}", f"{m['lifetime']:,.0f}",
             f"{m['share']:.0%}", f"{m['compile']:.1f} s",
         )  # fmt: skip
     console = Console(width=120)

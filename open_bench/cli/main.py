@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import click
 
-from open_bench.api import quiet_xla
 from open_bench.cli import console, generalize, inspect, meta_train, results, run, weights
 from open_bench.cli.options import Stopped
+from open_bench.config import quiet_xla
 from open_bench.errors import UserError
 
 EXIT_USER_ERROR = 2

@@ -106,8 +106,8 @@ def _warn_of_few_episodes(task: Task) -> None:
     if finished is not None and finished < ENOUGH_EPISODES:
         warnings.warn(
             f"{task.name}: in {task.lifetime_steps:,} env steps each of {task.settings.num_envs} copies finishes "
-            f"{int(finished)} episodes at most, so what is learned late is hardly scored: take a longer budget or fewer "
-            "copies (--set num_envs=…)",
+            f"{int(finished)} episodes at most, so what is learned late is hardly scored: take a longer budget or "
+            "fewer copies (--set num_envs=…)",
             stacklevel=4,
         )
 

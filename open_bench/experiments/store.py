@@ -1,7 +1,7 @@
 """Experiments on disk: ``<results>/experiments/<experiment>/`` with ``experiment.json`` and a shard a device batch.
 
 A shard (``shard-<seeds>/``) holds ``scores.csv``, ``curves.csv`` and ``provenance.json`` with their digests. It is
-written under a temporary name and renamed whole, so it is complete or absent. Whoever reads a folder runs no code of it.
+written under a temporary name and renamed whole, so it is complete or absent. Reading a folder runs no code of it.
 """
 
 import contextlib

@@ -254,9 +254,10 @@ def test_own_environment_must_not_claim_a_shipped_name(tmp_path: Path) -> None:
     other.write_text(shipped.replace("num_steps = 128", "num_steps = 16"))
     assert load_environment(str(same)) == load_environment("cartpole")
     assert load_environment(load_environment("cartpole")) == load_environment("cartpole")
-    for given in (str(other), load_environment("cartpole").with_settings({"num_steps": 16})):
+    changed = load_environment("cartpole").model_copy(update={"options": {"max_steps_in_episode": 7}})
+    for claims in (str(other), changed):
         with pytest.raises(UserError, match="name of a shipped environment"):
-            load_environment(given)
+            load_environment(claims)
 
 
 # --- Python objects ---------------------------------------------------------------------------------------------------

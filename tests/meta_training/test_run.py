@@ -1,4 +1,4 @@
-"""A meta-training from request to stored weights: bitwise the same however it is cut, and stored with how it was made."""
+"""A meta-training from request to stored weights: bitwise the same however it is cut, stored with how it was made."""
 
 import json
 import os

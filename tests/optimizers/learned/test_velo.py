@@ -207,7 +207,6 @@ def test_the_threshold_is_150000_steps(theta):
 def test_entry_needs_weights_and_has_the_official_size():
     (spec,) = velo.SPECS
     assert spec.needs_theta
-    assert spec.theta is None
     with pytest.raises(ValueError, match="weights"):
         spec.build(length=TrainingLength(1, 1, 1))
     shapes = jax.eval_shape(spec.learned.init, jax.random.key(0))

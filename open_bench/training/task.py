@@ -133,8 +133,9 @@ def make_task(
         UserError: naming what is wrong.
     """
     config = load_environment(environment)
+    tables = _tables(config, environment if isinstance(environment, str) else config.name)
     chosen = algorithm or config.algorithm
-    before = _settings(config, chosen)
+    before = _settings(config, tables, chosen)
     after = build_config(chosen, {**before.model_dump(), **(settings or {})}, f"settings of {config.name} (--set)")
     named = _renamed(config, before, after, {**config.options, **read_files(config, options or {})})
     env_steps = config.budget_steps(budget) if steps is None else steps
@@ -144,16 +145,38 @@ def make_task(
     return task
 
 
-def _settings(config: EnvironmentConfig, algorithm: str) -> AlgorithmConfig:
+def _tables(config: EnvironmentConfig, origin: str) -> dict[str, AlgorithmConfig]:
+    """Settings of every algorithm that the environment names, checked whichever is asked for.
+
+    Raises UserError that says where it stands: ``origin`` is the file or the name.
+    """
+    try:
+        find_algorithm(config.algorithm)
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+    found = {}
+    for name, values in config.algorithms.items():
+        where = f"{origin}, [algorithms.{name}]"
+        try:
+            find_algorithm(name)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None
+        found[name] = build_config(name, values, where)
+    return found
+
+
+def _settings(config: EnvironmentConfig, tables: Mapping[str, AlgorithmConfig], algorithm: str) -> AlgorithmConfig:
     """The environment's settings for an algorithm; an algorithm that does not ship has its defaults where none are."""
-    find_algorithm(algorithm)
-    if config.algorithms and algorithm in ALGORITHMS and algorithm not in config.algorithms:
-        find_algorithm(algorithm).check(make_environment(config), config.name)
+    kind = find_algorithm(algorithm)
+    if algorithm in tables:
+        return tables[algorithm]
+    if tables and algorithm in ALGORITHMS:
+        kind.check(make_environment(config), config.name)
         raise UserError(
-            f"{config.name} has no settings for {algorithm} (it has {', '.join(config.algorithms)}): add a table "
+            f"{config.name} has no settings for {algorithm} (it has {', '.join(tables)}): add a table "
             f"[algorithms.{algorithm}] to a .toml of yours"
         )
-    return build_config(algorithm, config.algorithms.get(algorithm, {}), f"{config.name}, [algorithms.{algorithm}]")
+    return build_config(algorithm, {}, config.name)
 
 
 def _budget_name(config: EnvironmentConfig, env_steps: int) -> str:

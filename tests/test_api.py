@@ -1,0 +1,259 @@
+"""The public functions: objects where a name is welcome, algorithms from outside, one entry for a new statistic."""
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from commands import OpenBench
+from probes import Probe
+from tiny import PQN_SETTINGS, SETTINGS, STEPS, Log
+
+import open_bench
+from open_bench.config import StudyConfig
+from open_bench.errors import UserError
+from open_bench.optimizers.registry import known
+from open_bench.optimizers.spec import OptimizerSpec
+from open_bench.training.record import METRICS, Metric
+
+REQUEST: dict[str, Any] = {"steps": STEPS, "settings": SETTINGS, "devices": 1}
+
+
+# --- what is public ---------------------------------------------------------------------------------------------------
+
+
+def test_importing_does_nothing_and_shows_what_is_public() -> None:
+    code = "import sys, open_bench; print(*dir(open_bench)); print('jax' in sys.modules, 'pandas' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    names, loaded = out.splitlines()
+    assert loaded == "False False"
+    assert set(names.split()) == {*open_bench.__all__, "__version__", "__doc__", "__name__"}
+    for name in open_bench.__all__:
+        assert getattr(open_bench, name).__doc__
+    assert open_bench.__version__.count(".") == 2
+    with pytest.raises(AttributeError, match="has no attribute 'comprae'"):
+        _ = open_bench.comprae
+
+
+def test_an_unknown_argument_is_named_with_those_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unknown argument 'result'; where and how to run is results, devices"):
+        open_bench.train("adam", "cartpole", result=tmp_path)
+
+
+# --- objects in place of names ----------------------------------------------------------------------------------------
+
+
+def test_an_optax_constructor_is_the_optimizer_of_its_name(tmp_path: Path) -> None:
+    log = Log()
+    given = open_bench.train(optax.adabelief, "cartpole", results=tmp_path, progress=log, **REQUEST)
+    named = open_bench.train("optax.adabelief", "cartpole", results=tmp_path, progress=log, **REQUEST)
+    pd.testing.assert_frame_equal(given, named, check_exact=True)
+    assert log.started == [("optax.adabelief", [0])]  # trained once
+    of_a_folder = open_bench.train(optax.contrib.prodigy, "cartpole", results=tmp_path, **REQUEST)
+    assert set(of_a_folder["optimizer"]) == {"optax.contrib.prodigy"}
+
+
+def mine(learning_rate: float = 1e-2, decay: float = 0.9) -> optax.GradientTransformation:
+    """SGD with momentum, of this file."""
+    return optax.sgd(learning_rate, momentum=decay)
+
+
+@pytest.mark.parametrize(
+    ("thing", "taken_again"),
+    [
+        (mine, True),
+        (known()["sgd"], True),
+        (OptimizerSpec("own-sgd", "as shipped", lambda theta, length: optax.sgd(0.1)), False),
+        (optax.sgd(0.1), False),
+        (lambda learning_rate=0.1: optax.sgd(learning_rate), False),
+    ],
+    ids=["function", "shipped spec", "own spec", "transformation", "lambda"],
+)
+def test_python_objects_are_welcome_where_a_name_is(thing: Any, taken_again: bool, tmp_path: Path) -> None:
+    """What a file tells is stored as what it is; anything else is trained anew whenever it is asked for."""
+    log = Log()
+    for _ in range(2):
+        scores = open_bench.train(thing, "cartpole", results=tmp_path, progress=log, **REQUEST)
+        assert len(scores) == 1
+        assert np.isfinite(scores["final_return"]).all()
+    assert len(log.started) == (1 if taken_again else 2)
+
+
+def test_what_is_no_optimizer_is_refused(tmp_path: Path) -> None:
+    for thing, message in ((object(), "is a object: expected an OptimizerSpec"), (3, "3 names nothing")):
+        with pytest.raises(UserError, match=message):
+            open_bench.train(thing, "cartpole", results=tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_objects_stand_in_studies_too(tmp_path: Path) -> None:
+    """Environment objects as well."""
+    study = StudyConfig(name="objects", optimizers=(mine, optax.adam), environments=(Probe(length=3),), num_seeds=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = open_bench.compare(
+            study, results=tmp_path, steps=STEPS, settings={**SETTINGS, "num_envs": 4}, devices=2
+        )
+    assert set(table["optimizer"].str.partition("#")[0]) == {f"{__name__}:mine", "optax.adam"}
+
+
+# --- lengths ----------------------------------------------------------------------------------------------------------
+
+
+def test_steps_that_equal_a_budget_are_that_budget(tmp_path: Path) -> None:
+    from open_bench.api import prepare
+
+    names = []
+    for length in ({"budget": "short"}, {"steps": 250_000}):
+        session = prepare(optimizers=["adam"], environments=["cartpole"], results=tmp_path, **length)
+        names.append([(each.name, each.task.budget) for each in session.plan.experiments])
+    assert names[0] == names[1]
+    assert names[0][0][1] == "short"
+
+
+# --- another algorithm ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"optimizer": "adam+dpo"}, "pqn has no policy loss, so dpo means nothing there"),
+        ({"optimizer": "lpo"}, "pqn has no policy loss"),
+        ({"environment": "pendulum"}, "pendulum has continuous actions, and pqn"),
+        ({"settings": {"clip": 0.1}}, r"'clip' is a setting of ppo, not of pqn"),
+        ({"algorithm": "pqm"}, "unknown algorithm 'pqm'"),
+    ],
+)
+def test_what_pqn_cannot_do_is_refused(request_: dict[str, Any], message: str, tmp_path: Path) -> None:
+    values = {"optimizer": "adam", "environment": "cartpole", "algorithm": "pqn", **request_}
+    with pytest.raises(UserError, match=message):
+        open_bench.train(**values, results=tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_learned_optimizer_trains_with_pqn(tmp_path: Path) -> None:
+    """The Q-network is the network that acts, so its noise goes there."""
+    scores = open_bench.train(
+        "open", "cartpole", algorithm="pqn", steps=STEPS, settings=PQN_SETTINGS, results=tmp_path, devices=1
+    )
+    assert set(scores["algorithm"]) == {"pqn"}
+    assert np.isfinite(scores[["final_return", "greedy_return"]]).all(axis=None)
+
+
+REINFORCE = '''
+import jax
+import jax.numpy as jnp
+from open_bench.algorithms.base import AgentState, Algorithm, AlgorithmConfig, mark_finite
+from open_bench.algorithms.epochs import learn
+from open_bench.algorithms.networks import MLP, Categorical
+from open_bench.algorithms.rollout import collect, flat
+from open_bench.environments.wrappers import VectorEnvironment
+
+class Reinforce(Algorithm):
+    """Policy gradient on rewards to go."""
+    name, description, Config, acting_network = "reinforce", "policy gradient", AlgorithmConfig, "actor"
+    def __init__(self, config, environment):
+        super().__init__(config, environment)
+        self.network = MLP((8,), environment.action_space.n, 0.01, "tanh")
+        self.vector = VectorEnvironment(environment, config.num_envs)
+    def init(self, networks_key, environment_key, learning):
+        observation, environment = self.vector.reset(environment_key)
+        params = {"actor": self.network.init(networks_key, observation)["params"]}
+        return AgentState(params, learning.optimizer.init(params), environment, observation, jnp.bool_(True))
+    def policy(self, params, observation):
+        return Categorical(self.network.apply({"params": params["actor"]}, observation)[0])
+    def loss(self, params, rows):
+        logits, activations = self.network.apply({"params": params["actor"]}, rows[0])
+        return -(Categorical(logits).log_prob(rows[1]) * rows[2]).mean(), {"actor": activations}
+    def update(self, rollout_key, learning_key, state, training_fraction, learning):
+        act = lambda key, observation: (self.policy(state.params, observation).sample(key), None)
+        rollout, observation, environment = collect(
+            act, self.vector, self.config.num_steps, state.observation, state.environment, rollout_key)
+        back = lambda later, now: (now[0] + 0.9 * later * (1.0 - now[1]),) * 2
+        ended = (rollout.reward, rollout.terminated.astype(jnp.float32))
+        returns = jax.lax.scan(back, jnp.zeros(self.config.num_envs), ended, reverse=True)[1]
+        params, optimizer_state, loss, finite = learn(
+            self.loss, learning, "actor", state.params, state.optimizer_state,
+            flat((rollout.observation, rollout.action, returns - returns.mean())), epochs=1, minibatches=1,
+            max_grad_norm=1.0, training_fraction=training_fraction, key=learning_key)
+        after = AgentState(params, optimizer_state, environment, observation, state.finite)
+        return mark_finite(after, finite), {"loss": loss}
+'''
+
+
+@pytest.fixture
+def reinforce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An algorithm from outside the package, in at most 40 lines."""
+    assert len(REINFORCE.strip().splitlines()) <= 40
+    path = tmp_path / "my_reinforce.py"
+    path.write_text(REINFORCE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_reinforce", raising=False)
+    return path
+
+
+def test_an_algorithm_from_outside_trains(reinforce: Path, tmp_path: Path, openbench: OpenBench) -> None:
+    answer = openbench(
+        "train", "adam", "-e", "cartpole", "--algorithm", "my_reinforce:Reinforce", "--steps", 512, "--num-seeds", 2,
+        "--set", "num_envs=4", "--set", "num_steps=16", "--results", tmp_path / "results", "--plain",
+    )  # fmt: skip
+    assert answer.code == 0, answer.err
+    runs = open_bench.load_runs(tmp_path / "results")
+    assert set(runs.scores["algorithm"]) == {"my_reinforce:Reinforce"}
+    assert (runs.scores["env_steps"] == 512).all()
+    assert np.isfinite(runs.scores["final_return"]).all()
+    # The same by the function, which finds it stored.
+    log = Log()
+    request = {"steps": 512, "settings": {"num_envs": 4, "num_steps": 16}, "num_seeds": 2, "progress": log}
+    scores = open_bench.train(
+        "adam", "cartpole", algorithm="my_reinforce:Reinforce", results=tmp_path / "results", **request
+    )
+    assert not log.started
+    assert len(scores) == 2
+
+
+def test_an_algorithm_from_outside_refuses_what_it_has_not(reinforce: Path, tmp_path: Path) -> None:
+    for optimizer, settings, message in (
+        ("adam", {"gamma": 0.9}, "'gamma' is a setting of ppo and pqn, not of my_reinforce:Reinforce"),
+        ("adam", {"num_step": 9}, "unknown key 'num_step'. Did you mean num_steps"),
+        ("adam+dpo", {}, "my_reinforce:Reinforce has no policy loss"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_bench.train(
+                optimizer, "cartpole", algorithm="my_reinforce:Reinforce", settings=settings, results=tmp_path / "r"
+            )
+
+
+# --- statistics -------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_statistic_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stored, described, read and labelled; what was stored without it stays readable beside it."""
+    without = open_bench.train("adam", "cartpole", results=tmp_path, **REQUEST)
+    best = Metric(
+        "best return",
+        "episode_return",
+        lambda: jnp.float32(-jnp.inf),
+        lambda best, shown: jnp.fmax(best, shown.values["episode_return"]),
+        lambda best: np.asarray(best, np.float64),
+    )
+    monkeypatch.setitem(METRICS, "best_return", best)
+    scores = open_bench.train("sgd", "cartpole", results=tmp_path, **REQUEST)
+    assert "best_return" not in without
+    assert (scores["best_return"] >= scores["final_return"]).all()
+    runs = open_bench.load_runs(tmp_path)
+    by_optimizer = runs.scores.set_index("optimizer")["best_return"]
+    assert by_optimizer["sgd"] == scores["best_return"][0]
+    assert np.isnan(by_optimizer["adam"])
+    assert runs.metrics["best_return"] == "best return"
+    (folder,) = (tmp_path / "experiments").glob("*--sgd--*")
+    assert json.loads((folder / "experiment.json").read_text())["metrics"]["best_return"] == "best return"
+    header = next(folder.glob("shard-*/scores.csv")).read_text().splitlines()[0]
+    assert "best_return" in header.split(",")

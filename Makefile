@@ -1,12 +1,13 @@
 # Both main targets do all set-up on a fresh machine: a virtual environment, the locked dependencies, the package.
 #   make compare   train the quick study anew and print its leaderboard
 #   make test      run the tests
+#   make check     lint, types and the fast tests, for daily work
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: setup compare test lint bench clean
+.PHONY: setup compare test lint check bench clean
 
 setup: $(VENV)/.ready
 
@@ -28,6 +29,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope -m "not slow" --quiet
 
 bench: setup
 	$(BIN)/python benchmarks/throughput.py

@@ -4,7 +4,7 @@
     python benchmarks/gridworld.py -e gridworld/large -e breakout  any environments with discrete actions
 
 `environment` steps 1,024 copies with random actions, a compiled scan on one device that builds and reads every
-observation; `lifetime` is one seed with the environment's PPO settings (1,024 copies in gridworlds) on the same device.
+observation; `lifetime` is one seed with the environment's settings (1,024 copies in gridworlds) on the same device.
 Both are warm, and their timings alternate, so that `share`, the part of a lifetime that its env steps would take by
 themselves, compares like with like. `device` may use every core inside an operation.
 """
@@ -22,13 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from throughput import harness
+from timed import experiment, harness
 
 from open_bench.environments.base import Discrete, Environment
-from open_bench.environments.registry import load_environment, make_environment
 from open_bench.experiments.experiment import Experiment
-from open_bench.optimizers.registry import resolve
-from open_bench.optimizers.resolve import prepare
 from open_bench.training.devices import start
 
 ENVIRONMENTS = ("gridworld/rand_dense", "gridworld/rand_all", "gridworld/standard_maze", "gridworld/dense")
@@ -64,20 +61,18 @@ def environment_alone(environment: Environment, copies: int, steps: int, device:
     return run
 
 
-def measure(
-    experiment: Experiment, copies: int, steps: int, updates: int, repeats: int, device: Any
-) -> dict[str, float]:
+def measure(chosen: Experiment, copies: int, steps: int, updates: int, repeats: int, device: Any) -> dict[str, float]:
     """Every figure of one row; the speeds in env steps a second."""
-    lifetime, compile_seconds = harness(experiment, [device], 1, updates)
+    lifetime, compile_seconds = harness(chosen, [device], 1, updates)
     runs = {
-        "environment": environment_alone(make_environment(experiment.environment), copies, steps, device),
+        "environment": environment_alone(chosen.task.make_environment(), copies, steps, device),
         "lifetime": lifetime,
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             times[name].append(run())
-    counts = {"environment": copies * steps, "lifetime": updates * experiment.environment.ppo.batch_size}
+    counts = {"environment": copies * steps, "lifetime": updates * chosen.task.settings.env_steps_per_update}
     speeds = {name: counts[name] / np.asarray(values) for name, values in times.items()}
     return {
         **{name: float(np.median(values)) for name, values in speeds.items()},
@@ -90,7 +85,7 @@ def measure(
 @click.option("--env", "-e", "environments", multiple=True, default=ENVIRONMENTS, show_default=True)
 @click.option("--copies", default=1024, show_default=True, help="Of the environment alone.")
 @click.option("--steps", default=100, show_default=True, help="Of each copy in a timing of the environment alone.")
-@click.option("--updates", default=3, show_default=True, help="PPO updates in a timing of the lifetime.")
+@click.option("--updates", default=3, show_default=True, help="Updates in a timing of the lifetime.")
 @click.option("--repeats", default=5, show_default=True)
 def main(environments: tuple[str, ...], copies: int, steps: int, updates: int, repeats: int) -> None:
     """Print the table."""
@@ -98,12 +93,11 @@ def main(environments: tuple[str, ...], copies: int, steps: int, updates: int, r
     columns = ("level", "observation", "environment", "lifetime", "share", "compile")
     table = Table(*columns, box=None, title=f"env steps/s on one {device.platform} device, {copies:,} copies")
     for name in environments:
-        settings = load_environment(name)
-        resolved = prepare(resolve("adam"), name, "full")
-        experiment = Experiment(settings, "full", settings.budget_steps("full"), resolved, 0, 1)
-        m = measure(experiment, copies, steps, updates, repeats, device)
+        chosen = experiment("adam", name)
+        m = measure(chosen, copies, steps, updates, repeats, device)
+        size = chosen.task.make_environment().observation_size
         table.add_row(
-            name, str(make_environment(settings).observation_size), f"{m['environment']:,.0f}", f"{m['lifetime']:,.0f}",
+            name, str(size), f"{m['environment']:,.0f}", f"{m['lifetime']:,.0f}",
             f"{m['share']:.0%}", f"{m['compile']:.1f} s",
         )  # fmt: skip
     console = Console(width=120)

@@ -1,9 +1,9 @@
-"""Peak memory of a study: 16 seeds of a full MinAtar lifetime (1e7 env steps), for vmap_sizes 1 and 16.
+"""Peak memory of a study: 16 seeds of a full MinAtar lifetime (1e7 env steps), for vmap sizes 1 and 16.
 
     python benchmarks/memory.py --seconds 60
 
 A lifetime's state holds its returns thinned to 200 points, so its size does not depend on the number of updates
-(tests/test_harness.py); a minute of training, compilation included, therefore shows the peak of the whole run.
+(tests/training); a minute of training, compilation included, therefore shows the peak of the whole run.
 """
 
 import resource
@@ -19,7 +19,7 @@ import click
 def peak(environment: str, vmap_size: int, seconds: float) -> float:
     """Peak resident memory in GiB of ``openbench train`` stopped after ``seconds``."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "open_bench.cli.main", "train", "adam", "-e", environment, "--budget", "full",
+        command = [sys.executable, "-m", "open_bench", "train", "adam", "-e", environment, "--budget", "full",
                    "--seeds", "16", "--vmap-size", str(vmap_size), "--results", folder, "--quiet"]  # fmt: skip
         process = subprocess.Popen(command)
         time.sleep(seconds)
@@ -36,9 +36,8 @@ def peak(environment: str, vmap_size: int, seconds: float) -> float:
 def main(environment: str, seconds: float) -> None:
     """Print the peaks, the narrow run first (the figure is the largest child so far)."""
     for vmap_size in (1, 16):
-        click.echo(
-            f"{environment}, 16 num_seeds, 1e7 env steps, vmap_size {vmap_size}: peak {peak(environment, vmap_size, seconds):.2f} GiB"
-        )
+        gib = peak(environment, vmap_size, seconds)
+        click.echo(f"{environment}, 16 seeds, 1e7 env steps, vmap size {vmap_size}: peak {gib:.2f} GiB")
 
 
 if __name__ == "__main__":

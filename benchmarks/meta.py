@@ -28,7 +28,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import click
 import jax
 import numpy as np
-from open_bench.optimizers.spec import EMPTY_THETA
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -40,6 +39,7 @@ from open_bench.meta_training.evolution import Progress, Strategy, evolve
 from open_bench.meta_training.fitness import TRAINING, Evaluator, combine, make_tasks, rollout_keys
 from open_bench.meta_training.run import Request, make_request
 from open_bench.optimizers.registry import resolve
+from open_bench.optimizers.spec import EMPTY_THETA
 from open_bench.training import mesh as parallel
 from open_bench.training.devices import start
 

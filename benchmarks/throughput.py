@@ -5,7 +5,7 @@
 
 Columns: `bare` is benchmarks/bare_ppo.py with Adam; `harness` is one seed in the same process, both confined to one
 core; `overhead` is bare/harness − 1 over alternated repeats (Adam's row compares like with like); `1 device` and `all`
-are four num_seeds, group after group on one device (which may use every core inside an operation) or spread over all of
+are four seeds, batch after batch on one device (which may use every core inside an operation) or spread over all of
 them. Compile times are of a cold and of a warm persistent cache.
 """
 
@@ -22,28 +22,23 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from timed import experiment, harness
 
-from open_bench.environments.registry import load_environment
-from open_bench.experiments.execute import build_lifetime
 from open_bench.experiments.experiment import Experiment
-from open_bench.optimizers.registry import resolve
-from open_bench.optimizers.resolve import prepare
-from open_bench.training import mesh as parallel
 from open_bench.training.devices import start
-from open_bench.training.keys import lifetime_keys
 
 SEEDS = 4
 
 
-def bare(experiment: Experiment, updates: int) -> Callable[[], float]:
+def bare(chosen: Experiment, updates: int) -> Callable[[], float]:
     """A function that times ``updates`` updates of the bare loop: seconds."""
     from bare_ppo import make_bare_ppo  # gymnax starts JAX when imported, which must wait for start()
 
-    ppo = experiment.environment.ppo
+    task, ppo = chosen.task, chosen.task.settings
     init, train = make_bare_ppo(
-        experiment.environment.source.partition(":")[2], ppo.num_envs, ppo.num_steps, ppo.update_epochs, ppo.num_minibatches,
-        ppo.hidden, ppo.activation == "relu", bool(experiment.environment.options.get("binary_observations")),
-        experiment.num_updates, float(experiment.resolved.hyperparameters.get("learning_rate", 1e-3)),
+        task.environment.source.partition(":")[2], ppo.num_envs, ppo.num_steps, ppo.update_epochs, ppo.num_minibatches,
+        ppo.hidden, ppo.activation == "relu", bool(task.environment.options.get("binary_observations")),
+        task.num_updates, float(chosen.optimizer.hyperparameters.get("learning_rate", 1e-3)),
     )  # fmt: skip
     device = jax.devices()[0]
     state = jax.jit(init)(jax.device_put(jax.random.key(0), device))
@@ -60,26 +55,6 @@ def bare(experiment: Experiment, updates: int) -> Callable[[], float]:
     return run
 
 
-def harness(
-    experiment: Experiment, devices: list[Any], lifetimes: int, updates: int
-) -> tuple[Callable[[], float], float]:
-    """A function that times ``updates`` updates of ``lifetimes`` lifetimes, and the seconds to compile."""
-    theta = experiment.resolved.inputs
-    program = parallel.compile_program(build_lifetime(experiment), theta, devices, 1, lifetimes)
-    rounds = -(-lifetimes // program.slots)
-    keys = lifetime_keys(0, experiment.environment.name, list(range(program.slots)))
-    states = [program.run(program.init(keys, theta), theta, 1)[0] for _ in range(rounds)]
-
-    def run() -> float:
-        begin = time.perf_counter()
-        for index in range(rounds):
-            states[index], metrics = program.run(states[index], theta, updates)
-            parallel.gather(metrics)
-        return time.perf_counter() - begin
-
-    return run, program.compile_seconds
-
-
 def on_one_core(run: Callable[[], float]) -> float:
     """Run with every thread of this process confined to one core, so that one loop cannot borrow another's."""
     cores = os.sched_getaffinity(0)
@@ -93,7 +68,7 @@ def on_one_core(run: Callable[[], float]) -> float:
             os.sched_setaffinity(task, cores)
 
 
-def cold_and_warm(experiment: Experiment, devices: list[Any]) -> tuple[float, float, int]:
+def cold_and_warm(chosen: Experiment, devices: list[Any]) -> tuple[float, float, int]:
     """Seconds to compile with an empty cache, then with a full one, and how many programs the latter compiled."""
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -109,26 +84,26 @@ def cold_and_warm(experiment: Experiment, devices: list[Any]) -> tuple[float, fl
             compilation_cache.reset_cache()
             jax.clear_caches()
             misses[0] = 0
-            seconds.append(harness(experiment, devices, len(devices), 1)[1])
+            seconds.append(harness(chosen, devices, len(devices), 1)[1])
     jax.config.update("jax_compilation_cache_dir", before)
     compilation_cache.reset_cache()
     return seconds[0], seconds[1], misses[0]
 
 
-def measure(experiment: Experiment, devices: list[Any], updates: int, repeats: int) -> dict[str, float]:
+def measure(chosen: Experiment, devices: list[Any], updates: int, repeats: int) -> dict[str, float]:
     """Every figure of one row, in env steps a second, the timings alternated."""
-    cold, warm, misses = cold_and_warm(experiment, devices)
+    cold, warm, misses = cold_and_warm(chosen, devices)
     runs = {
-        "bare": bare(experiment, updates),
-        "harness": harness(experiment, devices[:1], 1, updates)[0],
-        "one": harness(experiment, devices[:1], SEEDS, updates)[0],
-        "all": harness(experiment, devices, SEEDS, updates)[0],
+        "bare": bare(chosen, updates),
+        "harness": harness(chosen, devices[:1], 1, updates)[0],
+        "one": harness(chosen, devices[:1], SEEDS, updates)[0],
+        "all": harness(chosen, devices, SEEDS, updates)[0],
     }
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
             times[name].append(on_one_core(run) if name in ("bare", "harness") else run())
-    steps = updates * experiment.environment.ppo.batch_size
+    steps = updates * chosen.task.settings.env_steps_per_update
     counts = {"bare": 1, "harness": 1, "one": SEEDS, "all": SEEDS}
     speeds = {name: steps * counts[name] / float(np.median(values)) for name, values in times.items()}
     pairs = np.asarray(times["harness"]) / np.asarray(times["bare"])
@@ -146,7 +121,7 @@ def measure(experiment: Experiment, devices: list[Any], updates: int, repeats: i
 @click.command()
 @click.option("--optimizer", "-o", "optimizers", multiple=True, default=("adam", "lion"), show_default=True)
 @click.option("--env", "-e", "environments", multiple=True, default=("breakout", "cartpole"), show_default=True)
-@click.option("--updates", default=0, help="PPO updates a timing; by default about 100,000 env steps.")
+@click.option("--updates", default=0, help="Updates a timing; by default about 100,000 env steps.")
 @click.option("--repeats", default=5, show_default=True)
 def main(optimizers: tuple[str, ...], environments: tuple[str, ...], updates: int, repeats: int) -> None:
     """Print the table."""
@@ -155,11 +130,11 @@ def main(optimizers: tuple[str, ...], environments: tuple[str, ...], updates: in
                "speed-up", "compile cold", "warm", "compiled again")  # fmt: skip
     table = Table(*columns, box=None, title=f"env steps/s; {SEEDS} seeds in the device columns")
     for environment in environments:
-        settings = load_environment(environment)
         for name in optimizers:
-            resolved = prepare(resolve(name), environment, "full")
-            experiment = Experiment(settings, "full", settings.budget_steps("full"), resolved, 0, 1)
-            m = measure(experiment, devices, updates or max(1, 100_000 // settings.ppo.batch_size), repeats)
+            chosen = experiment(name, environment)
+            m = measure(
+                chosen, devices, updates or max(1, 100_000 // chosen.task.settings.env_steps_per_update), repeats
+            )
             table.add_row(
                 environment, name, f"{m['bare']:,.0f}", f"{m['harness']:,.0f}", f"{m['overhead']:+.1%}",
                 f"{m['one']:,.0f}", f"{m['all']:,.0f}", f"{m['speedup']:.2f} ×", f"{m['cold']:.1f} s",

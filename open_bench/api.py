@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from open_bench.config import Execution, StudyConfig, build, load_study
+from open_bench.config import Execution, StudyConfig, build, load_study, quiet_xla
 from open_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def train(
     """Train one optimizer on one environment and store the experiment.
 
     Args:
-        optimizer: a name such as "adam:learning_rate=1e-3" or "lion+dpo"; or an ``OptimizerSpec``, an optax constructor,
-            a function that returns a gradient transformation, or such a transformation.
+        optimizer: a name such as "adam:learning_rate=1e-3" or "lion+dpo"; an ``OptimizerSpec``, an optax constructor, a
+            function that returns a gradient transformation, or such a transformation.
         environment: a shipped environment, a TOML of yours, a gymnax id; or an environment object or configuration.
         algorithm: "ppo", "pqn", or a class of yours as "module:Class"; by default the environment's own.
         budget: one of the environment's budgets; ``steps`` (env steps) replaces it.
@@ -128,9 +128,10 @@ def _session(
     study: StudyConfig, steps: int | None, settings: Mapping[str, Any] | None, execution: Execution,
     where: Mapping[str, Any], ranked: bool = True,
 ) -> "Session":  # fmt: skip
+    quiet_xla()
     from open_bench.experiments.session import Session
 
-    session = Session(study, steps, settings, _execution(execution, where), ranked)
+    session = Session(study, steps, settings, execution.but(where), ranked)
     if study.meta is not None:
         from open_bench.meta_training.as_needed import with_weights
 
@@ -166,17 +167,18 @@ def meta_train(
         tensorboard: write event files to ``<results>/meta/<name>/tensorboard``.
         wandb: project of Weights & Biases to log to; the only thing here that contacts a network.
         execution: where and how to run; the evolution lies in ``<results>/meta/<name>``.
-        **changes: fields of ``MetaConfig`` or of ``Execution`` that replace the configuration's; None leaves one as it is.
+        **changes: fields of ``MetaConfig`` or ``Execution`` that replace the configuration's; None leaves one as it is.
 
     Raises:
         UserError: whatever the request has wrong, before anything is compiled.
     """
+    quiet_xla()
     from open_bench.meta_training.start import start
 
     fields = {field.name for field in dataclasses.fields(Execution)} - {"vmap_size"}
     where = {key: changes.pop(key) for key in list(changes) if key in fields}
     changes |= {"environments": _tuple(environments), "env_steps": steps}
-    return start(optimizer, config, changes, settings, name, tensorboard, wandb, _execution(execution, where))
+    return start(optimizer, config, changes, settings, name, tensorboard, wandb, execution.but(where))
 
 
 def generalize(
@@ -215,12 +217,13 @@ def generalize(
     Raises:
         UserError: whatever the request has wrong, before anything trains.
     """
+    quiet_xla()
     from open_bench.generalization.run import study
 
     named = (
         list(optimizers) if isinstance(optimizers, list | tuple) and not hasattr(optimizers, "update") else [optimizers]
     )
-    return study(preset, named, train_on, axes, num_seeds, root_seed, normalize, _execution(execution, where))
+    return study(preset, named, train_on, axes, num_seeds, root_seed, normalize, execution.but(where))
 
 
 def load_runs(results: str | Path = "results") -> "Runs":
@@ -235,25 +238,10 @@ def load_runs(results: str | Path = "results") -> "Runs":
 
 
 def leaderboard(results: str | Path = "results", budget: str | None = None) -> "Leaderboard":
-    """Write ``leaderboard.csv``, ``leaderboard.md`` and ``figures/`` of a results folder from its stored runs alone.
-
-    Args:
-        results: the folder.
-        budget: only this one; by default every budget gets a board of its own.
-    """
+    """Write the leaderboard (CSV, Markdown) and figures of a folder from its stored runs; ``budget``: only that one."""
     from open_bench.experiments.session import write_board
 
     return write_board(Path(results), load_runs(results), budget)
-
-
-def _execution(execution: Execution, where: Mapping[str, Any]) -> Execution:
-    """``execution`` with some fields replaced; raises UserError for a field that there is not."""
-    try:
-        return dataclasses.replace(execution, **where)
-    except TypeError:
-        known = [field.name for field in dataclasses.fields(Execution)]
-        wrong = [key for key in where if key not in known]
-        raise UserError(f"unknown argument '{wrong[0]}'; where and how to run is {', '.join(known)}") from None
 
 
 def _tuple(value: Any) -> Any:

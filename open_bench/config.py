@@ -1,7 +1,9 @@
 """Typed, frozen configuration read from TOML. Unknown keys and bad values are errors naming the file and the key."""
 
 import dataclasses
+import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -103,6 +105,19 @@ class Execution:
     def folder(self) -> Path:
         """``results`` as a path."""
         return Path(self.results)
+
+    def but(self, changes: Mapping[str, Any]) -> "Execution":
+        """A copy with some fields replaced; raises UserError for a field that there is not."""
+        known = [field.name for field in dataclasses.fields(self)]
+        for key in changes:
+            if key not in known:
+                raise UserError(f"unknown argument '{key}'; where and how to run is {', '.join(known)}")
+        return dataclasses.replace(self, **changes)
+
+
+def quiet_xla() -> None:
+    """XLA logs what no user can act on, such as tuning flags of cached programs. Must come before JAX is imported."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 _Model = TypeVar("_Model", bound=Config)

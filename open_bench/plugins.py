@@ -1,11 +1,14 @@
 """Code from outside the package: ``module:attribute``, entry points of installed packages, and digests of files."""
 
+import ast
 import hashlib
 import importlib
 import importlib.metadata
 import inspect
 import sys
+import sysconfig
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +40,17 @@ def _import(kind: str, name: str, module_name: str) -> Any:
         return importlib.import_module(module_name)
     except ImportError as error:
         raise UserError(f"{kind} '{name}': cannot import {module_name}: {error}") from None
-    except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{kind} '{name}': importing {module_name} fails with {reason}{where}") from error
+    except (Exception, SystemExit) as error:  # whatever the author's file raises
+        reason = f"{type(error).__name__}: {error}{line_of(error)}"
+        raise UserError(f"{kind} '{name}': importing {module_name} fails with {reason}") from error
+
+
+def line_of(error: BaseException) -> str:
+    """The line of the user's own file that an exception came through last, as " (FILE, line N)"; "" if through none."""
+    others = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), str(Path(__file__).parent), "<")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
 
 
 def installed(group: str) -> dict[str, str]:
@@ -58,7 +67,7 @@ def is_importable(value: Any) -> bool:
 
 
 def file_digest(value: Any) -> str | None:
-    """Eight hexadecimal digits of the source file of a class or function, so that an edited file is told apart.
+    """The digest of the source of a class or function (``source_digest``), so that an edited file is told apart.
 
     None where no file holds all of it: a notebook's, or one that is defined inside a function.
     """
@@ -70,4 +79,54 @@ def file_digest(value: Any) -> str | None:
     sources = {code.co_filename for code in codes if code is not None} - {"<string>"}  # what dataclasses generate
     if any(Path(source).resolve() != Path(path).resolve() for source in sources):
         return None  # typed into a session that had begun with a file
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+    return source_digest(sys.modules[value.__module__])
+
+
+def source_digest(module: Any) -> str | None:
+    """Eight hexadecimal digits of a module's source and of the modules beside it that it imports; None without a file.
+
+    An edited file, or an edited helper, is another optimizer.
+    """
+    path = Path(getattr(module, "__file__", None) or "")
+    if not path.is_file():
+        return None
+    depth = module.__name__.count(".") + (path.name == "__init__.py")
+    root = path.resolve().parents[depth]
+    digest = hashlib.sha256()
+    for source in sorted(_sources(path.resolve(), root, module.__name__.split(".")[0] if depth else "")):
+        digest.update(source.relative_to(root).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()[:8]
+
+
+def _sources(path: Path, root: Path, package: str) -> set[Path]:
+    """A file and what it imports from below ``root``: of its own package, or, outside of packages, from its folder."""
+    found, waiting = {path}, [path]
+    installed = root.name in ("site-packages", "dist-packages")
+    while waiting:
+        source = waiting.pop()
+        for folder, names in _imports(source, root):
+            beside = not installed or (package and names[:1] == [package]) or folder != root
+            for end in range(1, len(names) + 1) if beside else ():
+                stem = folder.joinpath(*names[:end])
+                for file in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
+                    if file.is_file() and file not in found:
+                        found.add(file)
+                        waiting.append(file)
+    return found
+
+
+def _imports(source: Path, root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """``(folder where the search begins, names)`` of every import in a file, those inside functions too."""
+    try:
+        tree = ast.parse(source.read_bytes())
+    except SyntaxError:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((root, alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            folder = source.parents[node.level - 1] if node.level else root
+            names = node.module.split(".") if node.module else []
+            yield from ((folder, [*names, alias.name]) for alias in node.names if alias.name != "*")
+            if names:
+                yield folder, names

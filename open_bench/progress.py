@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from open_bench.evaluation.text import duration
 from open_bench.events import (
     Advanced,
     Compiled,
@@ -29,6 +28,7 @@ from open_bench.events import (
     Watcher,
     Work,
 )
+from open_bench.text import duration
 
 PLAIN_SECONDS = 15.0  # between two lines about one part
 NOTEBOOK_SECONDS = 0.5  # between two pictures in a notebook

@@ -12,6 +12,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import jax
 import pytest
 from commands import Answer, OpenBench
+from jaxtyping import install_import_hook
+
+# Shapes in annotations are checked in whatever of these packages a test imports, at tracing time.
+install_import_hook(["open_bench.optimizers.learned"], "beartype.beartype")
 
 jax.config.update("jax_num_cpu_devices", 4)
 # Programs that several tests or processes compile are compiled once; the folder is shared by all workers of a run.
@@ -19,6 +23,7 @@ _CACHE = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"open-bench-tests-{os.getuid()}" / "jax")
 )
 jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # as devices.start() has it
 
 
 @pytest.fixture(scope="session")

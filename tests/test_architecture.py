@@ -31,7 +31,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {*BASE, "config", "environments", "algorithms"},  # receives optimizers as values
     "evaluation": {*BASE, "config", "text"},  # reads stored rows
     "weights": {*BASE, "optimizers", "weights.format"},
-    "optimizers.resolve": {*BASE, "config", "algorithms", "optimizers", "training", "weights", "weights.format"},
+    "optimizers.resolve": {
+        *BASE,
+        "config",
+        "plugins",
+        "algorithms",
+        "optimizers",
+        "training",
+        "weights",
+        "weights.format",
+    },
     "progress": {"events", "text"},
 }
 MAY_IMPORT["experiments"] = {*MAY_IMPORT} - {"experiments"}

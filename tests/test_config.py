@@ -4,17 +4,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import hypothesis.strategies as st
 import pydantic
 import pytest
-from hypothesis import given
 
-from open_bench import config
-from open_bench.config import Config, EnvironmentConfig, PPOConfig, StudyConfig, load, load_study, shipped
+from open_bench.algorithms.ppo import PPOConfig
+from open_bench.algorithms.registry import available
+from open_bench.config import Config, StudyConfig, load, load_study, shipped
+from open_bench.environments.base import Discrete
+from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.registry import load_environment, make_environment
 from open_bench.errors import UserError, near_matches
-from open_bench.experiments.plan import adjust
-from open_bench.optimizers import resolve
+from open_bench.optimizers.resolve import resolve
+from open_bench.training.task import make_task
 
 ENVIRONMENTS, STUDIES = tuple(shipped("environments")), tuple(shipped("studies"))
 
@@ -24,8 +25,12 @@ description = "my task"
 family = "classic"
 source = "gymnax:CartPole-v1"
 
-[ppo]
+[algorithms.ppo]
 num_envs = 4
+num_steps = 16
+
+[algorithms.pqn]
+num_envs = 8
 num_steps = 16
 
 [budgets]
@@ -40,44 +45,66 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_good_file_loads(tmp_path: Path) -> None:
-    found = load_environment(str(write(tmp_path, GOOD)))
-    assert (found.name, found.ppo.batch_size, found.budgets) == ("mine", 64, {"quick": 1000})
+    path = str(write(tmp_path, GOOD))
+    found = load_environment(path)
+    assert (found.name, found.algorithm, found.budgets) == ("mine", "ppo", {"quick": 1000})
+    assert make_task(path).settings.env_steps_per_update == 64
+    assert make_task(path, algorithm="pqn").settings.env_steps_per_update == 128
+
+
+def test_an_environment_names_its_own_algorithm(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace('family = "classic"', 'family = "classic"\nalgorithm = "pqn"'))
+    assert make_task(str(path)).algorithm == "pqn"
+    assert make_task(str(path), algorithm="ppo").algorithm == "ppo"
+
+
+PPO, PQN = r"\[algorithms\.ppo\]: ", r"\[algorithms\.pqn\]: "
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("num_envs = 4", "num_env = 4", r"unknown key 'ppo\.num_env'\. Did you mean num_envs"),
+        ("num_envs = 4", "num_env = 4", PPO + r"unknown key 'num_env'\. Did you mean num_envs"),
         ("family", "famly", r".*unknown key 'famly'\. Did you mean family"),
         ("[budgets]", "[budget]", r".*unknown key 'budget'\. Did you mean budgets"),
-        ("num_envs = 4", 'num_envs = "four"', r"ppo\.num_envs = 'four': .*integer"),
-        ("num_envs = 4", "num_envs = 4.5", r"ppo\.num_envs = 4\.5: .*integer"),
-        ("num_envs = 4", "num_envs = 0", r"ppo\.num_envs = 0: .*greater than 0"),
-        ("num_steps = 16", "num_steps = 16\ngamma = 1.5", r"ppo\.gamma = 1\.5: .*less than or equal to 1"),
-        ("num_steps = 16", 'num_steps = 16\nactivation = "relo"', r"ppo\.activation = 'relo': .*'relu' or 'tanh'"),
-        ("num_steps = 16", "num_steps = 16\nhidden = [64, -1]", r"ppo\.hidden\.1 = -1: .*greater than 0"),
+        ("num_envs = 4", 'num_envs = "four"', PPO + r"num_envs = 'four': .*integer"),
+        ("num_envs = 4", "num_envs = 4.5", PPO + r"num_envs = 4\.5: .*integer"),
+        ("num_envs = 4", "num_envs = 0", PPO + r"num_envs = 0: .*greater than 0"),
+        ("num_steps = 16", "num_steps = 16\ngamma = 1.5", PPO + r"gamma = 1\.5: .*less than or equal to 1"),
+        ("num_steps = 16", 'num_steps = 16\nactivation = "relo"', PPO + r"activation = 'relo': .*'relu' or 'tanh'"),
+        ("num_steps = 16", "num_steps = 16\nhidden = [64, -1]", PPO + r"hidden\.1 = -1: .*greater than 0"),
         ("quick = 1000", "quick = -1000", r"budgets\.quick = -1000: .*greater than 0"),
         ('name = "mine"', 'name = "mi ne"', r"name = 'mi ne': "),
         ('source = "gymnax:CartPole-v1"', "", r"key 'source' is missing"),
         (
             "num_envs = 4",
             "num_envs = 5\nnum_minibatches = 3",
-            r"ppo: num_minibatches = 3 does not divide .*5 × 16 = 80",
+            PPO + r"num_minibatches = 3 does not divide .*5 × 16 = 80",
         ),
+        # Tables of algorithms that are not asked for are checked as well.
+        ("num_envs = 8", "num_envs = 0", PQN + r"num_envs = 0: .*greater than 0"),
+        ("num_envs = 8", "clip = 0.1", PQN + r"'clip' is a setting of ppo, not of pqn"),
+        ("num_envs = 4", "td_lambda = 0.1", PPO + r"'td_lambda' is a setting of pqn, not of ppo"),
+        ("[algorithms.pqn]", "[algorithms.pqm]", r"\[algorithms\.pqm\]: unknown algorithm 'pqm'\. Did you mean pqn"),
+        ('family = "classic"', 'family = "classic"\nalgorithm = "pqm"', r"unknown algorithm 'pqm'\. Did you mean pqn"),
     ],
 )
 def test_a_bad_value_names_file_and_key(old: str, new: str, message: str, tmp_path: Path) -> None:
     assert old in GOOD
     path = write(tmp_path, GOOD.replace(old, new, 1))
-    with pytest.raises(UserError, match=re.escape(str(path)) + ": " + message):
-        load_environment(str(path))
+    with pytest.raises(UserError, match=re.escape(str(path)) + "(: |, )" + message):
+        make_task(str(path))
 
 
 def test_every_bad_key_is_named_at_once(tmp_path: Path) -> None:
-    path = write(tmp_path, GOOD.replace("num_envs = 4", "num_env = 4").replace("family", "famly"))
+    path = write(tmp_path, GOOD.replace("[budgets]", "[budget]").replace("family", "famly"))
     with pytest.raises(UserError) as problem:
         load_environment(str(path))
-    assert all(word in str(problem.value) for word in ("'ppo.num_env'", "'famly'", "'family' is missing"))
+    assert all(word in str(problem.value) for word in ("'budget'", "'famly'", "'family' is missing"))
+    path = write(tmp_path, GOOD.replace("num_envs = 4", "num_env = 4\ngamma = 2"))
+    with pytest.raises(UserError) as problem:
+        make_task(str(path))
+    assert all(word in str(problem.value) for word in ("'num_env'", "gamma = 2"))
 
 
 def test_bad_syntax_names_file_and_line(tmp_path: Path) -> None:
@@ -112,41 +139,9 @@ def test_nothing_near_is_not_guessed() -> None:
     assert near_matches("zzzzzz", ["breakout", "cartpole"]) == ""
 
 
-@pytest.mark.parametrize("steps", [-5, 0, 1, 511])
-def test_fewer_steps_than_one_update_is_an_error(steps: int) -> None:
-    with pytest.raises(UserError, match=rf"^{steps} steps on cartpole are fewer than one PPO update.*4 × 128 = 512"):
-        load_environment("cartpole").num_updates(steps)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"num_seeds": 0}, "num_seeds = 0: .*greater than 0"),
-        ({"num_seeds": -3}, "num_seeds = -3"),
-        ({"root_seed": -1}, "root_seed = -1"),
-        ({"root_seed": 1_000_000}, "root_seed = 1000000"),
-        ({"optimizers": ()}, "optimizers"),
-        ({"environments": ()}, "environments"),
-        ({"optimizers": ("adam",)}, "unknown key 'optimizers'. Did you mean optimizers"),
-    ],
-)
-def test_a_bad_study_is_an_error(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        adjust(load_study("quick"), **changes)
-
-
-def test_set_replaces_settings_and_checks_them() -> None:
-    shipped_one = load_environment("cartpole")
-    changed = shipped_one.with_settings({"num_envs": 8, "hidden": [32, 32]})
-    assert (changed.ppo.num_envs, changed.ppo.hidden, changed.ppo.num_steps) == (8, (32, 32), 128)
-    assert shipped_one.ppo.num_envs == 4
-    with pytest.raises(UserError, match=r"PPO settings of cartpole \(--set\): unknown key 'num_env'\. .*num_envs"):
-        shipped_one.with_settings({"num_env": 8})
-
-
 def test_configuration_is_frozen() -> None:
     study, environment = load_study("quick"), load_environment("cartpole")
-    for model, field in ((study, "num_seeds"), (environment, "name"), (environment.ppo, "num_envs")):
+    for model, field in ((study, "num_seeds"), (environment, "name"), (make_task("cartpole").settings, "num_envs")):
         with pytest.raises(pydantic.ValidationError, match="frozen"):
             setattr(model, field, getattr(model, field))
 
@@ -158,6 +153,12 @@ def test_each_configuration_is_strict() -> None:
         assert model.model_config.get("frozen")
 
 
+@pytest.mark.parametrize("value", [3, True, None, {"name": "adam"}, 0.5])
+def test_what_names_nothing_is_no_optimizer(value: Any) -> None:
+    with pytest.raises(pydantic.ValidationError, match="names nothing"):
+        StudyConfig(name="x", optimizers=(value,), environments=("cartpole",))
+
+
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_shipped_environment(name: str) -> None:
     found = load_environment(name)
@@ -166,9 +167,16 @@ def test_shipped_environment(name: str) -> None:
     assert set(found.budgets) == {"quick", "short", "full"}
     sizes = list(found.budgets.values())
     assert sizes == sorted(sizes)
-    assert found.num_updates(sizes[0]) >= 20  # enough for a final window of its own
-    if found.family != "craftax":  # which is optional
-        assert make_environment(found).observation_size > 0
+    if found.family == "craftax":  # which is optional
+        return
+    environment = make_environment(found)
+    assert environment.observation_size > 0
+    assert set(found.algorithms) <= set(available())
+    # Every shipped algorithm that can run there has a table.
+    assert set(found.algorithms) == ({"ppo", "pqn"} if isinstance(environment.action_space, Discrete) else {"ppo"})
+    for algorithm in found.algorithms:
+        task = make_task(name, algorithm=algorithm, budget="quick")
+        assert task.num_updates >= 20  # enough for a final window of its own
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -177,7 +185,7 @@ def test_shipped_study(name: str) -> None:
     assert study.name == name
     assert study.description
     assert all(load_environment(environment).budget_steps(study.budget) for environment in study.environments)
-    assert all(resolve(optimizer).name == optimizer for optimizer in study.optimizers)
+    assert all(resolve(optimizer).label == optimizer for optimizer in study.optimizers)
 
 
 def test_the_quick_study_is_what_it_promises() -> None:
@@ -191,30 +199,5 @@ def test_the_quick_study_is_what_it_promises() -> None:
 
 def test_a_gymnax_id_gets_default_settings() -> None:
     found = load_environment("Catch-bsuite")
-    assert (found.ppo, found.source) == (PPOConfig(), "gymnax:Catch-bsuite")
+    assert (found.source, make_task("Catch-bsuite").settings) == ("gymnax:Catch-bsuite", PPOConfig())
     assert {"quick", "short", "full"} == set(found.budgets)
-
-
-@given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 10**7))
-def test_num_updates_is_the_whole_number_that_fits(num_envs: int, num_steps: int, env_steps: int) -> None:
-    ppo = PPOConfig(num_envs=num_envs, num_steps=num_steps, num_minibatches=1)
-    environment = EnvironmentConfig(
-        name="x", description="", family="", source="gymnax:x", ppo=ppo, budgets={"quick": env_steps}
-    )
-    if env_steps < ppo.batch_size:
-        with pytest.raises(UserError, match="fewer than one PPO update"):
-            environment.num_updates(env_steps)
-        return
-    updates = environment.num_updates(env_steps)
-    assert updates >= 1
-    assert updates * ppo.batch_size <= env_steps < (updates + 1) * ppo.batch_size
-
-
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
-def test_minibatches_must_divide_the_batch(num_envs: int, num_steps: int, minibatches: int) -> None:
-    values = {"num_envs": num_envs, "num_steps": num_steps, "num_minibatches": minibatches}
-    if num_envs * num_steps % minibatches:
-        with pytest.raises(UserError, match="does not divide"):
-            config.build(PPOConfig, values, "here")
-    else:
-        assert config.build(PPOConfig, values, "here").num_minibatches == minibatches

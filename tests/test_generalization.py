@@ -14,7 +14,6 @@ import pytest
 from commands import OpenBench
 
 import open_bench
-from open_bench import weights
 from open_bench.config import build, shipped
 from open_bench.environments.gridworld.mazes import mazes
 from open_bench.environments.gridworld.optimal import optimal_return
@@ -27,6 +26,7 @@ from open_bench.generalization.distribution import place, trained_on
 from open_bench.generalization.study import AXES, GeneralizationConfig, Point, load_preset, make_points, make_task
 from open_bench.optimizers.registry import resolve
 from open_bench.training.keys import lifetime_keys, stream
+from open_bench.weights.format import load_weights, save_weights
 
 SEVEN = ("sixteen_rooms", "labyrinth", "rand_sparse", "rand_dense", "rand_long", "standard_maze", "rand_all")
 
@@ -186,7 +186,7 @@ def trained(tmp_path: Path) -> Callable[..., Any]:
         }
         theta = resolve("open-feedforward@zero").theta
         said = {"environments": {name: {"env_steps": 1} for name in found}, "identity": {"environments": found}}
-        weights.save_weights(tmp_path / "mine.safetensors", theta, said | metadata)
+        save_weights(tmp_path / "mine.safetensors", theta, said | metadata)
         return str(tmp_path / "mine.safetensors")
 
     return make
@@ -252,7 +252,7 @@ def test_theta_of_unknown_origin_or_none(trained: Callable[..., Any], tmp_path: 
 
 def test_what_the_first_weights_were_trained_on_counts(trained: Callable[..., Any]) -> None:
     def facts(*tasks: Task) -> dict[str, Any]:
-        return dict(weights.load_weights(Path(trained(*tasks))).metadata)
+        return dict(load_weights(Path(trained(*tasks))).metadata)
 
     first = facts(task())
     descendant = f"open-feedforward@{trained(task('breakout', 98_304), ancestors=[first])}"

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from open_bench import weights
+from open_bench.weights.format import save_weights
 
 TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tooling" / "kill_campaign.py"))
 Campaign, disturb, differences = (TOOL[name] for name in ("Campaign", "disturb", "differences"))
@@ -55,7 +55,7 @@ def test_a_difference_would_be_seen(undisturbed: tuple[Any, float], tmp_path: Pa
     last.flat[0] = np.nextafter(last.flat[0], np.float32(np.inf))
     cost = {**other.weights().metadata["cost"], "lifetimes": 1}
     path.unlink()
-    weights.save_weights(path, theta, {"cost": cost})
+    save_weights(path, theta, {"cost": cost})
     history = other.evolution / "history.csv"
     history.write_text(history.read_text().replace("\n8,", "\n9,"))
     assert differences(one, other) == ["θ", "history", "cost"]

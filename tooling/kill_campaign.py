@@ -3,7 +3,7 @@
     python tooling/kill_campaign.py --kills 12
 
 The same small evolution (OPEN on CartPole) runs twice through ``openbench meta-train``: undisturbed, and with SIGKILLs
-after each of which the same command is given again. Kills take turns at three kinds of moments, drawn from the root_seed:
+after each of which the same command is given again. Kills take turns at three kinds of moments, drawn from the seed:
 ``start`` (importing, or compiling with an empty cache), ``work`` (somewhere in a generation) and ``write`` (as soon as
 the temporary file of a checkpoint or of the history is seen). Exits with 1 when a number differs.
 """

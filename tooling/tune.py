@@ -7,34 +7,32 @@ trial trains the same seeds; the highest mean final return wins. Writes baseline
 """
 
 import json
-import re
 import zlib
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import tomlkit
 
-from open_bench import config, files
-from open_bench.environments.registry import load_environment
-from open_bench.experiments.execute import build_lifetime, rows
-from open_bench.experiments.experiment import Experiment
+from open_bench import files
+from open_bench.experiments.experiment import task_lifetime
 from open_bench.experiments.provenance import revision
-from open_bench.files import write_atomically
-from open_bench.optimizers import OptimizerSpec, Search, resolve
-from open_bench.optimizers.resolve import ResolvedOptimizer, prepare
-from open_bench.training import mesh as parallel
+from open_bench.optimizers import Search
+from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
 from open_bench.training.devices import start
 from open_bench.training.keys import lifetime_keys
+from open_bench.training.mesh import compile_program
+from open_bench.training.runner import run_lifetimes
+from open_bench.training.task import Task, make_task
 
 TUNING_SEED = 1_000_001  # no study may use it
 
 
-def draw(spec: OptimizerSpec, trial: int, generator: np.random.Generator) -> dict[str, Any]:
+def draw(optimizer: ResolvedOptimizer, generator: np.random.Generator) -> dict[str, Any]:
     """One point of the search space; every searched setting is drawn anew."""
     return {
         name: _draw_one(hyperparameter.search, generator)
-        for name, hyperparameter in spec.hyperparameters.items()
+        for name, hyperparameter in optimizer.spec.hyperparameters.items()
         if hyperparameter.search is not None
     }
 
@@ -48,81 +46,66 @@ def _draw_one(search: Search, generator: np.random.Generator) -> Any:
     return float(f"{generator.uniform(search.low, search.high):.3g}")
 
 
-def tune(
-    optimizer: str, environment: str, budget: str, trials: int, num_seeds: int, devices: list[Any]
-) -> dict[str, Any]:
-    """The best of ``trials`` settings: ``{"values", "final_return", …}``. All share one compiled program."""
-    settings = load_environment(environment)
-    resolved = prepare(resolve(optimizer), environment, budget)
-    experiment = Experiment(settings, budget, settings.budget_steps(budget), resolved, TUNING_SEED, 1)
-    lifetime = build_lifetime(experiment)
-    program = parallel.compile_program(lifetime, resolved.inputs, devices, 1, num_seeds)
-    generator = np.random.default_rng(zlib.crc32(f"{optimizer} {environment} {budget}".encode()))
-    best: dict[str, Any] = {"final_return": -np.inf}
-    for trial in range(trials):
-        values = dict(resolved.hyperparameters) | (draw(resolved.spec, trial, generator) if trial else {})
-        inputs = ResolvedOptimizer(resolved.spec, values, "tuned", resolved.theta).inputs
-        score = _score(experiment, program, inputs, num_seeds)
-        click.echo(f"{environment} {optimizer} trial {trial}: {score:.4g}  {json.dumps(values)}")
-        if score > best["final_return"]:
-            best = {"values": values, "final_return": score, "trial": trial}
-    return best
+def tune(optimizer: ResolvedOptimizer, task: Task, trials: int, num_seeds: int, devices: list[Any]) -> dict[str, Any]:
+    """The best of ``trials`` settings: ``{"values", "final_return"}``. All trials are lifetimes of one program."""
+    name = optimizer.label if task.algorithm == "ppo" else f"{optimizer.label} {task.algorithm}"
+    generator = np.random.default_rng(zlib.crc32(f"{name} {task.name} {task.budget}".encode()))
+    drawn = [draw(optimizer, generator) if trial else {} for trial in range(trials)]
+    values = [dict(optimizer.hyperparameters) | point for point in drawn]
+    traced = [key for key, hyperparameter in optimizer.spec.hyperparameters.items() if hyperparameter.traced]
+    columns = {key: np.repeat(np.float32([point[key] for point in values]), num_seeds) for key in traced}
+    inputs = {"optimizer": {}, "policy_loss": {}, "hyperparameters": columns}
+    lifetimes = trials * num_seeds
+    program = compile_program(task_lifetime(task, optimizer), optimizer.inputs, devices, 1, lifetimes, own_inputs=True)
+    keys = lifetime_keys(TUNING_SEED, task.name, list(range(num_seeds)))[np.tile(np.arange(num_seeds), trials)]
+    batches = run_lifetimes(program, keys, inputs)
+    returns = np.concatenate([batch.metrics["final_return"] for batch in batches]).reshape(trials, num_seeds)
+    # A diverged or never-finishing lifetime makes the trial the worst.
+    scores = np.where(np.isfinite(returns).all(axis=1), returns.mean(axis=1), -np.inf)
+    for trial, (point, score) in enumerate(zip(values, scores, strict=True)):
+        click.echo(f"{task.name} {optimizer.label} trial {trial}: {score:.4g}  {json.dumps(point)}")
+    best = int(scores.argmax())
+    return {"values": values[best], "final_return": float(scores[best])}
 
 
-def _score(experiment: Experiment, program: parallel.Program, inputs: Any, num_seeds: int) -> float:
-    """Mean final return; a diverged or never-finishing lifetime makes the trial the worst."""
-    returns: list[float] = []
-    for first in range(0, num_seeds, program.slots):
-        chosen = list(range(first, min(first + program.slots, num_seeds)))
-        padded = chosen + [chosen[-1]] * (program.slots - len(chosen))
-        state = parallel.run_whole(program, lifetime_keys(TUNING_SEED, experiment.environment.name, padded), inputs)
-        scores, _ = rows(experiment, program.lifetime, chosen, parallel.gather((state.record, state.learner.finite)))
-        returns += list(scores["final_return"])
-    return float(np.mean(returns)) if np.isfinite(returns).all() else -np.inf
-
-
-def _key(name: str) -> str:
-    """A TOML key, quoted where it must be."""
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name)
-
-
-def write(path: Path, optimizer: str, found: dict[tuple[str, str], str]) -> None:
-    """Merge ``{(environment, budget): TOML lines}`` into the optimizer's file, after what it holds already."""
-    text = (
-        path.read_text()
-        if path.exists()
-        else f'# Settings of {optimizer} by environment and budget.\noptimizer = "{optimizer}"\n'
+def write(optimizer: str, place: tuple[str, str, str], table: dict[str, Any]) -> None:
+    """Put a table at (environment, algorithm, budget) of the optimizer's file; all else there stays as it is."""
+    path = files.baselines_dir() / "hyperparameters" / f"{optimizer}.toml"
+    document = (
+        tomlkit.parse(path.read_text("utf-8")) if path.exists() else tomlkit.parse(f'optimizer = "{optimizer}"\n')
     )
-    for (environment, budget), lines in found.items():
-        header = f"[environments.{_key(environment)}.{budget}]"
-        blocks = [block for block in text.split("\n\n") if not block.startswith(header)]
-        text = "\n\n".join([*(block.rstrip("\n") for block in blocks), f"{header}\n{lines}"]) + "\n"
-    write_atomically(path, text)
+    inside: Any = document
+    for key in ("environments", *place[:-1]):
+        inside = inside.setdefault(key, tomlkit.table(is_super_table=True))
+    values = tomlkit.inline_table()
+    values.update(table.pop("values"))
+    inside[place[-1]] = {**table, "values": values}
+    files.write_atomically(path, tomlkit.dumps(document))
 
 
 @click.command()
 @click.option("--optimizer", "-o", "optimizers", multiple=True, required=True)
 @click.option("--env", "-e", "environments", multiple=True, required=True)
+@click.option("--algorithm", help="By default each environment's own.")
 @click.option("--budget", default="quick", show_default=True)
 @click.option("--trials", default=12, show_default=True)
 @click.option("--num-seeds", "--seeds", "num_seeds", default=2, show_default=True)
 @click.option("--family", is_flag=True, help="Let the result hold for everything under the environment's folder.")
 def main(
-    optimizers: tuple[str, ...], environments: tuple[str, ...], budget: str, trials: int, num_seeds: int, family: bool
-) -> None:
+    optimizers: tuple[str, ...], environments: tuple[str, ...], algorithm: str | None, budget: str, trials: int,
+    num_seeds: int, family: bool,
+) -> None:  # fmt: skip
     """Tune each optimizer on each environment."""
     devices = start()
     for environment in environments:
-        for optimizer in optimizers:
-            best = tune(optimizer, environment, budget, trials, num_seeds, devices)
-            values = ", ".join(f"{key} = {json.dumps(value)}" for key, value in best["values"].items())
-            source = f"random search, {trials} trials × {num_seeds} seeds, final return {best['final_return']:.4g}, {revision()}"
-            on = f'environment = "{environment}"\n' if family else ""
-            lines = f'origin = "tuned"\n{on}source = "{source}"\nvalues = {{ {values} }}'
-            path = files.baselines_dir() / "hyperparameters" / f"{optimizer}.toml"
-            name = f"{environment.rpartition('/')[0]}/*" if family else environment
-            write(path, optimizer, {(name, budget): lines})
-            config.read_toml(path)
+        task = make_task(environment, algorithm=algorithm, budget=budget)
+        for name in optimizers:
+            best = tune(resolve(name, task), task, trials, num_seeds, devices)
+            source = f"random search, {trials} trials × {num_seeds} seeds, final return {best['final_return']:.4g}"
+            table = {"origin": "tuned", **({"environment": environment} if family else {})}
+            table |= {"source": f"{source}, {revision()}", "values": best["values"]}
+            where = f"{environment.rpartition('/')[0]}/*" if family else environment
+            write(name, (where, task.algorithm, budget), table)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Networks of agents: multilayer perceptrons that also report their units' activations, and what they parametrize.
 
-Parameters are ``{"layer_00_dense": {"kernel", "bias"}, "layer_00_norm": {"scale", "bias"}, …, "log_std"}``: sorted order is
-forward order, which optimizers that look at a layer's depth rely on.
+Parameters are ``{"layer_00_dense": {"kernel", "bias"}, "layer_00_norm": {"scale", "bias"}, …, "log_std"}``: sorted
+order is forward order, which optimizers that look at a layer's depth rely on.
 """
 
 from typing import NamedTuple
@@ -45,7 +45,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Shaped[Array, "batch inputs"]) -> tuple[Float[Array, "batch outputs"], Activations]:
-        """The head's output, and the activations of every layer: hidden ones after the non-linearity, the head's raw."""
+        """The head's output, and every layer's activations: hidden ones after the non-linearity, the head's raw."""
         nonlinearity = {"relu": nn.relu, "tanh": jnp.tanh}[self.activation]
         x = x.astype(jnp.float32)
         activations: Activations = {}

@@ -1,7 +1,7 @@
 """Parallelized Q-networks (Gallici et al. 2024, arXiv 2407.04811): Q-learning without replay and target network.
 
-One Q-network, with LayerNorm after every hidden dense layer, acts ε-greedily in all copies. Its targets are λ-returns of
-the rollout, and it learns from them as PPO does: epochs of shuffled minibatches.
+One Q-network, with LayerNorm after every hidden dense layer, acts ε-greedily in all copies. Its targets are λ-returns
+of the rollout, and it learns from them as PPO does: epochs of shuffled minibatches.
 """
 
 from typing import Annotated, Any, Literal, NamedTuple

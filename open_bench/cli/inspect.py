@@ -15,10 +15,10 @@ LISTED = ("optimizers", "algorithms", "environments", "studies", "weights")
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice([*LISTED, *FORMER]), metavar=f"[{'|'.join(LISTED)}]")
+@click.argument("kind", type=click.Choice([*LISTED, *FORMER]), metavar="KIND")
 @JSON
 def list_(kind: str, as_json: bool) -> None:
-    """Show what there is: optimizers, algorithms, environments, studies, weights."""
+    """Show what there is. KIND is optimizers, algorithms, environments, studies or weights."""
     from open_bench.cli import listings
 
     listing = listings.studies([FORMER[kind]]) if kind in FORMER else getattr(listings, kind)()

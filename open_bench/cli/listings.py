@@ -11,7 +11,7 @@ from rich.text import Text
 from open_bench import config
 from open_bench.cli import console
 from open_bench.errors import UserError
-from open_bench.evaluation.text import compact
+from open_bench.text import compact
 
 Row = Mapping[str, str]  # heading → cell
 NARROWEST_TEXT = 24  # columns of a cell of words; with less, each row becomes a paragraph
@@ -48,9 +48,12 @@ class Listing:
         return Group(body, *(Text(hint, style="dim") for hint in self.hints))
 
     def _narrowest(self) -> int:
-        headings = list(self.rows[0]) if self.rows else []
-        longest = {name: max(len(name), *(len(row[name]) for row in self.rows)) for name in headings}
-        return sum(min(size, NARROWEST_TEXT) if name in self.prose else size + 1 for name, size in longest.items())
+        total = 0
+        for index, name in enumerate(self.rows[0] if self.rows else ()):
+            cells = [name, *(row[name] for row in self.rows), *(self.heads if index == 0 else ())]
+            longest = max(map(len, cells))
+            total += 1 + (min(longest, NARROWEST_TEXT) if name in self.prose else longest)
+        return total
 
     def _table(self) -> Table:
         table = Table(header_style="bold", box=None, pad_edge=False)
@@ -261,8 +264,10 @@ def weights_report(report: Mapping[str, Any]) -> Group:
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
     """Nested metadata as (dotted key, text), sorted."""
+    if isinstance(value, list) and value and all(isinstance(each, Mapping) for each in value):
+        return [pair for index, each in enumerate(value) for pair in _flat(each, f"{prefix}.{index}")]
     if isinstance(value, Mapping) and (value or not prefix):
-        below = sorted(value.items())
+        below = sorted(value.items(), key=lambda pair: str(pair[0]))
         return [pair for key, each in below for pair in _flat(each, f"{prefix}.{key}" if prefix else str(key))]
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return [(prefix, "–" if value is None or value == {} else text)]
+    return [(prefix, text if text and value not in (None, {}) else "–")]

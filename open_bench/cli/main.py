@@ -10,6 +10,7 @@ import click
 
 from open_bench.cli import console, generalize, inspect, meta_train, results, run, weights
 from open_bench.cli.options import Stopped
+from open_bench.config import quiet_xla
 from open_bench.errors import UserError
 
 EXIT_USER_ERROR = 2
@@ -23,8 +24,7 @@ OUT_OF_MEMORY = (
 def main() -> None:
     """Run a command: user errors become one line on stderr and exit code 2."""
     warnings.showwarning = _show_warning  # type: ignore[assignment]
-    # XLA logs an error for every cached CPU program, about two tuning flags that no processor reports.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    quiet_xla()
     console.make_streams_robust()
     try:
         sys.path.insert(0, os.getcwd())  # so that package.module:attribute finds a file beside the user
@@ -40,8 +40,6 @@ def main() -> None:
     except (Stopped, KeyboardInterrupt, click.exceptions.Abort) as stopped:
         console.ERR.print(str(stopped) or "Interrupted.", markup=False, highlight=False, soft_wrap=True)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:  # whoever read has seen enough, as in `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if not _out_of_memory(error):
             raise
@@ -54,8 +52,11 @@ def _fail(message: str) -> NoReturn:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether Python or XLA had no memory left; XLA's error has other names in other versions of JAX."""
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+    """Whether Python or XLA had no memory left; XLA's error has no class of its own."""
+    words = ("RESOURCE_EXHAUSTED", "Out of memory")
+    return isinstance(error, MemoryError) or (
+        type(error).__module__.startswith("jax") and any(word in str(error) for word in words)
+    )
 
 
 def _show_warning(message: Any, category: Any, filename: str, *_: Any) -> None:

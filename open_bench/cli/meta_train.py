@@ -62,8 +62,8 @@ def meta_train(
 
 def meta_report(done: "MetaTrained") -> str:
     """What a meta-training ended with: the course of fitness, the cost, and where the weights lie."""
-    from open_bench.evaluation.text import duration
     from open_bench.meta_training.logging import FIGURE
+    from open_bench.text import duration
 
     first, last = done.history.iloc[0], done.history.iloc[-1]
     return (

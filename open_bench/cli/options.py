@@ -153,7 +153,7 @@ def _plan_only(as_json: bool) -> Any:
 
 @contextlib.contextmanager
 def _planning(execution: Execution, dry_run: bool) -> Iterator[Execution]:
-    """A plan leaves nothing behind: where there is no results folder yet, it looks at an empty one."""
+    """A plan trains nothing and makes no folder of results: where there is none yet, it looks at an empty one."""
     import dataclasses
 
     if not dry_run:

@@ -11,6 +11,8 @@ from gymnax.environments import spaces
 from open_bench.environments.base import ActionSpace, Continuous, Discrete, Environment, with_strong_types
 from open_bench.errors import UserError
 
+MAX_SIZE = 10_000  # of what a constructor is given, such as the side of a grid
+
 
 class GymnaxEnvironment(Environment):
     """A gymnax task with flat observations.
@@ -75,12 +77,23 @@ def _make(environment_id: str, options: dict[str, Any]) -> tuple[Any, Any]:
     try:
         _, params = gymnax.make(environment_id)
         fields = {field.name for field in dataclasses.fields(params)} & set(options)
-        environment, params = gymnax.make(environment_id, **{k: v for k, v in options.items() if k not in fields})
+        arguments = {key: value for key, value in options.items() if key not in fields}
+        _check_sizes(environment_id, arguments)
+        environment, params = gymnax.make(environment_id, **arguments)
+    except UserError:
+        raise
     except Exception as error:  # whatever a constructor makes of its options, or a task that downloads its data
         raise UserError(f"gymnax cannot make {environment_id} with {options}: {error}") from None
     for name in fields:
         _check_kind(environment_id, name, options[name], getattr(params, name))
     return environment, params.replace(**{name: options[name] for name in fields})
+
+
+def _check_sizes(environment_id: str, arguments: dict[str, Any]) -> None:
+    """Raise UserError for a size whose square does not fit into memory: XLA would end the process."""
+    for name, value in arguments.items():
+        if isinstance(value, int | float) and abs(value) > MAX_SIZE:
+            raise UserError(f"{environment_id}: {name} = {value!r} is too large: at most {MAX_SIZE:,}")
 
 
 def _check_kind(environment_id: str, name: str, value: Any, default: Any) -> None:

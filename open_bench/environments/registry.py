@@ -90,7 +90,12 @@ def make(source: str, /, **options: bool | int | float | str) -> Environment:
     """An environment from its source: "gymnax:Breakout-MinAtar", "brax:ant", …, or "module:Class" of the user's."""
     adapter, _, identifier = source.partition(":")
     kind = _class_of(source)
-    return kind(identifier, **options) if adapter in ADAPTERS else user_classes.construct(source, kind, options)
+    if adapter not in ADAPTERS:
+        return user_classes.construct(source, kind, options)
+    try:
+        return kind(identifier, **options)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # what a suite makes of odd numbers
+        raise UserError(f"{source} cannot be made with {options}: {type(error).__name__}: {error}") from None
 
 
 def _is_class(source: str) -> bool:
@@ -121,7 +126,7 @@ def _of_file(path: Path) -> EnvironmentConfig:
     config = load(EnvironmentConfig, path)
     with _naming(str(path)):
         config = _own(config, str(path), path.parent)
-        make_environment(config)
+        user_classes.check_instance(config.source, make_environment(config))
     return config
 
 

@@ -113,11 +113,8 @@ def probability_of_improvement(x: ScoreMatrix | None, y: ScoreMatrix | None, res
     It needs no scale, so raw returns do. The numbers of seeds may differ. Raises ValueError unless both have
     the same environments in the same order.
     """
-    if x is None or y is None:
-        return NO_ESTIMATE
     _same_environments(x, y)
-    value, low, high = _bootstrap(win_rate, [x, y], resamples)
-    return Estimate(float(value[0]), float(low[0]), float(high[0]))
+    return _estimate(win_rate, [x, y], resamples)
 
 
 def win_rate(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -160,18 +157,12 @@ def mean_estimate(scores: ScoreMatrix | None, resamples: int = RESAMPLES) -> Est
 
 def iqm_estimate(scores: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
     """Interquartile mean of all values: the mean of their middle half."""
-    if scores is None:
-        return NO_ESTIMATE
-    value, low, high = _bootstrap(_iqm, [scores], resamples)
-    return Estimate(float(value[0]), float(low[0]), float(high[0]))
+    return _estimate(_iqm, [scores], resamples)
 
 
 def iqm_gap(x: ScoreMatrix | None, y: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
     """IQM of X − IQM of Y. The environments may differ: both are drawn again on their own, so nothing is paired."""
-    if x is None or y is None:
-        return NO_ESTIMATE
-    value, low, high = _bootstrap(lambda a, b: _iqm(a) - _iqm(b), [x, y], resamples)
-    return Estimate(float(value[0]), float(low[0]), float(high[0]))
+    return _estimate(lambda a, b: _iqm(a) - _iqm(b), [x, y], resamples)
 
 
 def _iqm(x: np.ndarray) -> np.ndarray:
@@ -211,12 +202,20 @@ def columns_of(estimates: Mapping[str, Estimate]) -> dict[str, float]:
 
 def _drawn(resamples: int, shape: tuple[int, ...]) -> np.ndarray:
     """(resamples, seeds, tasks) indices of seeds, in the order in which rliable draws them."""
-    return np.random.RandomState(_SEED).choice(shape[0], (resamples, *shape))  # noqa: NPY002
+    return np.random.RandomState(_SEED).choice(shape[0], (resamples, *shape))
 
 
-def _same_environments(x: ScoreMatrix, y: ScoreMatrix) -> None:
-    if x.environments != y.environments:
+def _same_environments(x: ScoreMatrix | None, y: ScoreMatrix | None) -> None:
+    if x is not None and y is not None and x.environments != y.environments:
         raise ValueError(f"the environments differ: {x.environments} and {y.environments}")
+
+
+def _estimate(function: Callable[..., np.ndarray], scores: list[ScoreMatrix | None], resamples: int) -> Estimate:
+    """Of a function → (1,), where all matrices are there."""
+    there = [each for each in scores if each is not None]
+    if len(there) < len(scores):
+        return NO_ESTIMATE
+    return Estimate(*(float(each[0]) for each in _bootstrap(function, there, resamples)))
 
 
 def _bootstrap(

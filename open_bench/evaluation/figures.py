@@ -28,8 +28,8 @@ from open_bench.evaluation.style import (
     styles,
 )
 from open_bench.evaluation.tables import LABELS
-from open_bench.evaluation.text import compact
 from open_bench.files import write_atomically
+from open_bench.text import compact
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

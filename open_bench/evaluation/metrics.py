@@ -23,7 +23,7 @@ import pandas as pd
 
 from open_bench.evaluation.baseline_returns import BaselineReturns, EnvironmentReturns, returns_of
 from open_bench.evaluation.bootstrap import ScoreMatrix, mean_bands
-from open_bench.evaluation.text import listed
+from open_bench.text import listed
 
 ADAM = "adam"  # the label whose lifetimes are 1
 NOISE = 0.5  # standard deviations of random's returns

@@ -34,7 +34,7 @@ LEVEL = (0, (6, 3))  # dashes of a level that is no optimizer's
 # The usual ones always look the same; any other starts from a place that its name determines.
 _FIXED = ("adam", "open", "lion", "velo", "rmsprop", "sgd", "optim4rl", "muon", "lpo", "adamw")
 _LINE_STYLES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")  # 9, so that each meets all 4 line styles
+_MARKERS = ("o", "s", "^", "D", "v", "p", "*", "<", ">", "X", "d")  # 11, so that each meets all 4 line styles
 _MARKS = 8  # on a line
 _DPI = 150
 
@@ -59,7 +59,7 @@ def styles(optimizers: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Color, line style and marker of each optimizer, always the same for the usual ones.
 
     Another starts at a color given by a checksum of its name and takes the next free one, in alphabetical order;
-    when all colors are taken they begin again. Up to 30 optimizers differ without their colors too.
+    when all colors are taken they begin again. Up to 40 optimizers differ without their colors too.
     """
     chosen: dict[str, int] = {name: _FIXED.index(name) for name in optimizers if name in _FIXED}
     for name in sorted(set(optimizers) - set(chosen)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from open_bench.evaluation.text import duration, interval, number, rate
+from open_bench.text import duration, interval, number, rate
 
 if TYPE_CHECKING:
     from open_bench.evaluation.leaderboard import Board, Leaderboard

@@ -11,6 +11,7 @@ from open_bench.environments.base import episodes_per_copy
 from open_bench.errors import UserError
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.store import Store
+from open_bench.text import duration
 from open_bench.training.task import Task
 
 LONG_SECONDS = 3_600.0  # work that is longer is announced
@@ -93,7 +94,7 @@ def announce(ahead: Estimate, experiments: Sequence[Experiment], devices: Sequen
     if ahead.seconds is not None and ahead.seconds > LONG_SECONDS:
         warnings.warn(
             f"{ahead.lifetimes:,} lifetimes with {ahead.env_steps:,} env steps are ahead: about "
-            f"{in_words(ahead.seconds)} on this CPU. Fewer --seeds or --steps take less; what is finished is kept if "
+            f"{duration(ahead.seconds)} on this CPU. Fewer --seeds or --steps take less; what is finished is kept if "
             "you interrupt it",
             stacklevel=3,
         )
@@ -105,8 +106,8 @@ def _warn_of_few_episodes(task: Task) -> None:
     if finished is not None and finished < ENOUGH_EPISODES:
         warnings.warn(
             f"{task.name}: in {task.lifetime_steps:,} env steps each of {task.settings.num_envs} copies finishes "
-            f"{int(finished)} episodes at most, so what is learned late is hardly scored: take a longer budget or fewer "
-            "copies (--set num_envs=…)",
+            f"{int(finished)} episodes at most, so what is learned late is hardly scored: take a longer budget or "
+            "fewer copies (--set num_envs=…)",
             stacklevel=4,
         )
 
@@ -123,11 +124,3 @@ def _check_memory(experiment: Experiment, devices: Sequence[jax.Device]) -> None
             f"{needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}: lower --vmap-size, or num_envs and "
             "num_steps with --set"
         )
-
-
-def in_words(seconds: float) -> str:
-    """7200 → "2.0 hours"."""
-    for unit, length in (("years", 31_557_600), ("days", 86_400), ("hours", 3_600)):
-        if seconds >= length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds / 60:.0f} minutes"

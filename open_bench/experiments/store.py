@@ -1,7 +1,7 @@
 """Experiments on disk: ``<results>/experiments/<experiment>/`` with ``experiment.json`` and a shard a device batch.
 
 A shard (``shard-<seeds>/``) holds ``scores.csv``, ``curves.csv`` and ``provenance.json`` with their digests. It is
-written under a temporary name and renamed whole, so it is complete or absent. Whoever reads a folder runs no code of it.
+written under a temporary name and renamed whole, so it is complete or absent. Reading a folder runs no code of it.
 """
 
 import contextlib
@@ -178,7 +178,7 @@ def _shards(path: Path, content: dict[str, Any], silent: bool = False) -> list[S
     known: dict[int, Any] = {}
     for folder in sorted(path.glob("shard-*")):
         try:
-            shard = _without_known(_read_shard(folder, _scores_columns(content)), known)
+            shard = _without_known(_read_shard(folder, content), known)
         except Damaged as problem:
             if not silent:
                 warnings.warn(f"skipped {problem}", stacklevel=4)
@@ -195,8 +195,7 @@ def _without_known(shard: Shard, known: dict[int, Any]) -> Shard:
     for seed in again:
         if str(rows[seed]) != str(known[seed]):  # as texts, in which NaN equals NaN
             raise Damaged(f"{shard.path}: seed {seed} is stored twice, with other scores")
-    keep = [seed for seed in rows if seed not in known]
-    scores, curves = (frame[frame["seed"].isin(keep)] for frame in (shard.scores, shard.curves))
+    scores, curves = (frame[~frame["seed"].isin(again)] for frame in (shard.scores, shard.curves))
     return shard._replace(scores=scores, curves=curves)
 
 
@@ -210,15 +209,18 @@ def _scores_columns(content: dict[str, Any]) -> dict[str, schema.Column]:
     return schema.without_labels(schema.score_columns(content["metrics"]))
 
 
-def _read_shard(path: Path, scores_columns: dict[str, schema.Column]) -> Shard:
+def _read_shard(path: Path, content: dict[str, Any]) -> Shard:
+    """A shard that is whole and, as an experiment of its own, within the schema; raises Damaged."""
     try:
         provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
         for name in {"scores.csv", "curves.csv", *provenance["files"]}:
             if _digest(path / name) != provenance["files"][name]:
                 raise Damaged(f"{path}: {name} is not what was written (its digest differs)")
-        _cost([provenance])
-        scores = schema.read_csv(path / "scores.csv", scores_columns)
+        scores = schema.read_csv(path / "scores.csv", _scores_columns(content))
         curves = schema.read_csv(path / "curves.csv", CURVES)
+        schema.check_experiment(_row(path.parent.name, content, [provenance]), scores, curves)
+    except BadRows as problem:
+        raise Damaged(f"{path}: {problem}") from None
     except _UNREADABLE as error:
         raise Damaged(f"{path}: unreadable ({type(error).__name__}: {error})") from None
     if path.name != _shard_name(scores):
@@ -232,14 +234,13 @@ def _read_experiment(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataF
     shards = [shard for shard in _shards(path, content) if len(shard.scores)]
     if not shards:
         return None
-    row = _row(path.name, content, [shard.provenance for shard in shards])
+    try:
+        row = _row(path.name, content, [shard.provenance for shard in shards])
+    except BadRows as problem:  # each shard's is within the schema, their sum is not
+        raise Damaged(f"{path}: {problem}") from None
     scores, curves = (
         pd.concat([getattr(each, name) for each in shards], ignore_index=True) for name in ("scores", "curves")
     )
-    try:
-        schema.check_experiment(row, scores, curves)
-    except BadRows as problem:
-        raise Damaged(f"{path}: {problem}") from None
     return row, scores, curves
 
 

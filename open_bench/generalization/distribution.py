@@ -139,7 +139,8 @@ def place(task: Task, trained: Sequence[Trained] | None) -> tuple[Placement, tup
 def shifts(task: Task, trained: Trained) -> tuple[str, ...]:
     """What differs from one thing trained on; empty when the task lies inside of it.
 
-    Names of what differs: "environment"; what the environment itself says lies outside (``shifts_from``), else options; settings; "lifetime".
+    Names of what differs: "environment"; what the environment itself says lies outside (``shifts_from``), else
+    options; settings; "algorithm"; "lifetime".
     """
     config = task.environment
     found: list[str] = []

@@ -9,16 +9,20 @@ import numpy as np
 import pandas as pd
 
 from open_bench.evaluation.style import GRAY, aliases, draw_line, figure_legend, finish_axis, panel_grid, png, styles
-from open_bench.evaluation.text import compact, number
 from open_bench.files import write_atomically
 from open_bench.generalization.scores import Generalization
+from open_bench.text import compact, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _UNSCALED = "#e6e6e6"
-_SHAPES = {"in": ("o", True), "out": ("o", False), "unknown": ("s", False)}  # marker, and whether it is filled
+_FILLED: dict[str, Any] = {
+    "in": "full",
+    "out": "none",
+    "unknown": "left",
+}  # how much of a marker is; its shape is the optimizer's
 
 
 def save_figures(study: Generalization, directory: str | Path) -> list[Path]:
@@ -191,11 +195,11 @@ def _draw_line(
     if line:
         draw_line(panel, x, y, look, linewidth=1.4, marker="")  # marks say where a point lies
     panel.vlines(x, low, high, color=color, linewidth=2.2, alpha=0.45)
-    for place, (shape, filled) in _SHAPES.items():
+    for place, filled in _FILLED.items():
         here = (points["distribution"] == place).to_numpy()
-        panel.plot(x[here], y[here], shape, markersize=5, markeredgecolor=color, zorder=3,
-                   markerfacecolor=color if filled else "white", markeredgewidth=1.4)  # fmt: skip
-    return _handle(color, look["linestyle"])
+        panel.plot(x[here], y[here], look["marker"], color=color, fillstyle=filled, markersize=5.5, zorder=3,
+                   markerfacecoloralt="white", markeredgewidth=1.4)  # fmt: skip
+    return _handle(look)
 
 
 def _label_x(panel: "Axes", points: pd.DataFrame, labels: list[str]) -> None:
@@ -215,20 +219,20 @@ def _stacked(label: str) -> str:
     return "\n".join(textwrap.wrap(parts, 16, break_long_words=False))
 
 
-def _handle(color: str, style: Any) -> Any:
+def _handle(look: dict[str, Any]) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=color, linestyle=style, linewidth=2.0)
+    return Line2D([], [], linewidth=2.0, markersize=5.5, **look)
 
 
 def _marks(distributions: "pd.Series") -> dict[str, Any]:
-    """What the shapes mean, for those that are there."""
+    """What full, hollow and half markers mean, for those that are there."""
     from matplotlib.lines import Line2D
 
     words = {"in": "in training", "out": "outside of it", "unknown": "not known"}
-    there = [place for place in words if (distributions == place).any()]
     return {
-        words[place]: Line2D([], [], color=GRAY, linestyle="", marker=_SHAPES[place][0], markersize=5,
-                             markerfacecolor=GRAY if _SHAPES[place][1] else "white")
-        for place in there
+        word: Line2D([], [], color=GRAY, linestyle="", marker="o", markersize=5.5, fillstyle=_FILLED[place],
+                     markerfacecoloralt="white")
+        for place, word in words.items()
+        if (distributions == place).any()
     }  # fmt: skip

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from open_bench.evaluation.tables import Column, markdown_table, packed
-from open_bench.evaluation.text import interval, number
 from open_bench.files import write_atomically
 from open_bench.generalization.scores import Generalization
+from open_bench.text import interval, number
 
 MARKS = {"in": "", "out": "°", "unknown": "?"}
 

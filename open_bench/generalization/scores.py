@@ -36,15 +36,8 @@ NORMALIZERS = ("adam", "optimal", "none")
 PLACEMENTS = ("in", "out", "unknown")
 TASK = ["environment", "budget"]
 SUMMARY_ESTIMATES = (
-    "in_score",
-    "out_score",
-    "gap",
-    "in_difference",
-    "out_difference",
-    "in_win",
-    "out_win",
-    "all_score",
-)
+    "in_score", "out_score", "gap", "in_difference", "out_difference", "in_win", "out_win", "all_score",
+)  # fmt: skip
 
 Key = tuple[str, str]  # environment, budget
 

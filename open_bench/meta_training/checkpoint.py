@@ -1,7 +1,7 @@
 """The state of an evolution on disk, so that it goes on from any interruption with bitwise the same θ.
 
-``<folder>/checkpoint-<generations done>.safetensors`` are checkpoints of ``experiments.checkpoint``, of which the last few
-are kept. ``<folder>/history.csv`` beside them is for people: a row a generation, written anew each time.
+``<folder>/checkpoint-<generations done>.safetensors`` are checkpoints of ``experiments.checkpoint``, of which the last
+few are kept. ``<folder>/history.csv`` beside them is for people: a row a generation, written anew each time.
 """
 
 import json

@@ -22,11 +22,12 @@ from jax.flatten_util import ravel_pytree
 
 from open_bench.errors import UserError, near_matches
 from open_bench.events import Generation, Started, Watcher, Work, silent
-from open_bench.experiments.estimate import LONG_SECONDS, in_words
+from open_bench.experiments.estimate import LONG_SECONDS
 from open_bench.meta_training.checkpoint import Checkpoints, Saved
 from open_bench.meta_training.fitness import Fitness
 from open_bench.meta_training.spec import ANTITHETIC, MetaConfig
 from open_bench.optimizers.spec import Theta
+from open_bench.text import duration
 from open_bench.training.keys import name_to_int
 
 # Those of evosax that search around one mean and need nothing but a population size and a step. Population-based ones
@@ -232,7 +233,7 @@ def evolve(
     watcher(Started(config.name, work, config.generations, saved.generation, size, ahead))
     if ahead is not None and ahead > LONG_SECONDS:
         warnings.warn(
-            f"{missing:,} generations are ahead: about {in_words(ahead)} on this CPU. Fewer --generations, a smaller "
+            f"{missing:,} generations are ahead: about {duration(ahead)} on this CPU. Fewer --generations, a smaller "
             "--population or shorter lifetimes (--steps) take less; each generation is kept if you interrupt it",
             stacklevel=2,
         )

@@ -1,38 +1,91 @@
-"""Optimizers from elsewhere: anything in optax, or an attribute of an importable module."""
+"""Optimizers from elsewhere: anything in optax, an attribute of an importable module, or a Python object.
+
+A function becomes an optimizer by its signature. Arguments with a number as default are *traced* hyperparameters,
+so that another value compiles nothing; those that the function cannot take as a tracer (it branches on them), and
+everything that is no float, are static. ``length`` is filled with the ``TrainingLength``, ``theta`` with θ. A
+``learning_rate`` without a default gets 3e-4, and the hyperparameter's description says so. Updates of a function that
+has a ``learning_rate`` are annealed like those of shipped optimizers, unless it takes ``length``: then it is taken to
+have a schedule of its own. ``searchable`` says where tuning looks.
+"""
 
 import dataclasses
-import hashlib
-import importlib
+import functools
 import inspect
-import traceback
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import optax
 
+from open_bench import plugins
 from open_bench.errors import UserError, near_matches
 from open_bench.optimizers.schedules import anneal
-from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, TrainingLength
+from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, Search, TrainingLength
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 DEFAULT_LEARNING_RATE = 3e-4
+OWN_DEFAULT = f" (it has none itself: open-bench's default is {DEFAULT_LEARNING_RATE:g})"
+SEARCH_FACTOR = 30.0  # a learning rate is searched from default/30 to default·30 where nobody says otherwise
+FILLED = ("length", "theta")  # arguments that are no hyperparameters
 
-# These call the loss function again, which no harness of gradients can offer them.
-NEEDS_CLOSURES = {
-    "lbfgs": "it searches along a line with the loss function",
-    "scale_by_backtracking_linesearch": "it searches along a line with the loss function",
-    "scale_by_zoom_linesearch": "it searches along a line with the loss function",
-    "contrib.sam": "it takes gradients at other points",
-    "contrib.look_sam": "it takes gradients at other points",
+# What optax offers and PPO cannot train with, by reason.
+_REFUSED = {
+    "it needs the loss as a function, to call it at other points, and the harness gives it gradients only": (
+        "lbfgs scale_by_lbfgs scale_by_backtracking_linesearch scale_by_zoom_linesearch contrib.sam contrib.look_sam "
+        "contrib.sophia contrib.hutchinson_estimator_diag_hessian"
+    ),
+    "it needs the gradient of every single sample, and the harness gives it their mean": (
+        "contrib.dpsgd contrib.differentially_private_aggregate"
+    ),
+    "it wraps another transformation: name a function of your own that returns the whole, as MODULE:FUNCTION": (
+        "apply_if_finite chain conditionally_mask conditionally_transform flatten freeze inject_hyperparams "
+        "inject_stateful_hyperparams lookahead masked maybe_update multi_transform named_chain partition "
+        "selective_transform stateless stateless_with_tree_map with_extra_args_support contrib.mechanize "
+        "contrib.schedule_free contrib.split_real_and_imaginary"
+    ),
+    "it only measures or schedules: put it into a function of your own with optax.chain": (
+        "measure_with_ema monitor snapshot contrib.reduce_on_plateau"
+    ),
+    "it is one part of an optimizer: put it into a function of your own with optax.chain": (
+        "adaptive_grad_clip add_decayed_weights add_noise apply_every centralize clip clip_by_block_rms "
+        "clip_by_global_norm ema identity keep_params_nonnegative normalize_by_update_norm scale set_to_zero trace "
+        "zero_nans contrib.normalize"
+    ),
 }
-# Their learning rate is not a plain factor of the update, so scaling the update is not annealing.
-NOT_ANNEALED = ("schedule_free",)
+REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
+PART = "scale_by_"  # names of parts begin so
+
+
+def searchable(**spaces: Search) -> Callable[[Function], Function]:
+    """Say where ``openbench tune`` looks for a function's arguments.
+
+    Example::
+
+        @searchable(learning_rate=Search(1e-4, 1e-1), decay=Search(choices=(0.9, 0.99)))
+        def mine(learning_rate=1e-2, decay=0.9):
+            return optax.sgd(learning_rate, momentum=decay)
+    """
+
+    def mark(function: Function) -> Function:
+        function.search = spaces  # type: ignore[attr-defined]
+        return function
+
+    return mark
+
+
+# --- where they come from --------------------------------------------------------------------------------------------
 
 
 def from_optax(path: str) -> OptimizerSpec:
-    """The optax optimizer at ``path`` ("adabelief", "contrib.muon")."""
-    if path in NEEDS_CLOSURES:
-        raise UserError(f"optax.{path} cannot be benchmarked: {NEEDS_CLOSURES[path]}, and PPO gives it gradients only")
+    """The optax optimizer at ``path`` ("adabelief", "contrib.muon"); UserError says why one cannot be used."""
+    reason = REFUSED.get(path)
+    if reason is None and path.rpartition(".")[2].startswith(PART):
+        reason = REFUSED["clip"]
+    if reason:
+        raise UserError(f"optax.{path} cannot be benchmarked: {reason}")
     constructor: Any = optax
     module = optax
     for part in path.split("."):
@@ -48,41 +101,42 @@ def from_optax(path: str) -> OptimizerSpec:
 def from_attribute(module_name: str, attribute: str) -> OptimizerSpec:
     """``module:attribute``: an OptimizerSpec, an optax-style constructor, or a gradient transformation."""
     name = f"{module_name}:{attribute}"
-    module = _import(name, module_name)
-    value = module
-    for part in attribute.split("."):
-        if not hasattr(value, part):
-            known = [key for key in dir(value) if not key.startswith("_")]
-            raise UserError(f"optimizer '{name}': no such attribute.{near_matches(part, known)}")
-        value = getattr(value, part)
-    return dataclasses.replace(from_value(name, value), digest=_code_version(module))
+    value = plugins.load_attribute("optimizer", name)
+    return dataclasses.replace(from_value(name, value), digest=plugins.source_digest(sys.modules[module_name]) or "")
 
 
-def _import(name: str, module_name: str) -> Any:
-    try:
-        return importlib.import_module(module_name)
-    except ImportError as error:
-        raise UserError(f"optimizer '{name}': cannot import {module_name}: {error}") from None
-    except (Exception, SystemExit) as error:  # whatever the author's file raises
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"optimizer '{name}': importing {module_name} fails with {reason}{where}") from error
+def from_object(value: Any) -> OptimizerSpec:
+    """A Python object where a name is expected: an optax constructor, a transformation, a spec, a function.
 
-
-def _code_version(module: Any) -> str:
-    """Eight hexadecimal digits of the module's source: an edited file is another optimizer; '' for built-in modules."""
-    path = getattr(module, "__file__", None)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8] if path and Path(path).is_file() else ""
+    Its digest is None when no file tells what it does (a notebook's function, one with captured variables, a built
+    transformation), so that stored results are never taken for it.
+    """
+    if isinstance(value, OptimizerSpec) and value.make.__module__.startswith("open_bench."):
+        return value
+    function = value.func if isinstance(value, functools.partial) else value if callable(value) else None
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    name = getattr(function, "__qualname__", type(value).__name__)
+    if module is not None and module.__name__.split(".")[0] == "optax" and function is value:
+        path = name if getattr(optax, name, None) is value else f"contrib.{name}"
+        return from_optax(path)
+    if isinstance(value, OptimizerSpec):
+        return dataclasses.replace(from_value(value.name, value), digest=_digest_of(value.make))
+    where = f"{module.__name__}:" if module is not None and function is not None else ""
+    return dataclasses.replace(from_value(f"{where}{name}", value), digest=_digest_of(function))
 
 
 def from_value(name: str, value: Any) -> OptimizerSpec:
-    """Make an spec of whatever a module or a plug-in offers."""
+    """Make a spec of whatever a module or a plug-in offers under a name."""
     if isinstance(value, OptimizerSpec):
         # Its own name may be a shipped optimizer's, whose tuned settings are not meant for it.
         return dataclasses.replace(value, tuned_as=value.tuned_as or name)
     if isinstance(value, optax.GradientTransformation):
-        return OptimizerSpec(name, f"{name}, as built there", lambda theta, length: value)
+        return OptimizerSpec(
+            name,
+            f"{name}, as built there",
+            lambda theta, length: value,
+            eval_params=_schedule_free_params if _is_schedule_free(lambda: value) else None,
+        )
     if callable(value):
         return from_constructor(name, value)
     raise UserError(
@@ -91,34 +145,153 @@ def from_value(name: str, value: Any) -> OptimizerSpec:
     )
 
 
-def from_constructor(name: str, constructor: Callable[..., Any], citation: str = "") -> OptimizerSpec:
-    """An spec from an optax-style constructor; its arguments with defaults become static hyperparameters."""
-    parameters = inspect.signature(constructor).parameters
-    hyperparameters = {
-        key: Hyperparameter(_default(name, parameter), f"argument of {name}")
-        for key, parameter in parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and key not in ("length", "theta")
-    }
-    has_rate = "learning_rate" in hyperparameters
-    annealed = has_rate and not any(word in name for word in NOT_ANNEALED)
-    hyperparameters["anneal_learning_rate"] = Hyperparameter(annealed, "anneal the updates linearly to 0")
+# --- functions -------------------------------------------------------------------------------------------------------
 
-    def factory(theta: Any, length: TrainingLength, *, anneal_learning_rate: bool, **values: Any) -> Any:
-        own = {"length": length, "theta": theta}
-        missing = [key for key, value in values.items() if value is inspect.Parameter.empty]
-        if missing:
-            raise UserError(f"{name} needs a value for {', '.join(missing)}: write {name}:{missing[0]}=…")
-        transformation = constructor(**values, **{key: own[key] for key in own if key in parameters})
-        if not isinstance(transformation, optax.GradientTransformation):
-            raise UserError(f"{name} returned a {type(transformation).__name__}, not an optax.GradientTransformation")
-        return anneal(transformation, length, anneal_learning_rate)
+
+def from_constructor(name: str, constructor: Callable[..., Any], citation: str = "") -> OptimizerSpec:
+    """A spec from an optax-style constructor; its arguments become hyperparameters (see the module's docstring)."""
+    parameters = {
+        key: parameter
+        for key, parameter in _signature(name, constructor).items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    build = functools.partial(_build, name, constructor, [key for key in FILLED if key in parameters])
+    defaults = {key: _default(parameter) for key, parameter in parameters.items() if key not in FILLED}
+    traced, free = _try(build, defaults)
+    spaces = getattr(constructor, "search", {})
+    hyperparameters = {
+        key: Hyperparameter(
+            default,
+            _describe(name, parameters[key]),
+            traced=key in traced,
+            search=spaces.get(key) or _default_search(key, default),
+        )
+        for key, default in defaults.items()
+    }
+    unknown = sorted(set(spaces) - set(hyperparameters))
+    if unknown:
+        raise UserError(f"{name}: searchable names {', '.join(unknown)}, and its arguments are {', '.join(defaults)}")
+    own = "anneal_learning_rate" in hyperparameters  # the function has such an argument itself
+    if not own:
+        annealed = "learning_rate" in defaults and "length" not in parameters and not free
+        hyperparameters["anneal_learning_rate"] = Hyperparameter(annealed, "anneal the updates linearly to 0")
+
+    def make(theta: Any, length: TrainingLength, **values: Any) -> Any:
+        enabled = False if own else values.pop("anneal_learning_rate")
+        return anneal(build(theta, length, values), length, enabled)
 
     description = (inspect.getdoc(constructor) or name).strip().splitlines()[0].rstrip(".")
-    return OptimizerSpec(name, description, factory, citation, hyperparameters=hyperparameters)
+    eval_params = _schedule_free_params if free else None
+    return OptimizerSpec(name, description, make, citation, hyperparameters=hyperparameters, eval_params=eval_params)
 
 
-def _default(name: str, parameter: inspect.Parameter) -> Any:
+def _signature(name: str, constructor: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(constructor).parameters
+    except (TypeError, ValueError):
+        raise UserError(f"optimizer '{name}': its arguments cannot be read") from None
+
+
+def _build(
+    name: str, constructor: Callable[..., Any], filled: Sequence[str], theta: Any, length: Any, values: dict[str, Any]
+) -> optax.GradientTransformation:
+    """Call the constructor; UserError where it lacks a value or returns something else."""
+    missing = [key for key, value in values.items() if value is inspect.Parameter.empty]
+    if missing:
+        raise UserError(f"{name} needs a value for {', '.join(missing)}: write {name}:{missing[0]}=…")
+    given = {"length": length, "theta": theta}
+    made = constructor(**values, **{key: given[key] for key in filled})
+    if not isinstance(made, optax.GradientTransformation):
+        raise UserError(f"{name} returned a {type(made).__name__}, not an optax.GradientTransformation")
+    return made
+
+
+def _default(parameter: inspect.Parameter) -> Any:
     if parameter.default is inspect.Parameter.empty and parameter.name == "learning_rate":
         return DEFAULT_LEARNING_RATE
     return parameter.default
+
+
+def _describe(name: str, parameter: inspect.Parameter) -> str:
+    if parameter.default is not inspect.Parameter.empty:
+        return f"argument of {name}"
+    return f"argument of {name}{OWN_DEFAULT if parameter.name == 'learning_rate' else ' (required)'}"
+
+
+def _default_search(key: str, default: Any) -> Search | None:
+    if key == "learning_rate" and isinstance(default, float) and default > 0:
+        return Search(default / SEARCH_FACTOR, default * SEARCH_FACTOR, "log")
+    return None
+
+
+def _try(build: Callable[..., Any], defaults: dict[str, Any]) -> tuple[set[str], bool]:
+    """``(which arguments may be tracers, whether it is schedule-free)``, by tracing one step on a tiny agent.
+
+    Nothing is run. A function that fails whatever it is given fails again, with an explanation, where it is used.
+    """
+    numbers = [key for key, default in defaults.items() if isinstance(default, float)]
+
+    def step(traced: dict[str, Any]) -> Any:
+        return _dry_step(build({}, TrainingLength(2, 2, 2), {**defaults, **traced}))
+
+    def works(names: Sequence[str]) -> bool:
+        try:
+            jax.eval_shape(step, {key: jnp.float32(defaults[key]) for key in names})
+        except Exception:  # any branch on a tracer; each library has its own words for it
+            return False
+        return True
+
+    if not works([]):
+        return set(), False
+    free = _is_schedule_free(lambda: build({}, TrainingLength(2, 2, 2), defaults))
+    if works(numbers):
+        return set(numbers), free
+    single = [key for key in numbers if works([key])]
+    return (set(single) if works(single) else set()), free
+
+
+def _dry_step(optimizer: optax.GradientTransformation) -> Any:
+    """One update of a tiny agent."""
+    params = _tiny_params()
+    inner = optax.with_extra_args_support(optimizer)
+    loss, activations = jnp.float32(1), {"actor": {"layer_00_dense": jnp.ones(2)}}
+    return inner.update(
+        params, inner.init(params), params, training_fraction=jnp.float32(0), epoch_fraction=jnp.float32(0),
+        new_rollout=jnp.bool_(True), activations=activations, loss=loss, value=loss, key=jax.random.key(0),
+        acting_network="actor",
+    )  # fmt: skip
+
+
+def _tiny_params() -> Any:
+    return {"actor": {"layer_00_dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}}
+
+
+# --- schedule-free methods -------------------------------------------------------------------------------------------
+
+
+def _schedule_free_states(state: Any) -> list[Any]:
+    found = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, optax.contrib.ScheduleFreeState))
+    return [node for node in found if isinstance(node, optax.contrib.ScheduleFreeState)]
+
+
+def _is_schedule_free(make: Callable[[], optax.GradientTransformation]) -> bool:
+    """Whether the state holds a schedule-free iterate, so that the agent acts at another point than y."""
+    try:
+        return bool(_schedule_free_states(jax.eval_shape(lambda: make().init(_tiny_params()))))
+    except Exception:  # said where it is used
+        return False
+
+
+def _schedule_free_params(state: Any, params: Any) -> Any:
+    """x of the schedule-free method: where the agent acts (Defazio et al. 2024, arXiv 2405.15682)."""
+    return optax.contrib.schedule_free_eval_params(_schedule_free_states(state)[0], params)
+
+
+def _digest_of(function: Any) -> str | None:
+    """The digest of a function's file; None where the file does not say what the function does."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    bound = inspect.ismethod(function) or getattr(function, "__closure__", None)
+    if function is None or bound or "<" in getattr(function, "__qualname__", "<"):
+        return None
+    return plugins.source_digest(sys.modules.get(function.__module__))

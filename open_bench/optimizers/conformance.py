@@ -1,9 +1,13 @@
 """What every optimizer must do to be comparable: checks that anyone can run on their own (``openbench check NAME``).
 
 Each check is a function of a ``Subject`` that returns a detail for people, or raises ``Violation`` saying what broke.
+Most run on an actor-critic agent with continuous actions; ``q_network`` runs on the other kind of agent.
 """
 
 import dataclasses
+import functools
+import itertools
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -13,11 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from open_bench.optimizers.resolve import ResolvedOptimizer, prepare
-from open_bench.optimizers.spec import OptimizerSpec, TrainingLength
+from open_bench.config import TrainingLength
+from open_bench.optimizers.adapters import OWN_DEFAULT
+from open_bench.optimizers.resolve import ResolvedOptimizer
+from open_bench.plugins import line_of
 
 LENGTH = TrainingLength(updates=4, epochs=2, minibatches=2)
-BREAKOUT_LAYERS = ((400, 64), (64, 64))  # and heads of 3 actions and 1 value: 59,908 parameters
+BREAKOUT_LAYERS = (400, 64, 64)  # and heads of 3 actions and 1 value: 59,908 parameters
+BOWL_STEPS, BOWL_DISTANCE = 16, 10.0
+MAX_GRAD_NORM = 0.5  # what PPO clips gradients to
 
 
 class Violation(AssertionError):
@@ -34,54 +42,101 @@ class Result(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """An optimizer under test, with the tree that it is tested on."""
+    """An optimizer under test, with the agent that it is tested on and the network of it that acts.
 
-    resolved: ResolvedOptimizer
+    One compiled step serves all checks that can share it.
+    """
+
+    optimizer: ResolvedOptimizer
     params: Any
+    acting_network: str = "actor"
+    traces: list[int] = dataclasses.field(default_factory=list)  # one entry whenever ``compiled`` is traced
 
     def make(self) -> optax.GradientTransformationExtraArgs:
-        return self.resolved.make(LENGTH, self.resolved.inputs)
+        return self.optimizer.learning(LENGTH, self.optimizer.inputs).optimizer
 
-    def step(self, carry: tuple[Any, Any], index: Any, **changes: Any) -> tuple[tuple[Any, Any], Any]:
-        """One optimizer step from ``(params, state)`` with made-up but lifelike inputs: ``(carry, updates)``."""
+    def apply(self, carry: tuple[Any, Any], gradients: Any, extras: Any) -> tuple[tuple[Any, Any], Any]:
+        """One optimizer step from ``(params, state)``: ``(carry, updates)``."""
         params, state = carry
-        extras = {**example_extras(params, index), **changes}
-        gradients = extras.pop("gradients", None)
-        gradients = example_gradients(params, index) if gradients is None else gradients
-        updates, state = self.make().update(gradients, state, params, **extras)
+        updates, state = self.make().update(gradients, state, params, **extras, acting_network=self.acting_network)
         return (optax.apply_updates(params, updates), state), updates
 
+    def step(self, carry: tuple[Any, Any], index: Any, **unknown: Any) -> tuple[tuple[Any, Any], Any]:
+        """``apply`` with made-up but lifelike inputs, for use inside other transformations."""
+        return self.apply(carry, example_gradients(self.params, index), example_extras(self.params, index) | unknown)
+
+    @functools.cached_property
+    def compiled(self) -> Callable[..., Any]:
+        """``apply``, compiled."""
+
+        def step(carry: tuple[Any, Any], gradients: Any, extras: Any) -> Any:
+            self.traces.append(1)
+            return self.apply(carry, gradients, extras)
+
+        return jax.jit(step)
+
+    @functools.cached_property
+    def inputs(self) -> Callable[[Any], tuple[Any, Any]]:
+        """Index of a step → its gradients and extras, compiled."""
+        return jax.jit(lambda index: (example_gradients(self.params, index), example_extras(self.params, index)))
+
+    def run(self, carry: tuple[Any, Any], index: int, **changes: Any) -> tuple[tuple[Any, Any], Any]:
+        """The compiled step with lifelike inputs; ``changes`` replace gradients or extras."""
+        gradients, extras = self.inputs(np.int32(index))
+        gradients = changes.pop("gradients", gradients)
+        return self.compiled(carry, gradients, extras | changes)
+
+    @functools.cached_property
     def start(self) -> tuple[Any, Any]:
-        return self.params, self.make().init(self.params)
+        return self.params, jax.jit(lambda params: self.make().init(params))(self.params)
+
+    @functools.cached_property
+    def walked(self) -> tuple[Any, Any]:
+        """``(params, state)`` after three steps."""
+        carry = self.start
+        for index in range(3):
+            carry, _ = self.run(carry, index)
+        return carry
+
+    @functools.cached_property
+    def is_finite(self) -> bool:
+        """Whether the agent as it is stays finite; where it does not, one check says so and no other."""
+        return _finite(self.walked[0])
 
 
-def small_params(key: jax.Array) -> Any:
-    """An agent's tree with continuous actions: two hidden layers, heads and ``log_std``."""
-    keys = iter(jax.random.split(key, 8))
-
-    def network(outputs: int) -> dict[str, Any]:
-        sizes = ((5, 4), (4, 4), (4, outputs))
-        return {
-            f"dense_{i:02d}": {
-                "kernel": 0.5 * jax.random.normal(next(keys), size),
-                "bias": jnp.full(size[1], 0.1, jnp.float32),
-            }
-            for i, size in enumerate(sizes)
-        }
-
-    return {"actor": {**network(3), "log_std": jnp.zeros(3)}, "critic": network(1)}
+# --- agents to test on -----------------------------------------------------------------------------------------------
 
 
-def breakout_params() -> Any:
+def actor_critic(key: jax.Array, inputs: int = 5, hidden: int = 4, actions: int = 3) -> Any:
+    """PPO's parameters for continuous actions: two hidden layers and a head in each network, and ``log_std``."""
+    keys = jax.random.split(key, 2)
+    sizes = (inputs, hidden, hidden)
+    actor = {**_network(keys[0], (*sizes, actions)), "log_std": jnp.zeros(actions)}
+    return {"actor": actor, "critic": _network(keys[1], (*sizes, 1))}
+
+
+def q_agent(key: jax.Array) -> Any:
+    """PQN's parameters: one network whose hidden layers are each followed by a norm."""
+    layers = _network(key, (5, 4, 4, 3))
+    norms = {f"layer_{i:02d}_norm": {"scale": jnp.ones(4), "bias": jnp.zeros(4)} for i in range(2)}
+    return {"q": dict(sorted({**layers, **norms}.items()))}
+
+
+def breakout_agent() -> Any:
     """Actor and critic of MinAtar Breakout: 59,908 parameters."""
+    keys = jax.random.split(jax.random.key(0), 2)
+    return {"actor": _network(keys[0], (*BREAKOUT_LAYERS, 3)), "critic": _network(keys[1], (*BREAKOUT_LAYERS, 1))}
 
-    def network(outputs: int) -> dict[str, Any]:
-        return {
-            f"dense_{i:02d}": {"kernel": jnp.full(size, 0.01, jnp.float32), "bias": jnp.zeros(size[1])}
-            for i, size in enumerate((*BREAKOUT_LAYERS, (64, outputs)))
+
+def _network(key: jax.Array, sizes: tuple[int, ...]) -> dict[str, Any]:
+    keys = jax.random.split(key, len(sizes) - 1)
+    return {
+        f"layer_{i:02d}_dense": {
+            "kernel": 0.5 * jax.random.normal(keys[i], (fan_in, fan_out)),
+            "bias": jnp.full(fan_out, 0.1, jnp.float32),
         }
-
-    return {"actor": network(3), "critic": network(1)}
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes))
+    }
 
 
 def example_gradients(params: Any, index: Any) -> Any:
@@ -95,12 +150,12 @@ def example_gradients(params: Any, index: Any) -> Any:
 
 
 def example_extras(params: Any, index: Any) -> dict[str, Any]:
-    """The keyword arguments that the harness passes."""
+    """The keyword arguments that the harness passes, but for the acting network's name."""
     activations = {
         network: {
-            name: jnp.linspace(0.0, 1.0, layer["kernel"].shape[-1])
+            name: jnp.linspace(0.0, 1.0, layer["bias"].shape[-1])
             for name, layer in layers.items()
-            if name != "log_std"
+            if isinstance(layer, dict)
         }
         for network, layers in params.items()
     }
@@ -108,6 +163,7 @@ def example_extras(params: Any, index: Any) -> dict[str, Any]:
     return {
         "training_fraction": jnp.float32(index) / 16,
         "epoch_fraction": jnp.float32(index) % 2,
+        "new_rollout": jnp.equal(jnp.asarray(index) % 4, 0),
         "activations": activations,
         "loss": loss,
         "value": loss,
@@ -115,103 +171,103 @@ def example_extras(params: Any, index: Any) -> dict[str, Any]:
     }
 
 
+# --- checks ----------------------------------------------------------------------------------------------------------
+
+
+def hyperparameters(subject: Subject) -> str:
+    """What it runs with; never fails. A value that nobody chose is named as such."""
+    spec, values = subject.optimizer.spec, subject.optimizer.hyperparameters
+    told = [f"{name}={values[name]!r}" for name in spec.hyperparameters]
+    for number, setting in enumerate(spec.hyperparameters.values()):
+        if setting.description.endswith(OWN_DEFAULT):
+            told[number] += OWN_DEFAULT
+    searched = [name for name, setting in spec.hyperparameters.items() if setting.search]
+    return f"{', '.join(told) or 'none'}; tuning searches {', '.join(searched) or 'nothing'}"
+
+
 def scan_equals_steps(subject: Subject) -> str:
     """Inside jit and scan the same numbers come out as step by step."""
-    (scanned, _), _ = jax.jit(lambda: jax.lax.scan(subject.step, subject.start(), jnp.arange(3)))()
-    carry = subject.start()
-    for index in range(3):
-        carry, _ = jax.jit(subject.step)(carry, index)
-    _same(scanned, carry[0], 2e-5, "three steps inside lax.scan differ from three separate steps")
+    (scanned, _), _ = jax.jit(lambda carry: jax.lax.scan(subject.step, carry, jnp.arange(3)))(subject.start)
+    _same(scanned, subject.walked[0], 2e-5, "three steps inside lax.scan differ from three separate steps")
     return "three steps agree"
 
 
 def compiles_once(subject: Subject) -> str:
     """The second and third step compile nothing new."""
-    traces = []
-
-    @jax.jit
-    def step(carry: Any, index: Any) -> Any:
-        traces.append(1)
-        return subject.step(carry, index)[0]
-
-    carry = subject.start()
-    for index in range(3):
-        carry = step(carry, jnp.int32(index))
-    if len(traces) != 1:
-        raise Violation(f"update was traced {len(traces)} times in 3 steps: its state changes type or shape")
+    _ = subject.walked
+    if len(subject.traces) != 1:
+        raise Violation(f"update was traced {len(subject.traces)} times in 3 steps: its state changes type or shape")
     return "one trace for three steps"
 
 
 def hides_no_state(subject: Subject) -> str:
     """The same inputs give the same updates again: what changes between steps lies in the state, not in Python."""
-    params, extras = subject.params, example_extras(subject.params, 1)
-    optimizer = subject.make()
+    gradients, extras = subject.inputs(np.int32(1))
+    optimizer = subject.make()  # once: what it keeps in Python would begin anew with another
 
-    def update() -> Any:  # traced at each call: a compiled step would not run the author's Python again
-        return optimizer.update(example_gradients(params, 1), optimizer.init(params), params, **extras)[0]
+    def update(params: Any) -> Any:
+        state = optimizer.init(params)
+        return optimizer.update(gradients, state, params, **extras, acting_network=subject.acting_network)[0]
 
-    first, again = (jax.jit(lambda: update())() for _ in range(2))
-    _same(first, again, 0.0, "called again with the same inputs it gives other updates: keep what changes in its state")
+    first, again = (jax.make_jaxpr(lambda params: update(params))(subject.params) for _ in range(2))
+    texts = [re.sub(r" at 0x[0-9a-f]+", "", str(program)) for program in (first, again)]
+    if texts[0] == texts[1] and _equal(first.consts, again.consts):
+        return "traced twice, the same program"
+    # Traced at each call: a compiled step would not run the author's Python again.
+    one, other = (jax.jit(lambda params: update(params))(subject.params) for _ in range(2))
+    _same(one, other, 0.0, "called again with the same inputs it gives other updates: keep what changes in its state")
     return "called twice, the same updates"
 
 
 def state_is_stable(subject: Subject) -> str:
     """Structure, shapes and dtypes of state and updates stay as they are."""
-    params, state = subject.start()
+    params, state = subject.start
     (_, after), updates = jax.eval_shape(subject.step, (params, state), jnp.int32(0))
-    kinds = [[(jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(tree)] for tree in (state, after)]
-    if jax.tree.structure(state) != jax.tree.structure(after) or kinds[0] != kinds[1]:  # type: ignore[operator]
+    if _kinds(state) != _kinds(after):
         raise Violation("the state that update returns has another structure, shape or dtype than init's")
     if jax.tree.structure(updates) != jax.tree.structure(params):  # type: ignore[operator]
         raise Violation("updates have another structure than the parameters")
     for update, leaf in zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True):
         if (update.shape, update.dtype) != (leaf.shape, leaf.dtype):
             raise Violation(f"an update is {update.dtype}{update.shape}, its parameter {leaf.dtype}{leaf.shape}")
-    return f"{len(kinds[0])} arrays of state"
+    return f"{len(jax.tree.leaves(state))} arrays of state"
 
 
 def vmap_equals_loop(subject: Subject) -> str:
     """A batch of agents is optimized as each of them alone."""
-    trees = [subject.params, jax.tree.map(lambda x: -0.5 * x, subject.params)]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *trees)
-
-    def two_steps(params: Any) -> Any:
-        carry = (params, subject.make().init(params))
-        return subject.step(subject.step(carry, 0)[0], 1)[0][0]
-
-    batch = jax.jit(jax.vmap(two_steps))(stacked)
-    for number, tree in enumerate(trees):
-        alone = jax.jit(two_steps)(tree)
-        _same(
-            jax.tree.map(lambda x, n=number: x[n], batch),
-            alone,
-            2e-5,
-            "under vmap an agent gets other updates than alone",
-        )
+    carries = [subject.start, (jax.tree.map(lambda x: -0.5 * x, subject.params), subject.start[1])]
+    batch = jax.tree.map(lambda *x: jnp.stack(x), *carries)
+    step = jax.jit(jax.vmap(subject.apply, in_axes=(0, None, None)))
+    for index in range(2):
+        batch, _ = step(batch, *subject.inputs(np.int32(index)))
+        carries = [subject.run(carry, index)[0] for carry in carries]
+    for number, (params, _) in enumerate(carries):
+        together = jax.tree.map(lambda x, n=number: x[n], batch[0])
+        _same(together, params, 2e-5, "under vmap an agent gets other updates than alone")
     return "two agents under vmap agree with each alone"
 
 
 def unknown_extras_are_ignored(subject: Subject) -> str:
     """A keyword that the optimizer does not know is no error."""
-    jax.eval_shape(lambda carry: subject.step(carry, 0, not_known_to_anyone=jnp.float32(1)), subject.start())
+    jax.eval_shape(lambda carry: subject.step(carry, 0, not_known_to_anyone=jnp.float32(1)), subject.start)
     return "an unknown keyword is accepted"
 
 
 def odd_leaves(subject: Subject) -> str:
     """Scalars and arrays without elements are parameters too."""
-    params = subject.params
-    params = {**params, "actor": {**params["actor"], "zz_empty": jnp.zeros((0,)), "zz_scalar": jnp.float32(0.3)}}
-    extras = example_extras(subject.params, 0)
-    gradients = {**example_gradients(params, 0)}
+    network = subject.acting_network
+    odd = {"zz_empty": jnp.zeros((0,)), "zz_scalar": jnp.float32(0.3)}
+    params = {**subject.params, network: {**subject.params[network], **odd}}
+
+    gradients, extras = example_gradients(params, 0), example_extras(subject.params, 0)
 
     def step(params: Any) -> Any:
-        optimizer = subject.make()
-        return optimizer.update(gradients, optimizer.init(params), params, **extras)[0]
+        return subject.apply((params, subject.make().init(params)), gradients, extras)[1]
 
     updates = jax.jit(step)(params)
-    if updates["actor"]["zz_scalar"].shape != () or updates["actor"]["zz_empty"].shape != (0,):
+    if updates[network]["zz_scalar"].shape != () or updates[network]["zz_empty"].shape != (0,):
         raise Violation("a scalar or an empty parameter comes back in another shape")
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(updates)):
+    if subject.is_finite and not _finite(updates):
         raise Violation("with a scalar and an empty parameter in the tree some updates are not finite")
     return "scalar and empty parameters keep their shapes"
 
@@ -219,19 +275,15 @@ def odd_leaves(subject: Subject) -> str:
 def nan_gradients(subject: Subject) -> str:
     """NaN gradients do not break the program; the harness records divergence."""
     gradients = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), subject.params)
-    (_, _), updates = jax.jit(lambda carry: subject.step(carry, 0, gradients=gradients))(subject.start())
-    finite = all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(updates))
-    return "filtered out" if finite else "passed on, so the lifetime is recorded as diverged"
+    _, updates = subject.run(subject.start, 0, gradients=gradients)
+    return "filtered out" if _finite(updates) else "passed on, so the lifetime is recorded as diverged"
 
 
 def key_matters_only_if_declared(subject: Subject) -> str:
     """Updates depend on the key exactly when the spec says ``stochastic``."""
-    first, second = (
-        jax.jit(lambda carry, key: subject.step(carry, 1, key=key))(subject.start(), jax.random.key(seed))[1]
-        for seed in (0, 1)
-    )
-    same = all(bool((a == b).all()) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
-    declared = subject.resolved.spec.stochastic
+    first, second = (subject.run(subject.start, 1, key=jax.random.key(seed))[1] for seed in (0, 1))
+    same = _equal(first, second)
+    declared = subject.optimizer.spec.stochastic
     if declared and same:
         # Zero weights make no noise; that is not a lie.
         return "declared stochastic; these weights make no noise"
@@ -241,40 +293,90 @@ def key_matters_only_if_declared(subject: Subject) -> str:
 
 
 def names_do_not_matter(subject: Subject) -> str:
-    """Neither the environment's name nor the layers' names change an update; only the layers' order counts."""
-    spec = subject.resolved.spec
-    inputs = [prepare(spec, name, "no such length").inputs for name in ("no such environment", "another")]
-    if not all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, inputs), strict=True)):
-        raise Violation("an environment's name changes what the optimizer is given")
+    """The names of networks and layers do not change an update; only their order counts."""
 
     def rename(tree: Any) -> Any:
-        return {network: {name.replace("dense_", "aa_layer_"): layer for name, layer in layers.items()}
+        return {f"n_{network}": {name.replace("layer_", "aa_block_"): layer for name, layer in layers.items()}
                 for network, layers in tree.items()}  # fmt: skip
 
-    renamed = dataclasses.replace(subject, params=rename(subject.params))
-    _, plain = jax.jit(subject.step)(subject.start(), 1)
-    _, other = jax.jit(renamed.step)(renamed.start(), 1)
-    _same(rename(plain), other, 0.0, "renaming layers, their order kept, changes the updates")
-    return "environment and layer names change nothing"
+    acting = f"n_{subject.acting_network}"
+    renamed = dataclasses.replace(subject, params=rename(subject.params), acting_network=acting, traces=[])
+    _, plain = subject.run(subject.start, 1)
+    _, other = renamed.run(renamed.start, 1)
+    message = "renaming networks (acting_network says which one acts) and layers, their order kept, changes the updates"
+    _same(rename(plain), other, 0.0, message)
+    return "names of environments, networks and layers change nothing"
 
 
 def moves_parameters(subject: Subject) -> str:
     """Three steps change the parameters and keep them finite."""
-    carry = subject.start()
-    for index in range(3):
-        carry, _ = jax.jit(subject.step)(carry, index)
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(carry[0])):
+    params, _ = subject.walked
+    if not _finite(params):
         raise Violation("finite gradients give parameters that are not finite")
-    moved = sum(
-        float(jnp.abs(a - b).sum()) for a, b in zip(*map(jax.tree.leaves, (carry[0], subject.params)), strict=True)
-    )
-    if moved == 0 and subject.resolved.spec.theta_source != "zero":
+    return f"mean |change| {_moved(subject, params):.3g}"
+
+
+def _moved(subject: Subject, params: Any) -> float:
+    """Mean |change| of a parameter; Violation where there is none, unless θ = 0 asks for none."""
+    pairs = list(zip(jax.tree.leaves(params), jax.tree.leaves(subject.params), strict=True))
+    moved = sum(float(jnp.abs(a - b).sum()) for a, b in pairs)
+    if moved == 0 and subject.optimizer.source != "zero":
         raise Violation("three steps with non-zero gradients do not change any parameter")
-    return f"mean |change| {moved / sum(leaf.size for leaf in jax.tree.leaves(subject.params)):.3g}"
+    return moved / sum(leaf.size for leaf, _ in pairs)
+
+
+def descends(subject: Subject) -> str:
+    """In a quadratic bowl whose bottom is far away the loss falls; learned rules are not asked."""
+    if subject.optimizer.spec.learned is not None:
+        return "learned rules are not asked"
+    start = subject.params
+
+    @jax.jit
+    def slope(params: Any) -> tuple[Any, Any]:
+        gradients = jax.tree.map(lambda leaf, first: leaf - first + BOWL_DISTANCE, params, start)
+        norm = optax.tree.norm(gradients)
+        return jax.tree.map(lambda g: g * MAX_GRAD_NORM / norm, gradients), norm
+
+    carry, path = subject.start, np.zeros(sum(leaf.size for leaf in jax.tree.leaves(start)))
+    for index in range(BOWL_STEPS):
+        gradients, norm = slope(carry[0])
+        carry, updates = subject.run(carry, index, gradients=gradients, loss=norm, value=norm)
+        path = path + np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in jax.tree.leaves(updates)])
+    change = float((path * BOWL_DISTANCE + 0.5 * path**2).sum())  # of the loss, whose value itself is rounded
+    if change > 0:
+        raise Violation(f"in a quadratic bowl the loss rises by {change:.3g}: updates are added, so they need a minus")
+    return f"in a quadratic bowl the loss changes by {change:.3g}"
+
+
+def q_network(subject: Subject) -> str:
+    """One network with norms, as PQN has, is optimized too."""
+    other = dataclasses.replace(subject, params=q_agent(jax.random.key(1)), acting_network="q", traces=[])
+    params, _ = other.walked
+    if subject.is_finite and not _finite(params):
+        raise Violation("on a Q-network with norms finite gradients give parameters that are not finite")
+    return f"mean |change| {_moved(other, params):.3g} of a Q-network with norms"
+
+
+def acting_parameters(subject: Subject) -> str:
+    """What the agent acts with has the structure, shapes and dtypes of the parameters."""
+    eval_params = subject.optimizer.spec.eval_params
+    if eval_params is None:
+        return "acts with the parameters themselves"
+    params, state = subject.walked
+    acting = eval_params(state, params)
+    if _kinds(acting) != _kinds(params):
+        raise Violation("eval_params returns another structure, shape or dtype than the parameters have")
+    if subject.is_finite and not _finite(acting):
+        raise Violation("eval_params returns numbers that are not finite")
+    return "acts with parameters of its own"
 
 
 CHECKS: dict[str, Callable[[Subject], str]] = {
+    "hyperparameters": hyperparameters,
     "moves the parameters": moves_parameters,
+    "descends": descends,
+    "Q-network with norms": q_network,
+    "acting parameters": acting_parameters,
     "jit and scan": scan_equals_steps,
     "no recompilation": compiles_once,
     "no hidden state": hides_no_state,
@@ -288,16 +390,16 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 }
 
 
-def check(spec: OptimizerSpec, names: Iterable[str] = tuple(CHECKS)) -> Iterator[Result]:
-    """Run checks (by default all) on a resolved spec; raises UserError when it is learned and has no weights."""
-    subject = Subject(prepare(spec, "no such environment", "no such length"), small_params(jax.random.key(0)))
+def check(optimizer: ResolvedOptimizer, names: Iterable[str] = tuple(CHECKS)) -> Iterator[Result]:
+    """Run checks, by default all."""
+    subject = Subject(optimizer, actor_critic(jax.random.key(0)))
     for name in names:
         try:
             yield Result(name, True, CHECKS[name](subject))
         except Violation as problem:
             yield Result(name, False, str(problem))
         except Exception as error:  # whatever an author's code raises is the finding
-            yield Result(name, False, f"{type(error).__name__}: {error}")
+            yield Result(name, False, f"{type(error).__name__}: {error}{line_of(error)}")
 
 
 class Cost(NamedTuple):
@@ -314,10 +416,10 @@ class Cost(NamedTuple):
         return self.seconds_per_step / self.adam_seconds_per_step
 
 
-def cost(spec: OptimizerSpec, adam: OptimizerSpec, steps: int = 20, repeats: int = 5) -> Cost:
+def cost(optimizer: ResolvedOptimizer, adam: ResolvedOptimizer, steps: int = 20, repeats: int = 5) -> Cost:
     """Measure state and time a step, alternating with Adam; the fastest of ``repeats`` counts."""
-    params = breakout_params()
-    subjects = [Subject(prepare(e, "no such environment", "no such length"), params) for e in (spec, adam)]
+    params = breakout_agent()
+    subjects = [Subject(one, params) for one in (optimizer, adam)]
     programs = [_timed_program(subject, steps) for subject in subjects]
     times: list[list[float]] = [[], []]
     for _ in range(repeats):
@@ -325,19 +427,19 @@ def cost(spec: OptimizerSpec, adam: OptimizerSpec, steps: int = 20, repeats: int
             start = time.perf_counter()
             jax.block_until_ready(program())
             times[number].append((time.perf_counter() - start) / steps)
-    state = jax.eval_shape(subjects[0].start)[1]
+    state = subjects[0].start[1]
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if not _is_key(leaf))
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     return Cost(count, size, min(times[0]), min(times[1]))
 
 
 def _timed_program(subject: Subject, steps: int) -> Callable[[], Any]:
-    params, state = jax.jit(subject.start)()
+    params, state = subject.start
     gradients = example_gradients(params, 0)
 
     def run(params: Any, state: Any, gradients: Any) -> Any:
         def step(carry: Any, index: Any) -> Any:
-            return subject.step(carry, index, gradients=gradients)[0], None
+            return subject.apply(carry, gradients, example_extras(params, index))[0], None
 
         return jax.lax.scan(step, (params, state), jnp.arange(steps))[0]
 
@@ -348,6 +450,21 @@ def _timed_program(subject: Subject, steps: int) -> Callable[[], Any]:
 
 def _is_key(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
+
+
+def _kinds(tree: Any) -> Any:
+    return jax.tree.structure(tree), [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)]
+
+
+def _finite(tree: Any) -> bool:
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if not _is_key(leaf)]
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in leaves)
+
+
+def _equal(found: Any, expected: Any) -> bool:
+    """Bit for bit, NaN where NaN is."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    return all(np.array_equal(a, b, equal_nan=jnp.issubdtype(jnp.result_type(a), jnp.inexact)) for a, b in pairs)
 
 
 def _same(found: Any, expected: Any, tolerance: float, message: str) -> None:

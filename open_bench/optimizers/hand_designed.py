@@ -1,4 +1,4 @@
-"""Hand-designed optimizers, from optax, and the policy losss that are trained with Adam."""
+"""Hand-designed optimizers, from optax, and the policy losses that are trained with Adam."""
 
 from collections.abc import Callable
 from typing import Any

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import reprlib
 from typing import Any
 
 from open_bench.algorithms.policy_losses import POLICY_LOSSES, PolicyLoss
@@ -95,7 +96,7 @@ def check_settings(spec: OptimizerSpec, settings: dict[str, Any]) -> dict[str, A
 
 def check_value(spec: OptimizerSpec, key: str, value: Any) -> Any:
     """``value`` in the type of the setting's default; raises UserError when it is of another kind or out of range."""
-    default = spec.hyperparameters[key].default
+    default, given = spec.hyperparameters[key].default, value
     if isinstance(default, bool):
         fits = isinstance(value, bool)
     elif isinstance(default, float):
@@ -107,7 +108,7 @@ def check_value(spec: OptimizerSpec, key: str, value: Any) -> Any:
         return value
     if not fits:
         kind = "finite number (float)" if isinstance(default, float) else type(default).__name__
-        raise UserError(f"{spec.name}: {key} is not a {kind}")
+        raise UserError(f"{spec.name}: {key} = {reprlib.repr(given)} is not a {kind}")
     _check_range(spec, key, value)
     return value
 

@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from open_bench import config, files
+from open_bench import config, files, plugins
 from open_bench.algorithms.base import Learning
 from open_bench.algorithms.policy_losses import PPO, PolicyLoss
 from open_bench.algorithms.registry import find_algorithm
 from open_bench.config import TrainingLength
 from open_bench.errors import UserError
 from open_bench.optimizers import adapters, names, registry
-from open_bench.optimizers.spec import EMPTY_THETA, OptimizerSpec, Theta
+from open_bench.optimizers.spec import EMPTY_THETA, OptimizerSpec, Theta, params_themselves
 from open_bench.training.task import Task
 from open_bench.weights import library
 from open_bench.weights.format import Weights, content_hash
@@ -77,7 +77,7 @@ class ResolvedOptimizer:
         optimizer = self.spec.build(dict(inputs), length, **static, **inputs["hyperparameters"])
         loss = self.policy_loss
         of_theta = functools.partial(loss, inputs["policy_loss"]) if loss is not None else None
-        return Learning(optimizer, self.spec.eval_params, of_theta)
+        return Learning(optimizer, self.spec.eval_params or params_themselves, of_theta)
 
     def with_theta(self, theta: Theta, label: str | None = None) -> "ResolvedOptimizer":
         """The same with another θ."""
@@ -307,7 +307,7 @@ def _dry_run(found: ResolvedOptimizer) -> None:
     except UserError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}{plugins.line_of(error)}"
         raise UserError(f"{found.label} cannot make an update from gradients and extras: {reason}") from error
     for what, shown, expected in (("updates", updates, params), ("state", after, before)):
         if _kinds(shown) != _kinds(expected):

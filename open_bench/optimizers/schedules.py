@@ -1,4 +1,4 @@
-"""The learning-rate schedule that all hand-designed optimizers share: linear to 0, one step down a PPO update."""
+"""The learning-rate schedule that all hand-designed optimizers share: linear to 0, one step down an update."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from open_bench.optimizers.spec import TrainingLength
 def anneal(
     optimizer: optax.GradientTransformation, length: TrainingLength, enabled: bool = True
 ) -> optax.GradientTransformationExtraArgs:
-    """Scale the updates of PPO update u (0-based) by 1 − u/updates.
+    """Scale the steps of update u (0-based) of the lifetime by 1 − u/updates.
 
     For optimizers whose update is proportional to the learning rate this is the published schedule. The harness's
     ``training_fraction`` = u/(updates − 1) says where in the lifetime a step lies; nothing is counted here.

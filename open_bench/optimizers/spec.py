@@ -65,7 +65,7 @@ class Learned:
 
 
 def params_themselves(state: Any, params: Any) -> Any:
-    """The ``eval_params`` of an optimizer that acts at the parameters it differentiates at."""
+    """The acting parameters of an optimizer that acts at those it differentiates at."""
     del state
     return params
 
@@ -84,7 +84,7 @@ class OptimizerSpec:
         hyperparameters: every setting with its default and search space.
         learned: present when θ["optimizer"] is meta-learned.
         eval_params: (optimizer state, params) → the parameters that act, for methods that act at other parameters than
-            they differentiate at.
+            they differentiate at; None: they are the same.
         stochastic: whether updates may depend on the ``key`` that the harness passes.
         tuned_as: whose shipped hyperparameters apply, when not its own: ``dpo`` is trained with Adam's.
         digest: of the source of an optimizer that comes from a user's file, part of an experiment's identity; None
@@ -98,7 +98,7 @@ class OptimizerSpec:
     policy_loss: PolicyLoss = PPO
     hyperparameters: Mapping[str, Hyperparameter] = dataclasses.field(default_factory=dict)
     learned: Learned | None = None
-    eval_params: Callable[[Any, Any], Any] = params_themselves
+    eval_params: Callable[[Any, Any], Any] | None = None
     stochastic: bool = False
     tuned_as: str = ""
     digest: str | None = ""

@@ -5,6 +5,12 @@
 
 The rule here is Signum, the sign of a momentum (Bernstein et al. 2018, arXiv 1802.04434, algorithm 2):
 m ← β·m + (1 − β)·g;  update = −α·sign(m).
+
+A plain function that returns a transformation is an optimizer too, named ``my_optimizer:FUNCTION``: its arguments
+become hyperparameters, and ``open_bench.optimizers.searchable`` says where tuning looks for them::
+
+    @searchable(learning_rate=Search(1e-5, 1e-2), decay=Search(choices=(0.9, 0.95, 0.99)))
+    def signum(learning_rate=3e-4, decay=0.9): ...
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from open_bench.optimizers import Hyperparameter, OptimizerSpec, Search, TrainingLength
+from open_bench.optimizers import Hyperparameter, OptimizerSpec, Search, TrainingLength, anneal
 
 
 class SignumState(NamedTuple):
@@ -29,7 +35,7 @@ def signum(
 
     Args:
         theta: θ["optimizer"] of a learned optimizer; this one has none.
-        length: static length of the lifetime, in PPO updates, epochs and minibatches.
+        length: static length of the lifetime, in updates, epochs and minibatches.
         learning_rate: step size; may be a tracer, as it is declared ``traced`` below.
         decay: β.
 
@@ -41,16 +47,14 @@ def signum(
     def init(params: Any) -> SignumState:
         return SignumState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(
-        gradients: Any, state: SignumState, params: Any = None, *, training_fraction: Any = 0.0, **extras: Any
-    ) -> tuple[Any, SignumState]:
-        # The harness also passes epoch_fraction, activations, loss, value and key; ignore what you do not need.
+    def update(gradients: Any, state: SignumState, params: Any = None, **extras: Any) -> tuple[Any, SignumState]:
+        # The harness passes training_fraction, epoch_fraction, new_rollout, activations, loss, value, key and
+        # acting_network: name what you need as a keyword argument.
         del params, extras
         momentum = jax.tree.map(lambda m, g: decay * m + (1.0 - decay) * g, state.momentum, gradients)
-        step = learning_rate * (1.0 - training_fraction * (length.updates - 1) / length.updates)
-        return jax.tree.map(lambda m: -step * jnp.sign(m), momentum), SignumState(momentum)
+        return jax.tree.map(lambda m: -learning_rate * jnp.sign(m), momentum), SignumState(momentum)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return anneal(optax.GradientTransformationExtraArgs(init, update), length)
 
 
 SPEC = OptimizerSpec(

@@ -157,7 +157,7 @@ def broadcast(array: np.ndarray) -> np.ndarray:
 def _over_devices(
     function: Callable[..., Any], mesh: Mesh, vmap_size: int, own: tuple[bool, ...]
 ) -> Callable[..., Any]:
-    """``function`` of one lifetime → the same over a batch; ``own`` says which arguments each lifetime has its own of."""
+    """``function`` of one lifetime → the same over a batch; ``own``: which arguments each lifetime has its own of."""
 
     def on_one_device(*arguments: Any) -> Any:
         if vmap_size > 1:

@@ -51,8 +51,8 @@ class Task:
         if self.env_steps <= 0 or updates < 1:
             raise UserError(
                 f"{self.env_steps} steps on {self.name} are fewer than one update of {self.algorithm}: it needs "
-                f"num_envs × num_steps = {self.settings.num_envs} × {self.settings.num_steps} = {per_update} env steps. "
-                "Ask for more steps, or make the rollout smaller with --set num_envs=… or --set num_steps=…"
+                f"num_envs × num_steps = {self.settings.num_envs} × {self.settings.num_steps} = {per_update} env "
+                "steps. Ask for more steps, or make the rollout smaller with --set num_envs=… or --set num_steps=…"
             )
         if updates >= 2**31:
             raise UserError(f"{self.env_steps} steps on {self.name} are {updates} updates, more than can be counted")

@@ -1,12 +1,16 @@
-"""Environments by name and as objects: classes of the user's, plug-ins, files, and what environments say of themselves."""
+"""Environments by name and as objects: classes of the user's, plug-ins, files, and what environments can be asked."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis.strategies as st
 import jax
 import pytest
+from commands import OpenBench
+from hypothesis import given, settings
 from probes import Probe
 
 from open_bench import config as configs
@@ -21,6 +25,7 @@ from open_bench.environments.registry import (
     same_task,
     task_shifts,
 )
+from open_bench.environments.user_classes import check_instance
 from open_bench.errors import UserError
 from open_bench.experiments.plan import changed
 
@@ -116,6 +121,17 @@ def test_a_class_by_its_module(corridors: Callable[[str], Path]) -> None:
     assert (observation.argmax(), info["final_observation"].argmax()) == (0, 4)
 
 
+def test_a_class_is_trained_on_by_the_command_line(corridors: Callable[[str], Path], openbench: OpenBench) -> None:
+    folder = corridors(WALK)
+    chosen = ("--set", "num_envs=4", "--set", "num_steps=16", "--set", "num_minibatches=2", "--set", "hidden=[4]")
+    answer = openbench(
+        "train", "adam", "-e", "corridors:Walk", "--steps", 640, "-q", "--results", folder / "results", *chosen
+    )
+    assert answer.code == 0, answer.err
+    (experiment,) = (folder / "results" / "experiments").glob("*--adam--*/experiment.json")
+    assert experiment.parent.name.startswith("corridors_Walk_")
+
+
 def test_a_class_by_an_entry_point(corridors: Callable[[str], Path]) -> None:
     installed = corridors(WALK) / "corridors-1.0.dist-info"
     installed.mkdir()
@@ -154,7 +170,7 @@ def test_an_edited_file_is_another_task(corridors: Callable[[str], Path]) -> Non
         ("corridors:Walk", "class Walk: pass", "lacks reset, step, observation_size, action_space: see open_bench"),
         ("corridors:Walk", WALK.replace("def reset", "def begin"), "lacks reset: see"),
         ("corridors:Walk", WALK.replace("    action_space = Discrete(2)\n", ""), "lacks action_space: see"),
-        ("corridors:Walk", WALK.replace("(Environment)", ""), "is not derived from open_bench.environments.Environment"),
+        ("corridors:Walk", WALK.replace("(Environment)", ""), "is not derived from open_bench.environments"),
         ("corridors:Walk", WALK.replace("Discrete(2)", "2"), "action_space is a int, not a Discrete or Continuous"),
         ("corridors:Walk", WALK.replace("prize, length\n", "prize, 9\n"),
          r"the observation of reset is float32\[5\]; it must be float32\[9\]"),
@@ -163,13 +179,13 @@ def test_an_edited_file_is_another_task(corridors: Callable[[str], Path]) -> Non
         ("corridors:Walk", WALK.replace("time + 1\n", "1.0 * time\n"), "the state of step, as reset began it, is"),
         ("corridors:Walk", WALK.replace('{"final_observation": final}', "{}"), 'lacks "final_observation"'),
         ("corridors:Walk", WALK.replace("at_end, late, {", "at_end, {"), r"step must return \(observation, state,"),
-        ("corridors:Walk", WALK.replace("place, time = state", "place = state.place"), "step fails with AttributeError"),
+        ("corridors:Walk", WALK.replace("place, time = state", "place = state.place"), "step fails with Attribute"),
         ("corridors:Walk", WALK.replace("self.shortest", "raise RuntimeError('no'); self.shortest"),
          r"cannot be made with \{\}: RuntimeError: no"),
         ("corridors:Walk", WALK.replace("length: int = 5", "length: int"), "needs a value for the option length"),
         ("corridors:Wolk", WALK, "environment 'corridors:Wolk': no such attribute. Did you mean Walk"),
         ("corridors:jax", WALK, "is a module, not a class"),
-        ("corridors:Walk", "raise RuntimeError('broken')", r"fails with RuntimeError: broken \(.*corridors.py, line 1\)"),
+        ("corridors:Walk", "raise RuntimeError('broken')", r"RuntimeError: broken \(.*corridors.py, line 1\)"),
         ("corridor:Walk", WALK, "environment 'corridor:Walk': cannot import corridor"),
     ],
 )  # fmt: skip
@@ -204,6 +220,9 @@ def test_an_unknown_option_names_the_file_and_the_key(
         ("gridworld:maze", "maze = 3", "maze = 3"),
         ("gymnax:CartPole-v1", "max_steps_in_episode = 0", "max_steps_in_episode = 0"),
         ("gymnax:DeepSea-bsuite", 'size = "big"', "size"),
+        ("gymnax:DeepSea-bsuite", "size = 2147483648", r"size = 2147483648 is too large: at most 10,000"),
+        ("gymnax:Catch-bsuite", "rows = -1", "fails with|cannot be made"),
+        ("gymnax:CartPole-v1", "gravity = 1180591620717411303424", "fails with OverflowError|cannot be made"),
         ("brax:ant", "backend = 3", "unknown Brax backend '3'"),
         ("corridors:Walk", "length = -1", r"\{'length': -1\}|fails with"),
         ("gymnx:CartPole", "", "cannot import gymnx"),
@@ -217,6 +236,17 @@ def test_a_bad_file_is_named(corridors: Callable[[str], Path], source: str, opti
     assert str(error.value).startswith(path)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["gymnax:CartPole-v1", "gymnax:DeepSea-bsuite", "gymnax:Catch-bsuite", "gridworld:small"]),
+    st.sampled_from(["self", "name", "source", "env_id", "size", "rows", "gravity", "maze", "max_size", "replace"]),
+    st.booleans() | st.integers(-3, 3) | st.sampled_from([2**31, 2**70, 1e30, -0.5, "", "labyrinth", "..\n..\n"]),
+)
+def test_whatever_an_option_is_the_answer_is_an_environment_or_a_user_error(source: str, key: str, value: Any) -> None:
+    with contextlib.suppress(UserError):
+        check_instance(source, make(source, **{key: value}))
+
+
 def test_own_environment_must_not_claim_a_shipped_name(tmp_path: Path) -> None:
     shipped = configs.shipped("environments")["cartpole"].read_text()
     same, other = tmp_path / "same.toml", tmp_path / "other.toml"
@@ -224,9 +254,10 @@ def test_own_environment_must_not_claim_a_shipped_name(tmp_path: Path) -> None:
     other.write_text(shipped.replace("num_steps = 128", "num_steps = 16"))
     assert load_environment(str(same)) == load_environment("cartpole")
     assert load_environment(load_environment("cartpole")) == load_environment("cartpole")
-    for given in (str(other), load_environment("cartpole").with_settings({"num_steps": 16})):
+    changed = load_environment("cartpole").model_copy(update={"options": {"max_steps_in_episode": 7}})
+    for claims in (str(other), changed):
         with pytest.raises(UserError, match="name of a shipped environment"):
-            load_environment(given)
+            load_environment(claims)
 
 
 # --- Python objects ---------------------------------------------------------------------------------------------------

@@ -138,8 +138,8 @@ def test_the_look_belongs_to_the_optimizer():
 
 
 def test_without_colors_optimizers_are_told_apart_too():
-    looks = style.styles([f"optimizer{i}" for i in range(30)])
-    assert len({(str(look["linestyle"]), look["marker"]) for look in looks.values()}) == 30
+    looks = style.styles([f"optimizer{i}" for i in range(40)])
+    assert len({(str(look["linestyle"]), look["marker"]) for look in looks.values()}) == 40
 
 
 def lab(color):

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from synthetic import evidence
 
-from open_bench.generalization import report, scores
+from open_bench.generalization import figures, report, scores
 from open_bench.generalization.scores import Evidence, Generalization
 
 ADAM = {"a": [10.0, 10.0], "b": [20.0, 20.0]}
@@ -59,3 +59,13 @@ def test_the_tables_fit(width: int) -> None:
     assert "lifetime" in shown
     assert "…" not in shown
     assert shown.count("[") == shown.count("]")  # no interval is cut off
+
+
+def test_in_sweeps_shapes_are_optimizers_and_filling_is_training() -> None:
+    figure = figures.sweeps(by_hand())
+    marked = [line for line in figure.axes[0].lines if line.get_marker() not in ("", "None")]
+    assert len({line.get_marker() for line in marked if len(line.get_xdata())}) == 3
+    filled = {line.get_fillstyle() for line in figure.axes[0].lines if len(line.get_xdata()) and line in marked}
+    assert filled == {"full"}  # of the axis levels, whose one point lies inside
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert shown[-2:] == ["in training", "outside of it"]

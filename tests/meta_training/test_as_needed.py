@@ -15,7 +15,6 @@ from commands import OpenBench
 from tiny_meta import STEPS_PER_UPDATE, TINY, Watch, flags, vector
 
 import open_bench
-from open_bench import weights
 from open_bench.config import StudyConfig, load_study
 from open_bench.errors import UserError
 from open_bench.experiments.provenance import provenance
@@ -26,6 +25,8 @@ from open_bench.meta_training.request import make_request as request_of
 from open_bench.meta_training.spec import load_meta
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.task import make_task
+from open_bench.weights import library
+from open_bench.weights.format import content_hash, load_weights, save_weights
 
 STEPS = STEPS_PER_UPDATE * 8
 META: dict[str, Any] = {"population": 4, "generations": 3, "sigma": 1.0, "fitness": "mean_return"}
@@ -57,7 +58,7 @@ def test_weights_are_evolved_once_then_used_again_and_continued(tmp_path: Path) 
     assert adam == "adam"
     name = learned.partition("@")[2]
     assert re.fullmatch(r"open@open-cartpole-[0-9a-f]{10}", learned)
-    stored = weights.load_weights(tmp_path / "library" / f"{name}.safetensors")
+    stored = load_weights(tmp_path / "library" / f"{name}.safetensors")
     assert stored.metadata["environments"] == {"cartpole": {"env_steps": STEPS}}  # as long as the study's
     assert stored.metadata["identity"]["environments"]["cartpole"]["settings"]["num_envs"] == 4
     again = compare(tmp_path / "elsewhere", watch=used)
@@ -94,7 +95,7 @@ def test_a_second_process_waits_for_the_first_and_uses_its_weights(
         second.start()
         assert said.wait(30)
         facts = {"run": request.digest, "cost": {"generations": 3}}
-        weights.save_named(request.default_name, request.start, facts)
+        library.save_named(request.default_name, request.start, facts)
     second.join(30)
     name = f"open@{request.default_name}"
     assert found == [f"{folder}: another process is meta-training there; waiting for {name}", name]
@@ -116,7 +117,7 @@ def test_the_work_of_a_process_that_died_is_continued(tmp_path: Path) -> None:
 
 def test_weights_of_another_making_under_that_name_are_refused(tmp_path: Path) -> None:
     request = make_request()
-    weights.save_named(request.default_name, request.start, {"run": "0" * 10, "cost": {"generations": 3}})
+    library.save_named(request.default_name, request.start, {"run": "0" * 10, "cost": {"generations": 3}})
     with pytest.raises(UserError, match="holds other weights than its name says; remove that file"):
         needed.check(request, tmp_path)
 
@@ -164,7 +165,7 @@ def test_all_that_can_be_checked_is_checked_before_evolution(
 
 def test_a_row_that_the_study_names_already_is_refused_before_evolution(tmp_path: Path) -> None:
     name = f"open@{make_request().default_name}"
-    weights.save_weights(tmp_path / f"{name.partition('@')[2]}.safetensors", resolve("open@init").theta)
+    save_weights(tmp_path / f"{name.partition('@')[2]}.safetensors", resolve("open@init").theta)
     there = f"open@{tmp_path / name.partition('@')[2]}.safetensors"
     watch = Watch()
     with pytest.raises(UserError, match=f"{name} on .* is asked for twice"):
@@ -264,7 +265,7 @@ def thetas(shipped: Path) -> dict[str, Any]:
     """Three files that ship, with metadata as meta-training writes it."""
     made = {"open": theta_like("open", 0.1), "open-cartpole": theta_like("open", 0.2), "lpo": theta_like("lpo", 0.3)}
     for name, theta in made.items():
-        weights.save_weights(shipped / f"{name}.safetensors", theta, {"optimizer": name.partition("-")[0]})
+        save_weights(shipped / f"{name}.safetensors", theta, {"optimizer": name.partition("-")[0]})
     return made
 
 
@@ -277,7 +278,7 @@ def test_weights_that_ship_are_found(name: str, file: str, thetas: dict[str, Any
     found = resolve(name, make_task("cartpole"))
     assert found.label == name
     np.testing.assert_array_equal(vector(found.theta), vector(thetas[file]))
-    assert found.theta_hash == weights.content_hash(thetas[file])[:12]
+    assert found.theta_hash == content_hash(thetas[file])[:12]
 
 
 def test_what_is_learned_twice_has_no_weights_by_one_name(thetas: dict[str, Any]) -> None:
@@ -290,7 +291,7 @@ def test_what_ships_comes_first_and_its_names_are_taken(
     thetas: dict[str, Any], openbench: OpenBench, tmp_path: Path
 ) -> None:
     mine = tmp_path / "library" / "open.safetensors"
-    weights.save_weights(mine, theta_like("open", 0.9))  # put there by hand, or before others shipped
+    save_weights(mine, theta_like("open", 0.9))  # put there by hand, or before others shipped
     np.testing.assert_array_equal(vector(resolve("open").theta), vector(thetas["open"]))
     own = f"open@{mine}"
     np.testing.assert_array_equal(vector(resolve(own).theta), np.full(1211, np.float32(0.9)))
@@ -312,9 +313,9 @@ def test_what_ships_comes_first_and_its_names_are_taken(
 def test_weights_that_ship_are_listed(thetas: dict[str, Any], openbench: OpenBench) -> None:
     listed = {line.split()[0]: line for line in openbench("weights", "list").out.splitlines()[1:] if line.strip()}
     for name, theta in thetas.items():
-        assert weights.content_hash(theta)[:12] in listed[name]
+        assert content_hash(theta)[:12] in listed[name]
         assert "shipped" in listed[name]
-    assert weights.content_hash(thetas["lpo"])[:12] in openbench("weights", "inspect", "lpo").out
+    assert content_hash(thetas["lpo"])[:12] in openbench("weights", "inspect", "lpo").out
 
 
 def asking(*optimizers: str) -> StudyConfig:

@@ -23,7 +23,7 @@ from open_bench.optimizers.spec import EMPTY_THETA
 from open_bench.training import runner
 from open_bench.training.task import make_task
 
-# --- pairs -------------------------------------------------------------------------------------------------------------
+# --- pairs ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_better_of_a_pair_scores_0_and_the_other_minus_1() -> None:

@@ -19,7 +19,6 @@ from rich.console import Console
 from tiny_meta import TINY
 
 import open_bench
-from open_bench import weights
 from open_bench.cli import meta_train as command
 from open_bench.config import shipped
 from open_bench.errors import UserError
@@ -29,6 +28,7 @@ from open_bench.experiments.execute import stream
 from open_bench.meta_training.figure import history_figure, save_history
 from open_bench.meta_training.logging import Figure, Logged, TensorBoard, WeightsAndBiases, scalars
 from open_bench.progress import Tally, lines, picture
+from open_bench.weights.format import load_weights
 
 SETTINGS = TINY | {"update_epochs": 1, "hidden": (4,)}
 
@@ -446,7 +446,7 @@ def test_a_meta_training_is_watched_from_its_first_generation_to_its_last(traine
 
 def test_the_cost_counts_over_all_sittings(trained: tuple[Any, FakeService]) -> None:
     done, _ = trained
-    cost = weights.load_weights(done.path).metadata["cost"]
+    cost = load_weights(done.path).metadata["cost"]
     counted = {key: cost[key] for key in ("env_steps", "lifetimes", "generations", "devices")}
     assert counted == {"env_steps": 5 * 2 * 64 * 4, "lifetimes": 5 * 2, "generations": 5, "devices": 1}
     assert cost["seconds"] == done.history["seconds"].iloc[-1] > done.history["seconds"].iloc[2] > 0

@@ -1,4 +1,4 @@
-"""A meta-training from request to stored weights: bitwise the same however it is cut, and stored with how it was made."""
+"""A meta-training from request to stored weights: bitwise the same however it is cut, stored with how it was made."""
 
 import json
 import os
@@ -31,10 +31,11 @@ from tiny_meta import (
 )
 
 import open_bench
-from open_bench import weights
 from open_bench.errors import UserError
 from open_bench.meta_training.checkpoint import Checkpoints, Saved
 from open_bench.optimizers.resolve import resolve
+from open_bench.weights import library
+from open_bench.weights.format import load_weights, save_weights
 
 
 class Undisturbed(NamedTuple):
@@ -68,7 +69,7 @@ def lpo_start(folder: Path) -> str:
     """LPO at a drift of zero, away from θ = 0: there its network is even in θ, so antithetic pairs always tie."""
     kernel = np.random.default_rng(0).normal(size=(8, 128)).astype(np.float32)
     theta = {"optimizer": {}, "policy_loss": {"kernel_0": kernel, "kernel_1": np.zeros((128, 1), np.float32)}}
-    weights.save_weights(folder / "start.safetensors", theta)
+    save_weights(folder / "start.safetensors", theta)
     return f"lpo@{folder / 'start.safetensors'}"
 
 
@@ -107,7 +108,7 @@ def test_pairs_of_gridworlds_resume_bitwise_on_another_number_of_devices(tmp_pat
     same = [column for column in whole.history if column != "seconds"]  # Adam and the mean on fixed levels among them
     pd.testing.assert_frame_equal(parts.history[same], whole.history[same], check_exact=True)
     assert whole.history["adam.tiny-gridworld"].nunique() == 1
-    assert weights.load_weights(whole.path).metadata["identity"]["task_sampling"] == "antithetic"
+    assert load_weights(whole.path).metadata["identity"]["task_sampling"] == "antithetic"
     whole.path.unlink()
     with pytest.raises(UserError, match=r'task_sampling \("antithetic" there, "common" here\)'):
         evolve_pairs("whole", task_sampling="common")
@@ -171,7 +172,7 @@ def test_killed_at_random_moments_theta_is_bitwise_the_same(undisturbed: Undistu
     process = start()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    found = weights.load_weights(tmp_path / "library" / "mine.safetensors")
+    found = load_weights(tmp_path / "library" / "mine.safetensors")
     np.testing.assert_array_equal(vector(found.theta), vector(undisturbed.trained.theta))
     history = pd.read_csv(checkpoints.folder / "history.csv")
     assert history["generation"].tolist() == list(range(1, SETTINGS["generations"] + 1))
@@ -257,8 +258,8 @@ def test_more_generations_continue_a_finished_evolution(undisturbed: Undisturbed
     longer = meta_train(tmp_path)
     assert short.hash != longer.hash
     np.testing.assert_array_equal(vector(longer.theta), vector(undisturbed.trained.theta))
-    assert weights.load_weights(longer.path).hash == longer.hash
-    assert weights.load_weights(longer.path).metadata["cost"]["generations"] == 10
+    assert load_weights(longer.path).hash == longer.hash
+    assert load_weights(longer.path).metadata["cost"]["generations"] == 10
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------
@@ -266,7 +267,7 @@ def test_more_generations_continue_a_finished_evolution(undisturbed: Undisturbed
 
 def test_weights_are_stored_with_how_they_were_made(undisturbed: Undisturbed) -> None:
     trained, folder = undisturbed
-    stored = weights.load_weights(folder / "library" / "mine.safetensors")
+    stored = load_weights(folder / "library" / "mine.safetensors")
     assert stored.hash == trained.hash
     np.testing.assert_array_equal(vector(stored.theta), vector(trained.theta))
     facts = stored.metadata
@@ -287,9 +288,9 @@ def test_weights_are_stored_with_how_they_were_made(undisturbed: Undisturbed) ->
     assert "cpu" in cost["device"]
     assert {"jax", "optax", "evosax"} <= set(facts["provenance"]["packages"])
     assert json.loads(json.dumps(facts)) == facts
-    best = weights.load_weights(trained.folder / "best.safetensors")
+    best = load_weights(trained.folder / "best.safetensors")
     assert best.metadata["fitness"] == pytest.approx(trained.history["fitness_mean"].max())
-    assert weights.load_weights(trained.folder / "latest.safetensors").hash == trained.hash
+    assert load_weights(trained.folder / "latest.safetensors").hash == trained.hash
     history = pd.read_csv(trained.folder / "history.csv")
     pd.testing.assert_frame_equal(history, trained.history)
 
@@ -305,20 +306,20 @@ def test_evolution_starts_at_the_named_weights_and_says_so(undisturbed: Undistur
     start = undisturbed.trained.folder / "latest.safetensors"
     child = meta_train(tmp_path, f"open@{start}", generations=1, learning_rate=1e-6)
     assert 0 < np.abs(vector(child.theta) - vector(undisturbed.trained.theta)).max() < 1e-5
-    metadata = weights.load_weights(child.path).metadata
+    metadata = load_weights(child.path).metadata
     assert metadata["parent"] == undisturbed.trained.hash
     (ancestor,) = metadata["ancestors"]
-    parent = weights.load_weights(start).metadata
+    parent = load_weights(start).metadata
     assert (ancestor["hash"], ancestor["environments"]) == (undisturbed.trained.hash, parent["environments"])
     assert ancestor["identity"]["environments"] == parent["identity"]["environments"]
     assert child.optimizer == "open@mine"
     grandchild = meta_train(tmp_path, f"open@{child.path}", name="next", generations=1)
-    ancestors = weights.load_weights(grandchild.path).metadata["ancestors"]
+    ancestors = load_weights(grandchild.path).metadata["ancestors"]
     assert [one["hash"] for one in ancestors] == [undisturbed.trained.hash, child.hash]
 
 
 def test_weights_under_the_optimizers_own_name_are_no_start(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    weights.save_named("open", undisturbed.trained.theta, {})
+    library.save_named("open", undisturbed.trained.theta, {})
     assert vector(resolve("open").theta).any()
     moved = meta_train(tmp_path, generations=1, learning_rate=1e-6)
     assert np.abs(vector(moved.theta)).max() < 1e-5
@@ -356,7 +357,7 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_taken_is_refused_at_once(tmp_path: Path, library: Path) -> None:
-    weights.save_named("mine", theta_of(1.0), {})
+    library.save_named("mine", theta_of(1.0), {})
     with pytest.raises(UserError, match="holds other weights; choose another --name"):
         meta_train(tmp_path)
     assert not (tmp_path / "meta").exists()

@@ -100,7 +100,7 @@ def test_optimizers(attribute, settings, rate):
     spec = bridge.resolve_bridge(f"learned_optimization.stand_in:{attribute}")
     assert not spec.needs_theta
     updates, _ = one_update(
-        spec.make(length=TrainingLength(2, 5, 1), **settings), loss=jnp.float32(3), key=jax.random.key(1)
+        spec.build(length=TrainingLength(2, 5, 1), **settings), loss=jnp.float32(3), key=jax.random.key(1)
     )
     for leaf in jax.tree.leaves(updates):
         np.testing.assert_allclose(leaf, -rate * 3 / 10, rtol=1e-5)
@@ -112,12 +112,12 @@ def test_arguments_become_hyperparameters():
     required = bridge.resolve_bridge("learned_optimization.stand_in:make")
     assert "required" in required.hyperparameters["learning_rate"].description
     with pytest.raises(bridge.BridgeError, match="learning_rate"):
-        required.make(length=TrainingLength(1, 1, 1))
+        required.build(length=TrainingLength(1, 1, 1))
 
 
 def test_scan_with_state_and_parameters_of_the_caller():
     """Parameters moved from outside win over the copy in the state; shapes and dtypes of the state stay."""
-    optimizer = bridge.resolve_bridge("learned_optimization.stand_in:Momentum").make(length=TrainingLength(10, 1, 1))
+    optimizer = bridge.resolve_bridge("learned_optimization.stand_in:Momentum").build(length=TrainingLength(10, 1, 1))
 
     def body(carry, _):
         params, state = carry
@@ -147,10 +147,10 @@ def test_learned_optimizers(attribute):
     assert set(theta["optimizer"]) == {"extra.0", "mlp.~.linear.b", "mlp.~.linear.w"}
     spec.learned.validate(theta["optimizer"])
     rate = float(theta["optimizer"]["mlp.~.linear.w"].sum())
-    updates, _ = one_update(spec.make(theta, TrainingLength(5, 2, 1)), loss=jnp.float32(2))
+    updates, _ = one_update(spec.build(theta, TrainingLength(5, 2, 1)), loss=jnp.float32(2))
     np.testing.assert_allclose(updates["layer"]["bias"], -rate * 2 / 10, rtol=1e-5)
     with pytest.raises(ValueError, match="needs weights"):
-        spec.make(length=TrainingLength(1, 1, 1))
+        spec.build(length=TrainingLength(1, 1, 1))
     with pytest.raises(ValueError, match=r"extra\.0: expected \(3,\), found none"):
         spec.learned.validate({k: v for k, v in theta["optimizer"].items() if k != "extra.0"})
 
@@ -161,7 +161,7 @@ def test_theta_may_carry_a_vmap_axis():
     thetas["optimizer"]["mlp.~.linear.w"] *= jnp.array([[1.0], [2.0]])
 
     def one(theta):
-        optimizer = spec.make(theta, TrainingLength(10, 1, 1))
+        optimizer = spec.build(theta, TrainingLength(10, 1, 1))
         return optimizer.update(GRADIENTS, optimizer.init(PARAMS), PARAMS, loss=jnp.float32(1))[0]
 
     updates = jax.vmap(one)(thetas)
@@ -199,5 +199,5 @@ def test_the_library_itself(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     pytest.importorskip("learned_optimization.optimizers.base", exc_type=Exception)
     spec = bridge.resolve_bridge("learned_optimization.optimizers.base:SGD")
-    updates, _ = one_update(spec.make(length=TrainingLength(2, 5, 1)), loss=jnp.float32(3))
+    updates, _ = one_update(spec.build(length=TrainingLength(2, 5, 1)), loss=jnp.float32(3))
     np.testing.assert_allclose(updates["layer"]["bias"], -0.01, rtol=1e-5)

@@ -1,17 +1,13 @@
-"""Optimizers and environments in files of the user's own: edits, clashes of names, and code that does not work."""
+"""Optimizers in files of the user's own: edits, clashes of names, and code that does not work."""
 
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
-from open_bench.config import StudyConfig
-from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError
-from open_bench.experiments.plan import make_plan
-from open_bench.optimizers.registry import resolve
-from open_bench.optimizers.resolve import identity, prepare
+from open_bench.optimizers.resolve import resolve
+from open_bench.training.task import make_task
 
 RULE = "import optax\n\n\ndef rule(learning_rate=1e-2):\n    return optax.sgd({sign}learning_rate)\n"
 
@@ -31,15 +27,15 @@ def load(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str, name: str = "
 
 def test_edited_file_is_another_optimizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [load(folder, monkeypatch, RULE.format(sign=sign)) for sign in ("", "2 * ", "")]
-    identities = [identity(prepare(spec, "nowhere", "quick")) for spec in found]
+    identities = [optimizer.identity for optimizer in found]
     assert identities[0] == identities[2] != identities[1]
-    assert found[0].name.startswith("mine:rule#")
-    assert found[0].name != found[1].name
+    assert found[0].label.startswith("mine:rule#")
+    assert found[0].label != found[1].label
 
 
 def test_identity_holds_no_memory_address(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import optax\ndef rule(learning_rate=optax.constant_schedule(1e-3)):\n    return optax.sgd(learning_rate)\n"
-    assert "0x" not in str(identity(prepare(load(folder, monkeypatch, code), "nowhere", "quick")))
+    assert "0x" not in str(load(folder, monkeypatch, code).identity)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +78,6 @@ from open_bench.optimizers import Hyperparameter, OptimizerSpec
 rule = OptimizerSpec("adam", "mine", lambda theta, length, *, boost: optax.sgd(boost),
                       hyperparameters={"boost": Hyperparameter(0.5, "step")})
 """
-    chosen = prepare(load(folder, monkeypatch, code), "breakout", "quick")
+    load(folder, monkeypatch, code)
+    chosen = resolve("mine:rule", make_task("breakout"))
     assert (chosen.origin, chosen.hyperparameters) == ("default", {"boost": 0.5})
-
-

@@ -10,7 +10,7 @@ from open_bench.algorithms.policy_losses import LPO
 from open_bench.optimizers import registry
 from open_bench.optimizers.spec import Learned, OptimizerSpec
 from open_bench.optimizers.theta import readers, validate
-from open_bench.weights import WeightsError
+from open_bench.weights.format import WeightsError
 
 
 def init(key):

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from open_bench import weights
 from open_bench.optimizers import registry
-from open_bench.weights import PUBLISHED, WeightsError
-from open_bench.weights.fetch import File, Published, _check_redirect, fetch_one
+from open_bench.weights import library
+from open_bench.weights.fetch import PUBLISHED, File, Published, _check_redirect, fetch_one, fetch_weights
+from open_bench.weights.format import WeightsError, load_weights, save_weights
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "velo_small_checkpoint"
 SMALL_BYTES = (CHECKPOINT / "params").stat().st_size
@@ -80,7 +80,7 @@ def test_fetch_and_verify(server, tmp_path):
     assert ("params", SMALL_BYTES, SMALL_BYTES) in seen
     record = json.loads((tmp_path / "velo" / "fetched.json").read_text())
     assert record["files"]["params"]["sha256"] == hashlib.sha256(handler.content["params"]).hexdigest()
-    assert weights.import_file(tmp_path / "velo", registry.known()["velo"]).theta
+    assert library.import_file(tmp_path / "velo", registry.known()["velo"]).theta
     requests = len(log)
     fetch(tmp_path, url)  # complete: verified, nothing is contacted
     assert len(log) == requests == 2
@@ -235,14 +235,14 @@ def test_a_single_file_is_kept_as_safetensors_that_say_where_it_is_from(server, 
     handler.content[file.name] = file.read_bytes()
     path = fetch(tmp_path / "library", url, published)
     assert files(tmp_path / "library") == ["toy.safetensors"]
-    metadata = weights.load_weights(path).metadata
+    metadata = load_weights(path).metadata
     assert metadata == {
         "environments": {"breakout": {}}, "imported_from": file.name, "license": "MIT", "optimizer": "open",
         "sha256": published.files[0].sha256, "source": url,
     }  # fmt: skip
     assert fetch(tmp_path / "library", url, published) == path
     assert log == [file.name]
-    weights.save_weights(path, {"optimizer": {"a": np.ones(3)}})
+    save_weights(path, {"optimizer": {"a": np.ones(3)}})
     with pytest.raises(WeightsError, match="holds other weights"):
         fetch(tmp_path / "library", url, published)
 
@@ -277,13 +277,13 @@ def test_the_table_of_what_is_published():
 
 def test_unknown_names_are_explained():
     with pytest.raises(WeightsError, match=r"no published weights 'vela'.*Did you mean velo"):
-        weights.fetch_weights("vela")
+        fetch_weights("vela")
 
 
 def test_a_name_brings_all_that_is_published_under_it(tmp_path, monkeypatch, single):
     monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
     published, file = single
     monkeypatch.setitem(PUBLISHED, "toys", (published, dataclasses.replace(published, name="toy2")))
-    paths = weights.fetch_weights("toys", file.parent)
+    paths = fetch_weights("toys", file.parent)
     assert [path.name for path in paths] == ["toy.safetensors", "toy2.safetensors"]
-    assert weights.kept("toy2") == paths[1]
+    assert library.kept("toy2") == paths[1]

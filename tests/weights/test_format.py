@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from open_bench import weights
 from open_bench.errors import UserError
-from open_bench.weights import WeightsError
 from open_bench.weights import format as theta_format
+from open_bench.weights.format import WeightsError, content_hash, flatten, load_weights, save_weights, unflatten
 
 THETA = {
     "optimizer": {"gru": {"kernel": np.arange(12, dtype=np.float32).reshape(3, 4)}, "zero": {"bias": np.ones(2)}},
@@ -59,42 +58,42 @@ def same(a, b):
 @hypothesis.given(theta=thetas, metadata=comments)
 def test_round_trip(tmp_path, theta, metadata):
     path = tmp_path / "theta.safetensors"
-    identity = weights.save_weights(path, theta, metadata)
-    loaded = weights.load_weights(path)
+    identity = save_weights(path, theta, metadata)
+    loaded = load_weights(path)
     assert same(loaded.theta, theta)
     assert loaded.metadata == metadata
-    assert loaded.hash == identity == weights.content_hash(theta)
+    assert loaded.hash == identity == content_hash(theta)
     assert os.listdir(tmp_path) == ["theta.safetensors"]
 
 
 @quick
 @hypothesis.given(theta=thetas)
 def test_flat_names_and_back(theta):
-    assert same(weights.unflatten(weights.flatten(theta)), theta)
+    assert same(unflatten(flatten(theta)), theta)
 
 
 @quick
 @hypothesis.given(theta=thetas, data=st.data())
 def test_identity_ignores_layout_and_sees_every_number(theta, data):
-    flat = weights.flatten(theta)
-    identity = weights.content_hash(theta)
+    flat = flatten(theta)
+    identity = content_hash(theta)
     turned = {name: np.array(array, np.float64, order="F") for name, array in reversed(flat.items())}
-    assert weights.content_hash(weights.unflatten(turned)) == identity
-    assert weights.content_hash(jax.tree.map(jnp.asarray, theta)) == identity
+    assert content_hash(unflatten(turned)) == identity
+    assert content_hash(jax.tree.map(jnp.asarray, theta)) == identity
     name = data.draw(st.sampled_from(sorted(flat)))
     changed = {n: a.copy() for n, a in flat.items()}
     changed[name] = np.append(changed[name], 1.0).astype(np.float32)
-    assert weights.content_hash(weights.unflatten(changed)) != identity
+    assert content_hash(unflatten(changed)) != identity
 
 
 def test_same_content_same_bytes(tmp_path):
     for name in "ab":
-        weights.save_weights(tmp_path / name, THETA, {"x": 1, "y": {"seeds": [1, 2]}})
+        save_weights(tmp_path / name, THETA, {"x": 1, "y": {"seeds": [1, 2]}})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_shape_is_part_of_the_identity():
-    hashes = {weights.content_hash({"optimizer": {"a": np.zeros(shape)}}) for shape in [(4,), (2, 2), (1, 4), (4, 1)]}
+    hashes = {content_hash({"optimizer": {"a": np.zeros(shape)}}) for shape in [(4,), (2, 2), (1, 4), (4, 1)]}
     assert len(hashes) == 4
 
 
@@ -117,7 +116,7 @@ def test_shape_is_part_of_the_identity():
 )
 def test_unfit_theta_is_not_saved(tmp_path, theta, message):
     with pytest.raises(WeightsError, match=message) as error:
-        weights.save_weights(tmp_path / "x.safetensors", theta)
+        save_weights(tmp_path / "x.safetensors", theta)
     assert isinstance(error.value, UserError)
     assert isinstance(error.value, ValueError)
     assert not list(tmp_path.iterdir())
@@ -126,37 +125,37 @@ def test_unfit_theta_is_not_saved(tmp_path, theta, message):
 def test_metadata_must_be_json(tmp_path):
     for bad in ({"x": object()}, {"x": float("nan")}):
         with pytest.raises(WeightsError, match="not JSON"):
-            weights.save_weights(tmp_path / "x", THETA, bad)
+            save_weights(tmp_path / "x", THETA, bad)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "x.safetensors"
-    weights.save_weights(path, THETA)
+    save_weights(path, THETA)
     before = path.read_bytes()
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(WeightsError, match="No space left"):
-        weights.save_weights(path, {"optimizer": {"a": np.ones(3)}})
+        save_weights(path, {"optimizer": {"a": np.ones(3)}})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
 
 
 def test_an_altered_file_is_refused(tmp_path):
     path = tmp_path / "x.safetensors"
-    weights.save_weights(path, THETA)
+    save_weights(path, THETA)
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(data)
     with pytest.raises(WeightsError, match="altered"):
-        weights.load_weights(path)
+        load_weights(path)
 
 
 def test_unusable_files(tmp_path):
     path = tmp_path / "x.safetensors"
     with pytest.raises(WeightsError, match="does not exist"):
-        weights.load_weights(path)
+        load_weights(path)
     with pytest.raises(WeightsError, match="is a directory"):
-        weights.load_weights(tmp_path)
-    weights.save_weights(path, THETA)
+        load_weights(tmp_path)
+    save_weights(path, THETA)
     whole = path.read_bytes()
     for data, message in [
         (b"", "is empty"),
@@ -180,12 +179,12 @@ def test_unusable_files(tmp_path):
     ]:
         path.write_bytes(data)
         with pytest.raises(WeightsError, match=message):
-            weights.load_weights(path)
+            load_weights(path)
 
 
 def test_files_of_others_need_no_metadata(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(safetensors.numpy.save({"optimizer/a": np.ones(2, np.float16)}))
-    loaded = weights.load_weights(tmp_path / "x.safetensors")
+    loaded = load_weights(tmp_path / "x.safetensors")
     assert loaded.metadata == {}
     assert loaded.theta["optimizer"]["a"].dtype == np.float32
 
@@ -201,17 +200,17 @@ def test_files_of_version_1_name_the_policy_loss_otherwise(tmp_path):
         (tmp_path / "x.safetensors").write_bytes(safetensors.numpy.save(arrays, comments))
 
     save(recorded)
-    loaded = weights.load_weights(tmp_path / "x.safetensors")
+    loaded = load_weights(tmp_path / "x.safetensors")
     expected = {"optimizer": {"a": kernel}, "policy_loss": {"kernel": kernel}}
     assert same(loaded.theta, expected)
-    assert loaded.hash == weights.content_hash(expected) != recorded
+    assert loaded.hash == content_hash(expected) != recorded
     save("0" * 64)
     with pytest.raises(WeightsError, match="altered"):
-        weights.load_weights(tmp_path / "x.safetensors")
+        load_weights(tmp_path / "x.safetensors")
     both = flat | {"policy_loss/kernel": kernel}
     save(theta_format._hash(both), both)
     with pytest.raises(WeightsError, match="appears twice"):
-        weights.load_weights(tmp_path / "x.safetensors")
+        load_weights(tmp_path / "x.safetensors")
 
 
 # --- numpy's files ---------------------------------------------------------------------------------------------------
@@ -308,12 +307,12 @@ def test_archives(tmp_path):
 
 
 def saved(path):
-    weights.save_weights(path, THETA, {"seed": 1})
+    save_weights(path, THETA, {"seed": 1})
     return path.read_bytes()
 
 
 READ = {
-    ".safetensors": (weights.load_weights, saved),
+    ".safetensors": (load_weights, saved),
     ".npy": (theta_format.read_npy, lambda path: npy(np.ones(9, np.float32))),
     ".npz": (lambda path: theta_format.read_npz(path, "ab"), lambda path: npz(a=np.ones(4), b=np.ones(2))),
 }

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from open_bench import weights
 from open_bench.optimizers import registry
-from open_bench.weights import WeightsError
+from open_bench.weights import library
+from open_bench.weights.format import WeightsError, content_hash, load_weights, save_weights
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "velo_small_checkpoint"
 OPEN, VELO, ADAM, LPO_SPEC = (registry.known()[name] for name in ("open", "velo", "adam", "lpo"))
@@ -23,7 +23,7 @@ VECTOR = np.random.default_rng(0).normal(size=1211).astype(np.float32)
 
 def read_open(vector, folder):
     np.save(folder / "vector.npy", vector)
-    return weights.import_file(folder / "vector.npy", OPEN).theta
+    return library.import_file(folder / "vector.npy", OPEN).theta
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,12 @@ def same(a, b):
 
 def test_flat_vectors_and_back(tmp_path):
     np.save(tmp_path / "a.npy", VECTOR)
-    loaded = weights.import_file(tmp_path / "a.npy", OPEN)
+    loaded = library.import_file(tmp_path / "a.npy", OPEN)
     assert loaded.metadata == {"imported_from": "a.npy"}
-    weights.export(loaded.theta, tmp_path / "b.npy", "npy", spec=OPEN)
+    library.export(loaded.theta, tmp_path / "b.npy", "npy", spec=OPEN)
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), VECTOR)
-    weights.export(loaded.theta, tmp_path / "c.safetensors", metadata={"parent": loaded.hash})
-    assert weights.import_file(tmp_path / "c.safetensors", OPEN).hash == loaded.hash
+    library.export(loaded.theta, tmp_path / "c.safetensors", metadata={"parent": loaded.hash})
+    assert library.import_file(tmp_path / "c.safetensors", OPEN).hash == loaded.hash
 
 
 def test_wrong_sizes_say_whose_they_are(tmp_path):
@@ -58,17 +58,17 @@ def test_wrong_sizes_say_whose_they_are(tmp_path):
     ]:
         np.save(tmp_path / "x.npy", np.zeros(size, np.float32))
         with pytest.raises(WeightsError, match=message):
-            weights.import_file(tmp_path / "x.npy", OPEN)
+            library.import_file(tmp_path / "x.npy", OPEN)
     np.save(tmp_path / "x.npy", np.zeros(1211, np.float32))
     with pytest.raises(WeightsError, match=r"does not fit adam, which reads no weights; it is a file of open"):
-        weights.import_file(tmp_path / "x.npy", ADAM)
+        library.import_file(tmp_path / "x.npy", ADAM)
 
 
 @pytest.mark.parametrize("shape", [(7, 173), (0,), ()])
 def test_a_vector_has_one_dimension(tmp_path, shape):
     (tmp_path / "x.npy").write_bytes(npy(np.zeros(shape, np.float32)))
     with pytest.raises(WeightsError, match=r"shape \(1211,\); found|plain"):
-        weights.import_file(tmp_path / "x.npy", OPEN)
+        library.import_file(tmp_path / "x.npy", OPEN)
 
 
 @hypothesis.settings(
@@ -79,9 +79,9 @@ def test_noise_is_refused_in_words(tmp_path, data, suffix):
     path = tmp_path / f"noise{suffix}"
     path.write_bytes(data)
     with pytest.raises(WeightsError, match="noise"):
-        weights.import_file(path, OPEN)
+        library.import_file(path, OPEN)
     with pytest.raises(WeightsError, match="noise"):
-        weights.inspect(path)
+        library.inspect(path)
 
 
 def test_pickles_are_never_opened(tmp_path):
@@ -94,11 +94,11 @@ def test_pickles_are_never_opened(tmp_path):
     for name in ("x.pkl", "x.pt", "x", "x.npy", "x.npz", "x.safetensors"):
         (tmp_path / name).write_bytes(pickle.dumps(Evil()))
         with pytest.raises(WeightsError, match="x"):
-            weights.import_file(tmp_path / name, LPO_SPEC if name == "x.npz" else OPEN)
+            library.import_file(tmp_path / name, LPO_SPEC if name == "x.npz" else OPEN)
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "params").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(WeightsError, match="flax msgpack"):
-        weights.import_file(tmp_path / "checkpoint", VELO)
+        library.import_file(tmp_path / "checkpoint", VELO)
     assert not marker.exists()
 
 
@@ -106,33 +106,33 @@ def test_lpo(tmp_path):
     path = tmp_path / "lpo.npz"
     kernels = {"kernel_0": np.ones((8, 5), np.float32), "kernel_1": np.ones((5, 1), np.float32)}
     np.savez(path, **kernels)
-    assert same(weights.import_file(path, LPO_SPEC).theta, {"optimizer": {}, "policy_loss": kernels})
+    assert same(library.import_file(path, LPO_SPEC).theta, {"optimizer": {}, "policy_loss": kernels})
     with pytest.raises(WeightsError, match=r"does not fit open, which reads .*it is a file of lpo"):
-        weights.import_file(path, OPEN)
+        library.import_file(path, OPEN)
     np.savez(path, kernel_0=np.ones((8, 5)), kernel_1=np.ones((4, 1)))
     with pytest.raises(WeightsError, match="kernel_1"):
-        weights.import_file(path, LPO_SPEC)
+        library.import_file(path, LPO_SPEC)
     np.savez(path, kernel_0=np.array([None]), kernel_1=np.ones(1))
     with pytest.raises(WeightsError, match="never loaded"):
-        weights.import_file(path, LPO_SPEC)
+        library.import_file(path, LPO_SPEC)
     np.savez(path, other=np.ones(1))
     with pytest.raises(WeightsError, match=r"other.npy"):
-        weights.import_file(path, LPO_SPEC)
+        library.import_file(path, LPO_SPEC)
     for shapes in [((8,), (5, 1)), ((), ()), ((0, 0), (0, 1)), ((8, 5), (5,)), ((8, 5, 1), (5, 1)), ((9, 5), (5, 1))]:
         np.savez(path, kernel_0=np.ones(shapes[0]), kernel_1=np.ones(shapes[1]))
         with pytest.raises(WeightsError, match="drift network needs"):
-            weights.import_file(path, LPO_SPEC)
+            library.import_file(path, LPO_SPEC)
 
 
 def test_velo_checkpoint(tmp_path):
-    loaded = weights.import_file(CHECKPOINT, VELO)
+    loaded = library.import_file(CHECKPOINT, VELO)
     assert loaded.metadata == {"imported_from": "velo_small_checkpoint", "gen_id": "gen", "step": 3}
-    weights.save_weights(tmp_path / "velo.safetensors", loaded.theta, loaded.metadata)
-    assert weights.import_file(tmp_path / "velo.safetensors", VELO).hash == loaded.hash
+    save_weights(tmp_path / "velo.safetensors", loaded.theta, loaded.metadata)
+    assert library.import_file(tmp_path / "velo.safetensors", VELO).hash == loaded.hash
     with pytest.raises(WeightsError, match="does not fit open"):
-        weights.import_file(CHECKPOINT, OPEN)
+        library.import_file(CHECKPOINT, OPEN)
     with pytest.raises(WeightsError, match="VeLO checkpoint with a file params"):
-        weights.import_file(tmp_path, VELO)
+        library.import_file(tmp_path, VELO)
 
 
 def test_export_refuses_what_has_no_flat_order(tmp_path, theta):
@@ -142,42 +142,42 @@ def test_export_refuses_what_has_no_flat_order(tmp_path, theta):
         (theta, "x", None, None, "has no form ''"),
         (theta, "x.npy", None, None, "has no form '.npy'"),
         (theta, "x.npy", "safetensors", OPEN, "would hold safetensors: name it x.safetensors"),
-        (weights.import_file(CHECKPOINT, VELO).theta, "x.npy", "npy", VELO, "velo has no form"),
+        (library.import_file(CHECKPOINT, VELO).theta, "x.npy", "npy", VELO, "velo has no form"),
         ({"optimizer": {}, "policy_loss": kernels}, "x.npy", "npy", OPEN, "no weights of an optimizer"),
         ({"optimizer": {"a": np.zeros(3)}}, "x.npy", "npy", OPEN, "does not fit open"),
     ]:
         with pytest.raises(WeightsError, match=message):
-            weights.export(value, tmp_path / name, kind, spec=spec)
+            library.export(value, tmp_path / name, kind, spec=spec)
     assert not list(tmp_path.iterdir())
 
 
 def test_export_goes_by_the_suffix_and_replaces_nothing_unasked(tmp_path, theta):
-    weights.export(theta, tmp_path / "x.npy", spec=OPEN)
+    library.export(theta, tmp_path / "x.npy", spec=OPEN)
     assert np.load(tmp_path / "x.npy").shape == (1211,)
     with pytest.raises(WeightsError, match="exists already"):
-        weights.export(theta, tmp_path / "x.npy", spec=OPEN)
-    weights.export(theta, tmp_path / "x.npy", spec=OPEN, overwrite=True)
+        library.export(theta, tmp_path / "x.npy", spec=OPEN)
+    library.export(theta, tmp_path / "x.npy", spec=OPEN, overwrite=True)
 
 
 def test_inspect(tmp_path, theta):
-    weights.save_weights(tmp_path / "x.safetensors", theta, {"seed": 1, "optimizer": "open"})
+    save_weights(tmp_path / "x.safetensors", theta, {"seed": 1, "optimizer": "open"})
     np.save(tmp_path / "x.npy", np.zeros(3571, np.float32))
     np.save(tmp_path / "y.npy", VECTOR)
-    report = weights.inspect(tmp_path / "x.safetensors")
+    report = library.inspect(tmp_path / "x.safetensors")
     assert (report["kind"], report["parameters"], report["belongs_to"]) == ("safetensors", 1211, "open")
     assert report["metadata"] == {"seed": 1, "optimizer": "open"}
     assert report["arrays"]["optimizer/gru_params/hn/bias"] == [8]
-    assert weights.inspect(tmp_path / "x.npy")["belongs_to"] == "open-large"
-    assert weights.inspect(tmp_path / "y.npy")["hash"] == report["hash"]  # known without being told the optimizer
-    assert weights.inspect(CHECKPOINT)["kind"] == "VeLO checkpoint"
-    json.dumps([report, weights.inspect(CHECKPOINT)])
+    assert library.inspect(tmp_path / "x.npy")["belongs_to"] == "open-large"
+    assert library.inspect(tmp_path / "y.npy")["hash"] == report["hash"]  # known without being told the optimizer
+    assert library.inspect(CHECKPOINT)["kind"] == "VeLO checkpoint"
+    json.dumps([report, library.inspect(CHECKPOINT)])
     for name, message in [
         ("z.npy", "does not fit open: .*Known sizes"),
         ("z.pkl", "weights are read from .safetensors"),
     ]:
         (tmp_path / name).write_bytes(npy(np.zeros(3)))
         with pytest.raises(WeightsError, match=message):
-            weights.inspect(tmp_path / name)
+            library.inspect(tmp_path / name)
 
 
 def npy(array):
@@ -194,7 +194,7 @@ def folders(tmp_path, monkeypatch):
     """A shipped folder and the user's folder."""
     monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "mine"))
     (tmp_path / "shipped").mkdir()
-    return [tmp_path / "shipped", weights.library_dir()]
+    return [tmp_path / "shipped", library.library_dir()]
 
 
 @pytest.mark.parametrize(
@@ -202,79 +202,79 @@ def folders(tmp_path, monkeypatch):
 )
 def test_names_hold_no_path(folders, name):
     with pytest.raises(WeightsError, match="no name"):
-        weights.locate(name, folders)
+        library.locate(name, folders)
     with pytest.raises(WeightsError, match="no name"):
-        weights.save_named(name, {"optimizer": {"a": np.ones(1)}})
+        library.save_named(name, {"optimizer": {"a": np.ones(1)}})
 
 
 def test_library_dir(monkeypatch, tmp_path):
     monkeypatch.delenv("OPEN_BENCH_WEIGHTS", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-    assert weights.library_dir() == tmp_path / "open-bench" / "weights"
+    assert library.library_dir() == tmp_path / "open-bench" / "weights"
     monkeypatch.delenv("XDG_DATA_HOME")
-    assert weights.library_dir() == Path.home() / ".local/share/open-bench/weights"
+    assert library.library_dir() == Path.home() / ".local/share/open-bench/weights"
     monkeypatch.setenv("OPEN_BENCH_WEIGHTS", "~/w")
-    assert weights.library_dir() == Path.home() / "w"
-    shipped, mine = weights.search_path()
-    assert (shipped.parts[-2:], mine) == (("baselines", "weights"), weights.library_dir())
+    assert library.library_dir() == Path.home() / "w"
+    shipped, mine = library.search_path()
+    assert (shipped.parts[-2:], mine) == (("baselines", "weights"), library.library_dir())
 
 
 def test_find_prefers_what_ships(folders, theta):
-    path = weights.save_named("mine-1.0", theta, {"seed": 3})
+    path = library.save_named("mine-1.0", theta, {"seed": 3})
     assert path.parent == folders[1]
-    assert weights.load_reference("mine-1.0", OPEN, folders).metadata == {"seed": 3}
-    weights.save_named("mine-1.0", theta, {"seed": 4})  # the same θ may be described anew
+    assert library.load_reference("mine-1.0", OPEN, folders).metadata == {"seed": 3}
+    library.save_named("mine-1.0", theta, {"seed": 4})  # the same θ may be described anew
     other = jax.tree.map(lambda x: x + 1, theta)
     with pytest.raises(WeightsError, match="other weights"):
-        weights.save_named("mine-1.0", other)
-    weights.save_weights(folders[0] / "mine-1.0.safetensors", other)
-    assert weights.load_reference("mine-1.0", OPEN, folders).hash == weights.content_hash(other)
+        library.save_named("mine-1.0", other)
+    save_weights(folders[0] / "mine-1.0.safetensors", other)
+    assert library.load_reference("mine-1.0", OPEN, folders).hash == content_hash(other)
     np.save(folders[1] / "vector.npy", np.zeros(1211, np.float32))
     shutil.copytree(CHECKPOINT, folders[1] / "velo")
-    assert weights.load_reference("vector", OPEN, folders).theta
-    assert weights.load_reference("velo", VELO, folders).theta
+    assert library.load_reference("vector", OPEN, folders).theta
+    assert library.load_reference("velo", VELO, folders).theta
     with pytest.raises(WeightsError, match=r"no weights named 'mine'.*Did you mean mine-1.0.*Known: .*vector"):
-        weights.load_reference("mine", OPEN, folders)
+        library.load_reference("mine", OPEN, folders)
 
 
 def test_references(folders, tmp_path, monkeypatch, theta):
-    weights.save_named("a", theta)
+    library.save_named("a", theta)
     monkeypatch.chdir(tmp_path)
     np.save("b.npy", np.zeros(1211, np.float32))
     shutil.copytree(CHECKPOINT, "folder")
-    assert weights.load_reference("a", OPEN, folders).hash == weights.content_hash(theta)
-    assert weights.load_reference("b.npy", OPEN, folders).theta
-    assert weights.load_reference(str(tmp_path / "b.npy"), OPEN, folders).theta
-    assert weights.load_reference("folder", VELO, folders).theta
-    assert weights.load_reference("./folder", VELO, folders).theta
+    assert library.load_reference("a", OPEN, folders).hash == content_hash(theta)
+    assert library.load_reference("b.npy", OPEN, folders).theta
+    assert library.load_reference(str(tmp_path / "b.npy"), OPEN, folders).theta
+    assert library.load_reference("folder", VELO, folders).theta
+    assert library.load_reference("./folder", VELO, folders).theta
     for absent, message in [("c", "no weights named"), ("c.npy", "does not exist"), ("x/c", "does not exist")]:
         with pytest.raises(WeightsError, match=message):
-            weights.load_reference(absent, OPEN, folders)
+            library.load_reference(absent, OPEN, folders)
 
 
 def test_list_weights(folders, theta):
-    assert weights.list_weights(folders) == []
-    weights.save_named("b", theta, {"optimizer": "open", "environments": {"cartpole": {"env_steps": 1}}})
+    assert library.list_weights(folders) == []
+    library.save_named("b", theta, {"optimizer": "open", "environments": {"cartpole": {"env_steps": 1}}})
     np.save(folders[1] / "a.npy", np.zeros(707, np.float32))
     np.save(folders[1] / "c.npy", np.zeros(700, np.float32))
     (folders[0] / "broken.safetensors").write_bytes(b"x" * 20)
     (folders[0] / "README.md").write_text("no weights")
-    broken, a, b, c = weights.list_weights(folders)
+    broken, a, b, c = library.list_weights(folders)
     assert (broken.name, broken.place, bool(broken.error)) == ("broken", "shipped", True)
     assert (a.name, a.place, a.parameters, a.error, a.trained_on) == ("a", "library", 707, None, ())
     assert a.belongs_to == "open-feedforward"
-    assert (b.name, b.hash, b.belongs_to, b.trained_on) == ("b", weights.content_hash(theta), "open", ("cartpole",))
+    assert (b.name, b.hash, b.belongs_to, b.trained_on) == ("b", content_hash(theta), "open", ("cartpole",))
     assert "does not fit" in c.error
 
 
 def test_import_keeps_a_file_under_a_name(folders, tmp_path):
     np.save(tmp_path / "x.npy", VECTOR)
-    path, kept = weights.import_named(tmp_path / "x.npy", OPEN, "mine", trained_on=("breakout", "asterix"))
+    path, kept = library.import_named(tmp_path / "x.npy", OPEN, "mine", trained_on=("breakout", "asterix"))
     assert path == folders[1] / "mine.safetensors"
-    loaded = weights.load_weights(path)
+    loaded = load_weights(path)
     assert loaded.hash == kept.hash
     assert loaded.metadata == {
         "imported_from": "x.npy", "optimizer": "open", "environments": {"breakout": {}, "asterix": {}}
     }  # fmt: skip
     with pytest.raises(WeightsError, match="default weights of velo, but these are open's"):
-        weights.import_named(tmp_path / "x.npy", OPEN, "velo")
+        library.import_named(tmp_path / "x.npy", OPEN, "velo")

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float
 
 from open_bench.optimizers.learned import per_parameter
 from open_bench.optimizers.learned.per_parameter import Affine, Gru, Layout
@@ -91,8 +92,8 @@ class Variant:
 class OpenState(NamedTuple):
     """State of OPEN; columns are the parameters in ``Layout``'s order, padding included."""
 
-    momenta: Array  # (6, columns) float32, one row per decay; 0 in the padding
-    carry: Array  # (G, columns) float32, of the GRU; G = 0 in a feed-forward rule
+    momenta: Float[Array, "6 columns"]  # float32, one row per decay; 0 in the padding
+    carry: Float[Array, "G columns"]  # float32, of the GRU; G = 0 in a feed-forward rule
 
 
 class Rule(NamedTuple):
@@ -110,7 +111,8 @@ def open_optimizer(
     """OPEN with meta-parameters ``theta``.
 
     ``update`` reads the extras ``training_fraction``, ``epoch_fraction`` (scalars, 0 by default), ``activations``
-    ({network: {layer: (units,)}}, mean |activation|; a layer without an entry has dormancy 1) and ``key`` (needed
+    ({network: {layer: (units,)}}, mean |activation|; a layer without an entry has its block's, and where that has none
+    dormancy 1), ``acting_network`` (name of the network that noise goes to, "actor" by default) and ``key`` (needed
     unless there is no noise). It takes them as they come and counts nothing itself.
 
     Args:
@@ -121,7 +123,7 @@ def open_optimizer(
 
     Returns:
         The gradient transformation; its updates are added to the parameters. Networks are the top level of the
-        parameters; noise goes to the one named ``actor``.
+        parameters.
 
     Raises:
         ValueError: when ``theta`` is empty; in ``update`` when ``params`` or a needed ``key`` is missing, or an
@@ -150,6 +152,7 @@ def open_optimizer(
         epoch_fraction: Any = 0.0,
         activations: Any = None,
         key: Array | None = None,
+        acting_network: str = "actor",
         **extras: Any,
     ) -> tuple[Any, OpenState]:
         del extras
@@ -166,7 +169,7 @@ def open_optimizer(
         outputs, carry = _apply(rule, inputs, context, state.carry)
         step = STEP_SIZE * outputs[0] * jnp.exp(STEP_SIZE * outputs[1])
         if noisy:
-            step = _explore(layout, step, outputs[2], key)
+            step = _explore(layout, acting_network, step, outputs[2], key)
         mean = jnp.sum(jnp.where(layout.mask, step, 0.0)) / max(layout.count, 1)
         return layout.unflatten(mean - step), OpenState(momenta, carry)
 
@@ -189,7 +192,10 @@ def _center(layer: Affine) -> Affine:
     return Affine(*(part - part.mean(axis=0, keepdims=True) for part in layer))
 
 
-def _features(variant: Variant, layout: Layout, params: Array, momenta: Array, gradient: Array) -> Array:
+def _features(
+    variant: Variant, layout: Layout, params: Float[Array, " columns"], momenta: Float[Array, "6 columns"],
+    gradient: Float[Array, " columns"],
+) -> Float[Array, "features columns"]:  # fmt: skip
     """The normalized rows (15, columns), or (8, columns) without the (sign, log) pairs; 0 in the padding."""
     gradient = gradient[None]
     if variant.signed_log:
@@ -200,7 +206,7 @@ def _features(variant: Variant, layout: Layout, params: Array, momenta: Array, g
     return layout.scale(features, jax.lax.rsqrt(RMS_FLOOR + layout.mean_square(features)))
 
 
-def _log(layout: Layout, rows: Array) -> Array:
+def _log(layout: Layout, rows: Float[Array, "rows columns"]) -> Float[Array, "rows columns"]:
     return jnp.log(jnp.abs(rows) + LOG_FLOOR) * layout.mask.astype(np.float32)
 
 
@@ -218,22 +224,30 @@ def _context(
 
 
 def _layer_proportion(layout: Layout) -> np.ndarray:
-    """(columns,): i/(n−1) for the i-th of a network's n layers; 0 when n = 1. Bare arrays (log_std) come last."""
+    """(columns,): i/(n−1) for the i-th of a network's n blocks; 0 when n = 1. Bare arrays (log_std) come last.
+
+    A block is a dense layer with the norm that follows it (``Layout.layer_blocks``).
+    """
     order: dict[str, list[str]] = {}
-    ranked = sorted(range(len(layout.layers)), key=lambda leaf: (layout.layers[leaf][0], layout.bare[leaf], leaf))
-    for network, layer in (layout.layers[leaf] for leaf in ranked):
-        if layer not in order.setdefault(network, []):
-            order[network].append(layer)
-    proportions = [order[name].index(layer) / max(len(order[name]) - 1, 1) for name, layer in layout.layers]
+    for leaf in sorted(range(len(layout.layers)), key=lambda leaf: (layout.bare[leaf], leaf)):
+        network, block = layout.layer_blocks[leaf]
+        if block not in order.setdefault(network, []):
+            order[network].append(block)
+    proportions = [order[name].index(block) / max(len(order[name]) - 1, 1) for name, block in layout.layer_blocks]
     widths = np.diff(layout.offsets)
     return np.repeat(np.asarray(proportions, np.float32), widths)
 
 
-def _dormancy(layout: Layout, activations: Mapping[str, Mapping[str, Any]]) -> Array:
+def _dormancy(layout: Layout, activations: Mapping[str, Mapping[str, Any]]) -> Float[Array, " columns"]:
     """(columns,): a·width/Σa of the unit that a parameter feeds, a = mean |activation| + 1e-11; 1 where unknown."""
     values: list[Any] = []
-    for (network, layer), shape in zip(layout.layers, layout.shapes, strict=True):
-        activation = activations.get(network, {}).get(layer)
+    by_block = {
+        (network, block): activations[network][layer]
+        for (network, layer), (_, block) in zip(layout.layers, layout.layer_blocks, strict=True)
+        if layer in activations.get(network, {})
+    }
+    for (network, layer), block, shape in zip(layout.layers, layout.layer_blocks, layout.shapes, strict=True):
+        activation = activations.get(network, {}).get(layer, by_block.get(block))
         if activation is None or not shape:
             values.append(1.0)
             continue
@@ -246,7 +260,9 @@ def _dormancy(layout: Layout, activations: Mapping[str, Mapping[str, Any]]) -> A
     return layout.spread(values)
 
 
-def _apply(rule: Rule, inputs: Array, context: list[Any], carry: Array) -> tuple[Array, Array]:
+def _apply(
+    rule: Rule, inputs: Float[Array, "features columns"], context: list[Any], carry: Float[Array, "G columns"]
+) -> tuple[Float[Array, "outputs columns"], Float[Array, "G columns"]]:
     """The network's outputs (2 or 3, columns) and the new carry."""
     if rule.cell:
         inputs = carry = per_parameter.gru_step(rule.cell, inputs, carry, context)
@@ -257,7 +273,9 @@ def _apply(rule: Rule, inputs: Array, context: list[Any], carry: Array) -> tuple
     return per_parameter.dense(rule.head, inputs), carry
 
 
-def _norm_relu(product: Array, offset: Array, scale: Array, bias: Array) -> Array:
+def _norm_relu(
+    product: Float[Array, "H columns"], offset: Array, scale: Float[Array, "H 1"], bias: Float[Array, "H 1"]
+) -> Float[Array, "H columns"]:
     """relu(LayerNorm(product + offset)) over rows, whose mean over rows is already 0.
 
     The variance is written as a sum of rows: XLA's CPU backend turns that into one vectorized loop, while a reduction
@@ -268,9 +286,11 @@ def _norm_relu(product: Array, offset: Array, scale: Array, bias: Array) -> Arra
     return jax.nn.relu((product + offset) * jax.lax.rsqrt(variance + NORM_EPSILON) * scale + bias)
 
 
-def _explore(layout: Layout, step: Array, spread: Array, key: Any) -> Array:
-    """Add 10⁻³·δ·ε to the actor's columns; only they draw noise."""
-    start, stop = layout.span("actor")
+def _explore(
+    layout: Layout, network: str, step: Float[Array, " columns"], spread: Float[Array, " columns"], key: Any
+) -> Float[Array, " columns"]:
+    """Add 10⁻³·δ·ε to the columns of the network that acts; only they draw noise."""
+    start, stop = layout.span(network)
     noise = STEP_SIZE * spread[start:stop] * jax.random.normal(key, (stop - start,), jnp.float32)
     return jnp.concatenate([step[:start], step[start:stop] + noise, step[stop:]])
 

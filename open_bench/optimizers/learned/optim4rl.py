@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float
 
 from open_bench.optimizers.learned import per_parameter
 from open_bench.optimizers.learned.per_parameter import Affine, Gru, Layout
@@ -36,14 +37,14 @@ MLP_LAYERS = ("layers_0", "layers_2", "layers_4")
 class Optim4RLState(NamedTuple):
     """State of Optim4RL; columns are the parameters in ``Layout``'s order, padding included."""
 
-    first: Array  # (8, columns) float32, carry of the GRU that reads g
-    second: Array  # (8, columns) float32, carry of the GRU that reads g²
+    first: Float[Array, "G columns"]  # float32, carry of the GRU that reads g
+    second: Float[Array, "G columns"]  # float32, carry of the GRU that reads g²
 
 
 class L2LGD2State(NamedTuple):
     """State of L2LGD2."""
 
-    carry: Array  # (8, columns) float32
+    carry: Float[Array, "G columns"]  # float32
 
 
 class Recurrent(NamedTuple):
@@ -52,12 +53,14 @@ class Recurrent(NamedTuple):
     cell: Gru
     layers: tuple[Affine, ...]
 
-    def start(self, layout: Layout) -> Array:
-        """The carry before the first step, (G, columns)."""
+    def start(self, layout: Layout) -> Float[Array, "G columns"]:
+        """The carry before the first step."""
         return jnp.zeros((self.cell.hidden.shape[1], layout.columns), jnp.float32)
 
-    def __call__(self, rows: Array, carry: Array) -> tuple[Array, Array]:
-        """Output (columns,) and the new carry."""
+    def __call__(
+        self, rows: Float[Array, "inputs columns"], carry: Float[Array, "G columns"]
+    ) -> tuple[Float[Array, " columns"], Float[Array, "G columns"]]:
+        """Output and the new carry."""
         hidden = carry = per_parameter.gru_step(self.cell, rows, carry)
         for layer in self.layers[:-1]:
             hidden = jax.nn.relu(per_parameter.dense(layer, hidden))
@@ -135,8 +138,8 @@ def l2lgd2(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _signed_log(gradient: Array) -> Array:
-    """L2LGD2's inputs, (2, columns): magnitude and sign of a large gradient, −1 and a scaled copy of a tiny one."""
+def _signed_log(gradient: Float[Array, " columns"]) -> Float[Array, "2 columns"]:
+    """L2LGD2's inputs: magnitude and sign of a large gradient, −1 and a scaled copy of a tiny one."""
     magnitude = jnp.log(jnp.abs(gradient) + EPSILON) / LOG_SCALE
     large = magnitude >= -1.0
     scaled = jnp.exp(LOG_SCALE) * gradient

@@ -9,6 +9,7 @@ over a tensor are then sums over whole blocks, and spreading a number per tensor
 import dataclasses
 import functools
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from open_bench.optimizers.spec import Reader
 from open_bench.weights.format import read_npy
@@ -24,6 +26,7 @@ Array = jax.Array
 Shapes = dict[str, Any]  # nested dict whose leaves are shape tuples
 
 LANES = 64  # columns per block; every tensor begins at a multiple of it
+_BLOCK = re.compile(r"^(.*_\d+)_[a-z]+$")  # name of a layer → its block
 _PARTIAL = 8  # lanes that a block is first summed to: wide enough for vector instructions, cheap to finish
 
 
@@ -103,26 +106,34 @@ class Layout:
         tensors = np.eye(len(self.blocks), dtype=np.float32)
         return np.repeat(tensors, self.blocks, axis=0)
 
+    @functools.cached_property
+    def layer_blocks(self) -> tuple[tuple[str, str], ...]:
+        """(network, block) of each leaf. ``layer_00_dense`` and ``layer_00_norm`` are of one block, ``layer_00``.
+
+        A name that does not go on after its number (``dense_00``), or has none (``log_std``), is a block by itself.
+        """
+        return tuple((network, _BLOCK.sub(r"\1", layer)) for network, layer in self.layers)
+
     def span(self, network: str) -> tuple[int, int]:
         """Columns [start, stop) of a network; an empty range when the tree has none of that name."""
         members = [i for i, (name, _) in enumerate(self.layers) if name == network]
         return (self.offsets[members[0]], self.offsets[members[-1] + 1]) if members else (0, 0)
 
-    def flatten(self, tree: Any) -> Array:
+    def flatten(self, tree: Any) -> Float[Array, " columns"]:
         """The leaves of ``tree`` as one float32 vector (columns,), padded with zeros."""
         return self._join(self.treedef.flatten_up_to(tree))
 
-    def spread(self, values: Sequence[Any]) -> Array:
+    def spread(self, values: Sequence[Any]) -> Float[Array, " columns"]:
         """(columns,): one value per leaf, each broadcast to its leaf's shape from the last axis on."""
         return self._join([jnp.broadcast_to(value, shape) for value, shape in zip(values, self.shapes, strict=True)])
 
-    def unflatten(self, vector: Array) -> Any:
+    def unflatten(self, vector: Float[Array, " columns"]) -> Any:
         """The tree of a flat vector, each leaf in its parameter's dtype."""
         starts = zip(self.offsets, self.sizes, self.shapes, self.dtypes, strict=False)
         leaves = [vector[start : start + size].reshape(shape).astype(dtype) for start, size, shape, dtype in starts]
         return self.treedef.unflatten(leaves)
 
-    def mean_square(self, rows: Array) -> Array:
+    def mean_square(self, rows: Float[Array, "rows columns"]) -> Float[Array, "rows tensors"]:
         """(rows, tensors): mean of the squares over each tensor of ``rows`` (rows, columns), whose padding is 0."""
         count = rows.shape[0]
         squares = jnp.square(rows).reshape(count, sum(self.blocks), LANES // _PARTIAL, _PARTIAL)
@@ -130,13 +141,15 @@ class Layout:
         partial = squares.sum(axis=2).reshape(count, sum(self.blocks) * _PARTIAL)
         return matmul(partial, np.repeat(means, _PARTIAL, axis=0))
 
-    def scale(self, rows: Array, factors: Array) -> Array:
+    def scale(
+        self, rows: Float[Array, "rows columns"], factors: Float[Array, "rows tensors"]
+    ) -> Float[Array, "rows columns"]:
         """``rows`` (rows, columns) times ``factors`` (rows, tensors), one factor per tensor."""
         by_block = matmul(factors, self.membership.T)
         blocked = rows.reshape(rows.shape[0], sum(self.blocks), LANES)
         return (blocked * by_block[:, :, None]).reshape(rows.shape)
 
-    def _join(self, leaves: Sequence[Any]) -> Array:
+    def _join(self, leaves: Sequence[Any]) -> Float[Array, " columns"]:
         pieces = [jnp.ravel(leaf).astype(jnp.float32) for leaf in leaves]
         padding = [blocks * LANES - size for blocks, size in zip(self.blocks, self.sizes, strict=True)]
         padded = [jnp.pad(piece, (0, pad)) if pad else piece for piece, pad in zip(pieces, padding, strict=True)]
@@ -149,24 +162,26 @@ class Layout:
 class Affine(NamedTuple):
     """Weights of x ↦ kernel·x + bias, as columns meet them."""
 
-    kernel: Array  # (units, inputs)
-    bias: Array  # (units, 1)
+    kernel: Float[Array, "units inputs"]
+    bias: Float[Array, "units 1"]
 
 
 class Gru(NamedTuple):
     """A GRU's weights, its gates r, z, n below one another. r and z are halved because σ(x) = ½ + ½·tanh(x/2)."""
 
     input: Affine  # (3G, inputs), (3G, 1)
-    hidden: Array  # (3G, G)
-    candidate_bias: Array  # (G, 1), the bias inside r⊙(…)
+    hidden: Float[Array, "3*G G"]
+    candidate_bias: Float[Array, "G 1"]  # the bias inside r⊙(…)
 
 
-def affine(layer: Mapping[str, Array]) -> Affine:
+def affine(layer: Mapping[str, Any]) -> Affine:
     """A dense layer of θ, ``{"kernel": (in, out), "bias": (out,)}``, for rows."""
     return Affine(_float(layer["kernel"]).T, _float(layer["bias"])[:, None])
 
 
-def apply(layer: Affine, rows: Array, context: Sequence[Any] = ()) -> tuple[Array, Array]:
+def apply(
+    layer: Affine, rows: Float[Array, "features columns"], context: Sequence[Any] = ()
+) -> tuple[Float[Array, "units columns"], Float[Array, "units columns_or_1"]]:
     """(product, offset), whose sum is kernel·[rows; context] + bias.
 
     ``context`` are further inputs that are one number for all columns, () or (columns,): their share is added instead
@@ -179,13 +194,13 @@ def apply(layer: Affine, rows: Array, context: Sequence[Any] = ()) -> tuple[Arra
     return matmul(layer.kernel[:, :features], rows), offset
 
 
-def dense(layer: Affine, rows: Array) -> Array:
+def dense(layer: Affine, rows: Float[Array, "inputs columns"]) -> Float[Array, "units columns"]:
     """kernel·rows + bias, (units, columns)."""
     product, offset = apply(layer, rows)
     return product + offset
 
 
-def gru(cell: Mapping[str, Mapping[str, Array]]) -> Gru:
+def gru(cell: Mapping[str, Mapping[str, Any]]) -> Gru:
     """The GRU of θ, ``{hn: {bias, kernel}, hr, hz: {kernel}, in, ir, iz: {bias, kernel}}``, for rows."""
     size = cell["hn"]["bias"].shape[0]
     halves = np.repeat(np.asarray([0.5, 0.5, 1.0], np.float32), size)[:, None]
@@ -196,7 +211,9 @@ def gru(cell: Mapping[str, Mapping[str, Array]]) -> Gru:
     return Gru(Affine(kernel, bias), hidden, _float(cell["hn"]["bias"])[:, None])
 
 
-def gru_step(cell: Gru, rows: Array, carry: Array, context: Sequence[Any] = ()) -> Array:
+def gru_step(
+    cell: Gru, rows: Float[Array, "inputs columns"], carry: Float[Array, "G columns"], context: Sequence[Any] = ()
+) -> Float[Array, "G columns"]:
     """One step of a GRU: the new carry (G, columns).
 
     r = σ(W_ir x + b_ir + W_hr h), z = σ(W_iz x + b_iz + W_hz h), n = tanh(W_in x + b_in + r⊙(W_hn h + b_hn)),

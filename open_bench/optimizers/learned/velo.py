@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Float, Int
 
 from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Reader, TrainingLength
 
@@ -46,26 +47,26 @@ OFFICIAL_HIDDEN, OFFICIAL_INITS, OFFICIAL_WIDTH, OFFICIAL_OUTPUTS = 512, 256, 4,
 class LossAverages(NamedTuple):
     """Running means of the loss over ten horizons."""
 
-    mean: Array  # (10,) float32, biased towards its initial 0
-    minimum: Array  # (10,) float32, of the debiased means
-    count: Array  # type: ignore[assignment]  # () int32
+    mean: Float[Array, "10"]  # biased towards its initial 0
+    minimum: Float[Array, "10"]  # of the debiased means
+    count: Int[Array, ""]  # type: ignore[assignment]
 
 
 class TensorState(NamedTuple):
     """Accumulators of one tensor of shape S (a scalar counts as shape (1,))."""
 
-    momentum: Array  # (3, *S) float32
-    rms: Array  # S float32
+    momentum: Float[Array, " 3 *S"]
+    rms: Float[Array, " *S"]
     second: tuple[Array, ...]  # float32: rows and columns, (3, *S) with one dimension kept at 1; or the whole (3, *S)
 
 
 class VeloState(NamedTuple):
     """State of VeLO over the T non-empty tensors, in tree-leaf order."""
 
-    count: Array  # type: ignore[assignment]  # () int32, steps taken
+    count: Int[Array, ""]  # type: ignore[assignment]  # steps taken
     loss: LossAverages
-    hidden: Array  # (T, H) float32
-    cell: Array  # (T, H) float32
+    hidden: Float[Array, "T H"]
+    cell: Float[Array, "T H"]
     tensors: tuple[TensorState, ...]
 
 
@@ -74,17 +75,17 @@ class AveragingState(NamedTuple):
 
     velo: VeloState
     gradient: tuple[Array, ...]  # sums, a leaf per leaf of the parameters, float32
-    loss: Array  # () float32, sum
-    count: Array  # type: ignore[assignment]  # () int32, optimizer steps in this group so far
+    loss: Float[Array, ""]  # sum
+    count: Int[Array, ""]  # type: ignore[assignment]  # optimizer steps in this group so far
 
 
 class Scheme(NamedTuple):
     """The weights that the LSTM gives to the per-parameter network of each of T tensors."""
 
     first: tuple[Array, ...]  # 14 × (T, c_i, a)
-    weights: tuple[Array, Array]  # (T, a, b), (T, b, outputs)
-    biases: tuple[Array, Array, Array]  # (T, a), (T, b), (T, outputs)
-    scale: Array  # (T,), multiplies every step of the tensor
+    weights: tuple[Float[Array, "T a b"], Float[Array, "T b outputs"]]
+    biases: tuple[Float[Array, "T a"], Float[Array, "T b"], Float[Array, "T outputs"]]
+    scale: Float[Array, " T"]  # multiplies every step of the tensor
 
 
 # --- loss features -------------------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def init_loss() -> LossAverages:
     )
 
 
-def update_loss(averages: LossAverages, loss: Array, decays: np.ndarray) -> LossAverages:
+def update_loss(averages: LossAverages, loss: Float[Array, ""], decays: np.ndarray) -> LossAverages:
     """Take in a loss, capped at twice the largest debiased average so that an outlier cannot swamp the averages."""
     rates = jnp.asarray(decays)
     debias = 1.0 - rates ** (averages.count + 1).astype(jnp.float32)
@@ -114,8 +115,8 @@ def update_loss(averages: LossAverages, loss: Array, decays: np.ndarray) -> Loss
     return LossAverages(mean, jnp.minimum(averages.minimum, mean / debias), averages.count + 1)
 
 
-def loss_features(averages: LossAverages, decays: np.ndarray) -> Array:
-    """How each average stands between its best value and the next slower average; (9,) float32 in [−1, 1]."""
+def loss_features(averages: LossAverages, decays: np.ndarray) -> Float[Array, "9"]:
+    """How each average stands between its best value and the next slower average; in [−1, 1]."""
     count = jnp.maximum(averages.count, 1).astype(jnp.float32)
     mean = averages.mean / (1.0 - jnp.asarray(decays) ** count)
     best = averages.minimum[:-1]
@@ -156,7 +157,7 @@ def _decay(old: Array, new: Array, decays: Sequence[float]) -> Array:
     return beta * old + (1.0 - beta) * new[None]
 
 
-def update_tensor(state: TensorState, gradient: Array) -> TensorState:
+def update_tensor(state: TensorState, gradient: Float[Array, " *S"]) -> TensorState:
     """Accumulate one gradient: momenta, mean square, and (factored) second moments."""
     squared = jnp.square(gradient)
     axes = factored_axes(gradient.shape)
@@ -189,14 +190,16 @@ def _log_size(x: Array) -> Array:
     return 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)
 
 
-def tensor_features(state: TensorState, parameter: Array, time: Array, loss: Array) -> Array:
-    """What the LSTM sees of one tensor; (30,) float32.
+def tensor_features(
+    state: TensorState, parameter: Float[Array, " *S"], time: Float[Array, "9"], loss: Float[Array, "9"]
+) -> Float[Array, "30"]:
+    """What the LSTM sees of one tensor.
 
     Args:
         state: accumulators before this step's gradient.
         parameter: the tensor.
-        time: (9,) features of the fraction of the lifetime.
-        loss: (9,) features of the loss.
+        time: features of the fraction of the lifetime.
+        loss: features of the loss.
     """
     inverse = jax.lax.rsqrt(jnp.maximum(1e-9, jnp.square(parameter).mean()))
     momentum = state.momentum.reshape(3, -1) * inverse
@@ -216,7 +219,7 @@ def tensor_features(state: TensorState, parameter: Array, time: Array, loss: Arr
     )
 
 
-def _dot(a: Array, b: Array) -> Array:
+def _dot(a: Any, b: Any) -> Array:
     """Σ over the last axis of ``a`` and the first of ``b``, in full float32 (GPUs round to fewer bits by default)."""
     return jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
 
@@ -225,8 +228,10 @@ def _linear(layer: Any, x: Array) -> Array:
     return _dot(x, layer["w"]) + layer["b"]
 
 
-def lstm(rnn: Any, x: Array, hidden: Array, cell: Array) -> tuple[Array, Array]:
-    """One LSTM step for (T, 30) tensor features, which see each other through a maximum: new (hidden, cell)."""
+def lstm(
+    rnn: Any, x: Float[Array, "T 30"], hidden: Float[Array, "T H"], cell: Float[Array, "T H"]
+) -> tuple[Float[Array, "T H"], Float[Array, "T H"]]:
+    """One LSTM step for tensor features, which see each other through a maximum: new (hidden, cell)."""
     pooled = jax.nn.relu(_linear(rnn["linear_1"], x)).max(0, keepdims=True)
     x = _linear(rnn["linear_2"], x) + pooled
     i, g, f, o = jnp.split(_linear(rnn["rnn"]["linear"], jnp.concatenate([x, hidden], 1)), 4, axis=1)
@@ -234,7 +239,7 @@ def lstm(rnn: Any, x: Array, hidden: Array, cell: Array) -> tuple[Array, Array]:
     return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
 
 
-def make_scheme(theta: Any, hidden: Array) -> Scheme:
+def make_scheme(theta: Any, hidden: Float[Array, "T H"]) -> Scheme:
     """The per-parameter networks: 100 × the mean over initializations of control · initialization."""
     controls = _linear(theta["rnn_params"]["rnn_to_controls"], hidden)
     stack = theta["ff_mod_stack"]["~"]
@@ -266,7 +271,7 @@ def _second_moment_factors(state: TensorState, axes: tuple[int, int] | None) -> 
     return factor, factor
 
 
-def element_features(state: TensorState, gradient: Array, parameter: Array) -> list[Array]:
+def element_features(state: TensorState, gradient: Float[Array, " *S"], parameter: Float[Array, " *S"]) -> list[Array]:
     """The 14 feature groups of one tensor, as channels first: (c_i, *S), or 1 for a dimension they do not vary in."""
     momentum, rms = state.momentum, state.rms[None]
     gradient, parameter = gradient[None], parameter[None]

@@ -64,7 +64,7 @@ def read_vector(spec, vector):
 
 
 def make(name, theta=None, **hyperparameters):
-    return SPEC[name].make({"optimizer": random_theta(name) if theta is None else theta}, **hyperparameters)
+    return SPEC[name].build({"optimizer": random_theta(name) if theta is None else theta}, **hyperparameters)
 
 
 def agent(actor=(3, 4, 2), critic=(3, 4, 1), log_std=True, seed=0):
@@ -123,7 +123,7 @@ def replay(name):
     spec = SPEC[FILES[name]]
     theta = read_vector(spec, arrays["theta_flat"])
     spec.learned.validate(theta)
-    optimizer = spec.make({"optimizer": theta})
+    optimizer = spec.build({"optimizer": theta})
     params = before = nested(arrays, "params0/")
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     steps = []
@@ -311,7 +311,7 @@ def test_a_missing_key_or_missing_parameters_are_named():
     with pytest.raises(ValueError, match="parameters"):
         optimizer.update(gradients, optimizer.init(params), key=jax.random.key(0))
     with pytest.raises(ValueError, match="meta-parameters"):
-        SPEC["open"].make()
+        SPEC["open"].build()
 
 
 # --- Features ------------------------------------------------------------------------------------------------------
@@ -338,6 +338,72 @@ def test_dormancy_follows_the_output_unit_and_is_one_where_unknown():
     np.testing.assert_allclose(dormancy["actor"]["dense_00"]["kernel"], np.tile(expected, (3, 1)), atol=1e-6)
     for layer in (dormancy["actor"]["dense_01"], dormancy["actor"]["log_std"], dormancy["critic"]["dense_00"]):
         assert all(np.allclose(leaf, 1.0) for leaf in jax.tree.leaves(layer))
+
+
+# --- A network with norms --------------------------------------------------------------------------------------------
+
+
+def q_agent():
+    """Parameters, gradients and activations of one network "q" whose hidden layers are followed by norms."""
+    params, gradients, activations = agent(actor=(3, 4, 5, 2), log_std=False)
+    generator = np.random.default_rng(1)
+
+    def with_norms(tree, new):
+        layers = {name.replace("dense_", "layer_") + "_dense": layer for name, layer in tree["actor"].items()}
+        norms = {f"layer_{i:02d}_norm": {"scale": new(width), "bias": new(width)} for i, width in enumerate((4, 5))}
+        return {"q": dict(sorted({**layers, **norms}.items()))}
+
+    draw = lambda size: jnp.asarray(generator.normal(size=size), jnp.float32)
+    active = {name.replace("dense_", "layer_") + "_dense": value for name, value in activations["actor"].items()}
+    return with_norms(params, draw), with_norms(gradients, draw), {"q": active}
+
+
+def test_a_norm_is_of_the_block_of_its_dense_layer():
+    """Layer proportions count blocks, and a norm's dormancy is that of the units it normalizes."""
+    params, _, activations = q_agent()
+    layout = Layout.of(params)
+    proportion = layout.unflatten(jnp.asarray(open_module._layer_proportion(layout)))["q"]
+    found = {name: np.unique(np.concatenate(jax.tree.leaves(jax.tree.map(jnp.ravel, layer)))).tolist()
+             for name, layer in proportion.items()}  # fmt: skip
+    assert found == {
+        "layer_00_dense": [0.0], "layer_00_norm": [0.0], "layer_01_dense": [0.5], "layer_01_norm": [0.5],
+        "layer_02_dense": [1.0],
+    }  # fmt: skip
+    named = {"q": activations["q"] | {f"layer_0{i}_norm": activations["q"][f"layer_0{i}_dense"] for i in range(2)}}
+    for told in (activations, named):  # the algorithm may name the norm too
+        dormancy = layout.unflatten(open_module._dormancy(layout, told))["q"]
+        for i in range(2):
+            active = np.asarray(activations["q"][f"layer_0{i}_dense"]) + 1e-11
+            for leaf in (dormancy[f"layer_0{i}_norm"]["scale"], dormancy[f"layer_0{i}_dense"]["bias"]):
+                np.testing.assert_allclose(leaf, active / active.sum() * active.size, rtol=1e-6)
+
+
+def test_other_names_of_layers_are_blocks_by_themselves():
+    params, _, _ = agent()
+    layout = Layout.of(params)
+    assert layout.layer_blocks == layout.layers
+    golden_names = {"actor": {"Dense_0": {"kernel": jnp.ones((2, 2))}, "Dense_1": {"kernel": jnp.ones((2, 2))}}}
+    assert Layout.of(golden_names).layer_blocks == Layout.of(golden_names).layers
+
+
+def test_noise_goes_to_the_network_that_acts():
+    params, gradients, activations = q_agent()
+    theta, state = random_theta("open"), make("open").init(params)
+
+    def step(network, seed):
+        given = extras(activations, seed) | {"acting_network": network}
+        return make("open", theta).update(gradients, state, params, **given)[0]
+
+    assert biggest(difference(step("q", 0), step("q", 1))) > 1e-6
+    assert biggest(difference(step("actor", 0), step("actor", 1))) == 0.0  # there is none
+    params, gradients, activations = agent()
+    state = make("open").init(params)
+    critic = difference(step("critic", 0), step("critic", 1))
+    shift = np.ravel(critic["actor"]["log_std"])[0]  # only the mean that is taken out moves the other network
+    np.testing.assert_allclose(
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(critic["actor"])]), shift, atol=1e-8
+    )
+    assert biggest(critic["critic"]) > 1e-6
 
 
 def test_an_activation_of_another_width_is_an_error_that_names_the_layer():

@@ -45,7 +45,7 @@ def read_vector(spec, vector):
 
 def make(name, theta=None, **settings):
     theta = SPEC[name].learned.init(jax.random.key(0)) if theta is None else theta
-    return SPEC[name].make({"optimizer": theta}, **settings)
+    return SPEC[name].build({"optimizer": theta}, **settings)
 
 
 def tensors(seed=0, scale=1.0):
@@ -114,7 +114,7 @@ def test_validate_names_the_array_that_does_not_fit(name, cell):
     with pytest.raises(ValueError, match="lacks"):
         learned.validate({})
     with pytest.raises(ValueError, match="meta-parameters"):
-        SPEC[name].make()
+        SPEC[name].build()
 
 
 @pytest.mark.parametrize("name", SPEC)

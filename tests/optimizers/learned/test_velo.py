@@ -207,9 +207,8 @@ def test_the_threshold_is_150000_steps(theta):
 def test_entry_needs_weights_and_has_the_official_size():
     (spec,) = velo.SPECS
     assert spec.needs_theta
-    assert spec.theta is None
     with pytest.raises(ValueError, match="weights"):
-        spec.make(length=TrainingLength(1, 1, 1))
+        spec.build(length=TrainingLength(1, 1, 1))
     shapes = jax.eval_shape(spec.learned.init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 2_320_385
     spec.learned.validate(shapes)

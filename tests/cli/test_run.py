@@ -1,27 +1,17 @@
-"""The command line and the Python API: the main job from end to end, and every bad request refused in one line."""
+"""``train`` and ``compare``: the main job from end to end, and every bad request refused in one line."""
 
 import itertools
-import os
+import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
-import jax
-import numpy as np
-import optax
 import pandas as pd
 import pytest
-from commands import Answer, OpenBench
-from rich.console import Console
+from commands import Answer, OpenBench, check_refused, subprocess_of
 
 import open_bench
-from open_bench.cli import main as cli
-from open_bench.config import shipped
-from open_bench.optimizers import available
 
 TINY = {"num_steps": 8, "update_epochs": 1, "num_minibatches": 2, "hidden": [8]}
 SET = [f"--set={key}={value}" for key, value in TINY.items()]
@@ -29,25 +19,12 @@ STEPS = 4 * 8 * 40
 REQUEST = ["-o", "adam", "-o", "sgd", "-e", "cartpole", "--steps", str(STEPS), "--seeds", "2", *SET]
 
 
-def subprocess_of(*arguments: object, **options: Any) -> "subprocess.Popen[str]":
-    # A shell that starts tests in the background has SIGINT ignored, and children inherit that.
-    code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "sys.argv[0] = 'openbench'; from open_bench import cli; cli.main()"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "COLUMNS": "200"},
-        **options,
-    )
-
+BREAKING = """
+import jax, numpy as np, optax
 
 def breaking() -> optax.GradientTransformation:
-    """An optimizer whose updates are not numbers."""
     return optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * np.nan, updates))
+"""
 
 
 def csvs(folder: Path) -> dict[str, bytes]:
@@ -94,7 +71,7 @@ def test_compare_prints_a_table_and_writes_the_leaderboard(compared: tuple[Path,
 
 def test_plain_progress_is_lines(compared: tuple[Path, Answer]) -> None:
     err = compared[1].err
-    assert "2 experiments, 2 seeds each" in err
+    assert "quick: 3 experiments, 2 seeds each" in err  # the random policy's among them, for the scale
     for name in ("adam", "sgd"):
         assert f"{name}: seeds 0–1, 40 updates" in err
         assert f"{name}: done, return " in err
@@ -106,6 +83,7 @@ def test_leaderboard_and_figures_regenerate_byte_for_byte(
     compared: tuple[Path, Answer], tmp_path: Path, openbench: OpenBench
 ) -> None:
     shutil.copytree(compared[0] / "experiments", tmp_path / "experiments")
+    shutil.copy(compared[0] / "study.json", tmp_path)
     answer = openbench("leaderboard", "--results", tmp_path)
     assert answer.code == 0, answer.err
     assert "adam" in answer.out
@@ -159,15 +137,19 @@ def test_a_study_of_ones_own(compared: tuple[Path, Answer], tmp_path: Path, open
     """Settings of the study's file, with a seed fewer than stored: everything is there already."""
     shutil.copytree(compared[0], tmp_path / "results")
     study = tmp_path / "mine.toml"
-    study.write_text('name = "mine"\noptimizers = ["sgd"]\nenvironments = ["cartpole"]\nseeds = 2\n')
+    study.write_text('name = "mine"\noptimizers = ["sgd"]\nenvironments = ["cartpole"]\nnum_seeds = 2\n')
     answer = openbench("compare", study, "--steps", STEPS, *SET, "--results", tmp_path / "results", "--plain")
     assert answer.code == 0, answer.err
     assert "sgd: done, stored already" in answer.err
-    assert "adam" not in answer.err
+    assert "· adam" not in answer.err
 
 
-def test_an_optimizer_that_diverges_is_shown(tmp_path: Path, openbench: OpenBench) -> None:
-    answer = openbench("train", f"{__name__}:breaking", "-e", "cartpole", "--steps", STEPS, *SET, "--results", tmp_path)
+def test_an_optimizer_that_diverges_is_shown(
+    tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "breaks.py").write_text(BREAKING)
+    monkeypatch.chdir(tmp_path)  # a file beside the user is found
+    answer = openbench("train", "breaks:breaking", "-e", "cartpole", "--steps", STEPS, *SET, "--results", tmp_path)
     assert answer.code == 0, answer.err
     assert "diverged" in answer.out
     assert "diverged" in answer.err
@@ -194,26 +176,51 @@ def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
-# --- what there is ----------------------------------------------------------------------------------------------------
+# --- before anything runs -------------------------------------------------------------------------------------------
 
 
-def test_lists(openbench: OpenBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "OUT", Console(width=300))
-    for kind, names in (
-        ("optimizers", available()),
-        ("environments", shipped("environments")),
-        ("studies", shipped("studies")),
-    ):
-        answer = openbench("list", kind)
-        assert answer.code == 0, answer.err
-        first = {line.split()[0] for line in answer.out.splitlines() if line.strip()}
-        assert set(names) <= first
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path, openbench: OpenBench) -> None:
+    answer = openbench("compare", *REQUEST, "--results", tmp_path / "results", "--dry-run")
+    assert answer.code == 0, answer.err
+    first, *parts, last = answer.out.splitlines()
+    assert first == "quick: 3 experiments, 2 seeds each"
+    assert [part.rpartition(" · ")[2] for part in parts] == [
+        f"{name}: 2 lifetimes of 40 updates ({STEPS:,} env steps)" for name in ("adam", "sgd", "random")
+    ]
+    assert last.startswith(f"  ahead: {3 * 2 * STEPS:,} env steps, about ")
+    assert not (tmp_path / "results").exists()
 
 
-def test_help_and_version(openbench: OpenBench) -> None:
-    assert "openbench compare" in openbench("-h").out
-    assert "--devices" in openbench("train", "--help").out
-    assert openbench("--version").out.startswith("openbench, version ")
+def test_a_dry_run_knows_what_is_stored(compared: tuple[Path, Answer], openbench: OpenBench) -> None:
+    before = sorted(compared[0].rglob("*"))
+    answer = openbench("compare", *REQUEST, "-o", "lion", "--results", compared[0], "--dry-run", "--json")
+    assert answer.code == 0, answer.err
+    plan = json.loads(answer.out)
+    assert [part["stored"] for part in plan["work"]] == [2, 2, 0, 2]
+    assert sorted(compared[0].rglob("*")) == before
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def test_train_as_json(compared: tuple[Path, Answer], openbench: OpenBench) -> None:
+    request = ["sgd", "-e", "cartpole", "--steps", STEPS, "--seeds", 2, *SET]
+    answer = openbench("train", *request, "--results", compared[0], "-q", "--json")
+    assert (answer.code, answer.err) == (0, "")
+    found = json.loads(answer.out)
+    assert [row["seed"] for row in found["scores"]] == [0, 1]
+    assert (Path(found["folder"]) / "experiment.json").is_file()
+
+
+@pytest.mark.parametrize("command", [["compare", *REQUEST, "-q"], ["leaderboard"]], ids=["compare", "leaderboard"])
+def test_boards_as_json(command: list[str], compared: tuple[Path, Answer], openbench: OpenBench) -> None:
+    answer = openbench(*command, "--results", compared[0], "--json")
+    assert answer.code == 0, answer.err
+    found = json.loads(answer.out)
+    (board,) = found["boards"]
+    assert board["title"].startswith("quick · ppo · ")
+    assert {row["optimizer"] for row in board["table"]} == {"adam", "sgd"}
+    assert all(Path(path).exists() for path in found["written"])
 
 
 # --- bad requests -----------------------------------------------------------------------------------------------------
@@ -237,7 +244,7 @@ BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
     "no weights": ({"optimizer": "lpo@nowhere"}, "nowhere"),
     "unknown environment": ({"--env": "brekout"}, "unknown environment 'brekout'. Did you mean breakout"),
     "missing file": ({"--env": "nowhere.toml"}, "nowhere.toml: no such file"),
-    "negative steps": ({"--steps": "-5"}, "-5 steps on cartpole are fewer than one PPO update"),
+    "negative steps": ({"--steps": "-5"}, "-5 steps on cartpole are fewer than one update of ppo"),
     "zero steps": ({"--steps": "0"}, "0 steps on cartpole"),
     "too few steps": ({"--steps": "511"}, "4 × 128 = 512 env steps. Ask for more steps, or"),
     "no seeds": ({"--seeds": "0"}, "num_seeds = 0"),
@@ -250,22 +257,21 @@ BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
     "bad setting": ({"--set": "gamma=2"}, "gamma = 2: "),
     "text for a number": ({"--set": "num_envs=many"}, "num_envs = 'many': "),
     "minibatches": ({"--set": "num_minibatches=3"}, "num_minibatches = 3 does not divide"),
-    "no devices": ({"--devices": "0"}, "--devices must be at least 1, not 0"),
-    "no vmap_size": ({"--vmap-size": "0"}, "--vmap-size must be at least 1, not 0"),
+    "no devices": ({"--devices": "0"}, "--devices must be from 1 to 4096, not 0"),
+    "no vmap_size": ({"--vmap-size": "0"}, "--vmap-size must be from 1 to 4096, not 0"),
+    "too many vmapped": ({"--vmap-size": "100000"}, "--vmap-size must be from 1 to 4096, not 100000"),
+    "too many devices": ({"--devices": "99999"}, "--devices must be from 1 to"),
+    "unknown algorithm": ({"--algorithm": "pqm"}, "unknown algorithm 'pqm'. Did you mean pqn"),
+    "another algorithm's setting": (
+        {"--algorithm": "pqn", "--set": "gae_lambda=0.9"},
+        "'gae_lambda' is a setting of ppo, not of pqn",
+    ),
+    "policy loss without a policy": ({"--algorithm": "pqn", "optimizer": "adam+dpo"}, "pqn"),
+    "continuous actions": ({"--algorithm": "pqn", "--env": "pendulum"}, "pqn"),
+    "no class of an algorithm": ({"--algorithm": "commands:Answer"}, "is no subclass of"),
+    "an optimizer's setting": ({"--set": "learning_rate=3"}, "adam:learning_rate=3"),
     "half a cluster": ({"--coordinator": "127.0.0.1:9"}, "go together"),
 }
-
-
-def check_refused(answer: Answer, message: str, folder: Path) -> None:
-    """Code 2, one line on stderr that says what is wrong, and nothing trained."""
-    assert answer.code == 2, answer
-    assert answer.out == ""
-    assert answer.err.startswith("error: ")
-    assert answer.err.count("\n") == 1
-    assert answer.err.endswith("\n")
-    assert message in answer.err
-    assert "Traceback" not in answer.err
-    assert not folder.exists()
 
 
 @pytest.mark.parametrize("kind", BAD_TRAIN)
@@ -304,10 +310,10 @@ def test_a_bad_study_is_refused_in_one_line(
 
 def test_a_misspelt_key_in_a_toml_is_named(tmp_path: Path, openbench: OpenBench) -> None:
     study = tmp_path / "mine.toml"
-    study.write_text('name = "mine"\noptimizers = ["adam"]\nenvironments = ["cartpole"]\n')
+    study.write_text('name = "mine"\noptimisers = ["adam"]\nenvironments = ["cartpole"]\n')
     answer = openbench("compare", study, "--results", tmp_path / "results")
     check_refused(answer, f"{study}: ", tmp_path / "results")
-    assert "unknown key 'optimizers'. Did you mean optimizers?" in answer.err
+    assert "unknown key 'optimisers'. Did you mean optimizers?" in answer.err
     study.write_text('name = "mine"\noptimizers = ["adam"\nseeds = 4\n')
     answer = openbench("compare", study, "--results", tmp_path / "results")
     check_refused(answer, f"{study}: ", tmp_path / "results")
@@ -328,26 +334,3 @@ def test_a_leaderboard_of_nothing(tmp_path: Path, openbench: OpenBench) -> None:
     answer = openbench("leaderboard", "--results", tmp_path / "results")
     assert answer.code == 2
     assert answer.err.count("\n") == 1
-
-
-def test_what_click_refuses(openbench: OpenBench) -> None:
-    for arguments in (
-        ["train", "adam"],
-        ["train", "adam", "-e", "cartpole", "--seeds", "many"],
-        ["list", "x"],
-        ["trai"],
-    ):
-        answer = openbench(*arguments)
-        assert answer.code == 2
-        assert "Error: " in answer.err
-        assert "Traceback" not in answer.err
-
-
-def test_the_program_itself_exits_with_2() -> None:
-    """What the other tests check inside this process holds for the installed command."""
-    program = Path(sys.executable).with_name("openbench")
-    done = subprocess.run([program, "compare", "quik"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("error: unknown study 'quik'. Did you mean quick?")
-    assert done.stderr.count("\n") == 1

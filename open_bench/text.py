@@ -2,6 +2,14 @@
 
 import math
 
+_DURATIONS = (  # below so many seconds: unit, and its seconds
+    (120, "s", 1),
+    (7_200, "min", 60),
+    (172_800, "h", 3_600),
+    (63_115_200, "days", 86_400),
+    (math.inf, "years", 31_557_600),
+)
+
 
 def number(value: float, places: int | None = None) -> str:
     """Enough digits to compare by: 6517, 167.1, 50.08, 0.52; "" for NaN."""
@@ -22,10 +30,10 @@ def duration(seconds: float) -> str:
     """Wall clock as 45 s, 12.5 min, 3.2 h or 4.0 days; "" for NaN."""
     if math.isnan(seconds):
         return ""
-    for limit, unit, size in ((120, "s", 1), (7200, "min", 60), (172_800, "h", 3600)):
+    for limit, unit, size in _DURATIONS:
         if seconds < limit:
             return f"{seconds / size:.{0 if size == 1 else 1}f} {unit}"
-    return f"{seconds / 86_400:,.1f} days"
+    raise ValueError(f"{seconds} is not a duration")
 
 
 def rate(per_second: float) -> str:

@@ -1,0 +1,34 @@
+"""Lifetimes that are timed, for the benchmarks beside this file."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from open_bench.experiments.experiment import Experiment
+from open_bench.optimizers.resolve import resolve
+from open_bench.training.mesh import compile_program, gather
+from open_bench.training.task import make_task
+
+
+def experiment(optimizer: str, environment: str, **task: Any) -> Experiment:
+    """An optimizer on an environment, at the full budget unless ``task`` says otherwise."""
+    chosen = make_task(environment, **{"budget": "full", **task})
+    return Experiment(chosen, resolve(optimizer, chosen), 0, 1)
+
+
+def harness(chosen: Experiment, devices: list[Any], lifetimes: int, updates: int) -> tuple[Callable[[], float], float]:
+    """A function that times ``updates`` updates of ``lifetimes`` lifetimes, and the seconds to compile."""
+    inputs = chosen.inputs
+    program = compile_program(chosen.make_lifetime(), inputs, devices, 1, lifetimes)
+    batches = -(-lifetimes // program.batch_size)
+    keys = chosen.keys(list(range(program.batch_size)))
+    states = [program.run(program.init(keys, inputs), inputs, 1)[0] for _ in range(batches)]
+
+    def run() -> float:
+        begin = time.perf_counter()
+        for index in range(batches):
+            states[index], progress = program.run(states[index], inputs, updates)
+            gather(progress)
+        return time.perf_counter() - begin
+
+    return run, program.compile_seconds

@@ -1,0 +1,131 @@
+"""Listings: everything is there, in terminals of any width, in pipes, and as JSON."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from commands import OpenBench
+from rich.console import Console
+
+from open_bench.algorithms.registry import available as algorithms
+from open_bench.cli import listings
+from open_bench.config import shipped
+from open_bench.optimizers import available as optimizers
+
+
+def drawn(listing: listings.Listing, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, color_system=None)
+    console.print(listing.drawn(width))
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+STUDIES = [*shipped("studies"), *shipped("meta"), *shipped("generalize")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("optimizers", optimizers()),
+        ("algorithms", algorithms()),
+        ("environments", list(shipped("environments"))),
+        ("studies", STUDIES),
+        ("recipes", list(shipped("meta"))),
+        ("presets", list(shipped("generalize"))),
+        ("weights", ["open", "lpo"]),
+    ],
+)
+def test_everything_is_listed_a_line_each_in_a_pipe(kind: str, names: list[str], openbench: OpenBench) -> None:
+    answer = openbench("list", kind)
+    assert answer.code == 0, answer.err
+    lines = [line.split() for line in answer.out.splitlines()]
+    for name in names:
+        assert sum(line[0] == name for line in lines if line) == names.count(name), name
+    assert not any(line != line.rstrip() for line in answer.out.splitlines())
+
+
+@pytest.mark.parametrize("kind", ["optimizers", "algorithms", "environments", "studies", "weights"])
+def test_the_same_as_json(kind: str, openbench: OpenBench) -> None:
+    answer = openbench("list", kind, "--json")
+    assert answer.code == 0, answer.err
+    rows = json.loads(answer.out)
+    named = [row["name"] for row in rows]
+    assert named == [next(iter(row.values())).strip() for row in getattr(listings, kind)().rows]
+    if kind == "environments":
+        breakout = next(row for row in rows if row["name"] == "breakout")
+        assert breakout["budgets"]["quick"] == 300_000
+        assert breakout["adam"]["quick"] > breakout["random"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+@pytest.mark.parametrize("kind", ["optimizers", "algorithms", "environments", "studies", "weights"])
+def test_numbers_and_names_stay_whole(kind: str, width: int) -> None:
+    listing = getattr(listings, kind)()
+    lines = drawn(listing, width)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for row in listing.rows:
+        for heading, cell in row.items():
+            if heading not in listing.prose and len(cell) < width - 20:
+                assert cell.strip() in text, (heading, cell)
+
+
+def test_damaged_weights_are_listed_with_their_error(
+    tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path))
+    (tmp_path / "mine.safetensors").write_bytes(b"no weights")
+    answer = openbench("weights", "list")
+    assert answer.code == 0, answer.err
+    (line,) = [line for line in answer.out.splitlines() if line.startswith("mine ")]
+    assert "library" in line
+    assert "mine.safetensors" in line  # the error names the file
+    assert openbench("list", "weights").out == answer.out
+
+
+def test_inspect(openbench: OpenBench) -> None:
+    answer = openbench("weights", "inspect", "open")
+    assert answer.code == 0, answer.err
+    assert "safetensors, 1,211 numbers" in answer.out
+    assert "{" not in answer.out  # metadata are spelt out, key by key
+    report = json.loads(openbench("weights", "inspect", "open", "--json").out)
+    assert report["parameters"] == 1211
+    assert sum(len(shape) > 0 for shape in report["arrays"].values())
+
+
+def test_importing_and_exporting(tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
+    target = tmp_path / "theirs.npy"
+    assert openbench("weights", "export", "open", target, "-o", "open").code == 0
+    assert target.read_bytes().startswith(b"\x93NUMPY")
+    again = openbench("weights", "export", "open", target, "-o", "open")
+    assert (again.code, "exists already" in again.err) == (2, True)
+    assert openbench("weights", "export", "open", target, "-o", "open", "--overwrite").code == 0
+    answer = openbench("weights", "import", target, "-o", "open", "--name", "theirs", "--train-on", "breakout")
+    assert answer.code == 0, answer.err
+    (line,) = [line for line in openbench("weights", "list").out.splitlines() if line.startswith("theirs ")]
+    assert line.split()[-1] == "breakout"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", ""], "name a file of weights"),
+        (["inspect", "opne"], "no weights named 'opne'"),
+        (["inspect", "nowhere/x.npy"], "nowhere/x.npy"),
+        (["import", "x.npy", "-o", "adam"], "'adam' is not a learned optimizer"),
+        (["import", "x.npy", "-o", "opne"], "Did you mean open"),
+        (["import", "x.npy", "-o", "open", "--name", "lpo"], "would become the default weights of lpo"),
+        (["export", "open", "x.npy", "-o", "lpo"], "lpo has none to learn"),
+        (["export", "open", "x.npy", "-o", "open", "--format", "safetensors"], "x.npy would hold safetensors"),
+        (["fetch", "nothing"], "nothing"),
+    ],
+)
+def test_bad_requests_about_weights(
+    arguments: list[str], message: str, tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    answer = openbench("weights", *arguments)
+    assert (answer.code, answer.out) == (2, "")
+    assert message in answer.err
+    assert answer.err.count("\n") == 1

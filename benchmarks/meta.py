@@ -6,7 +6,8 @@
 
 Each population size has a process of its own, so that peak memory is its own. `× Adam` is the median, over alternated
 repeats, of a generation's time (ask, lifetimes, tell, checkpoint) over the time of as many lifetimes with Adam, on the
-same devices with the same vmap size, by the same code. The first generation warms up and is left out; compilation has a column.
+same devices with the same vmap size, by the same code. The first generation warms up and is left out; compilation has
+a column.
 
 The published recipe (configs/meta/open.toml: 64 members, lifetimes of 1e7 env steps, 500 generations) is compiled
 whole and runs the first updates of its first device batch. What the whole would take is computed from that, for this

@@ -157,11 +157,7 @@ def broadcast(array: np.ndarray) -> np.ndarray:
 def _over_devices(
     function: Callable[..., Any], mesh: Mesh, vmap_size: int, own: tuple[bool, ...]
 ) -> Callable[..., Any]:
-<<<<<<< HEAD
-    """``function`` of one lifetime → the same over a batch; ``own``: which arguments have a leading axis of lifetimes."""
-=======
     """``function`` of one lifetime → the same over a batch; ``own``: which arguments each lifetime has its own of."""
->>>>>>> main
 
     def on_one_device(*arguments: Any) -> Any:
         if vmap_size > 1:

@@ -2,15 +2,16 @@
 
     python benchmarks/meta.py                          OPEN on CartPole, populations of 8, 16, 32 and 64
     python benchmarks/meta.py -o lpo@zero -p 64 --vmap-size 8
-    python benchmarks/meta.py --published --vmap-size 16   the published recipe's first PPO updates on Breakout
+    python benchmarks/meta.py --published --vmap-size 16   the published recipe's first updates on Breakout
 
 Each population size has a process of its own, so that peak memory is its own. `× Adam` is the median, over alternated
 repeats, of a generation's time (ask, lifetimes, tell, checkpoint) over the time of as many lifetimes with Adam, on the
-same devices and vmap_sizes, by the same code. The first generation warms up and is left out; compilation has a column.
+same devices with the same vmap size, by the same code. The first generation warms up and is left out; compilation has
+a column.
 
 The published recipe (configs/meta/open.toml: 64 members, lifetimes of 1e7 env steps, 500 generations) is compiled
-whole and runs the first updates of its first round. What the whole would take is computed from that, for this machine,
-and for one GPU from the assumptions that the flags name; both are projections.
+whole and runs the first updates of its first device batch. What the whole would take is computed from that, for this
+machine, and for one GPU from the assumptions that the flags name; both are projections.
 """
 
 import os
@@ -32,16 +33,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from open_bench.config import MetaConfig, load_meta
-from open_bench.environments.registry import load_environment
+from open_bench.events import Event, Generation, Started
+from open_bench.experiments.session import baseline_returns
 from open_bench.meta_training.checkpoint import Checkpoints
-from open_bench.meta_training.evolution import Progress, Strategy, evolve
-from open_bench.meta_training.fitness import TRAINING, Evaluator, combine, make_tasks, rollout_keys
-from open_bench.meta_training.run import Request, make_request
-from open_bench.optimizers.registry import resolve
+from open_bench.meta_training.evolution import Strategy, evolve
+from open_bench.meta_training.fitness import TRAINING, Evaluator, FitnessTask, combine, rollout_keys
+from open_bench.meta_training.request import Request, make_request
+from open_bench.meta_training.spec import MetaConfig, load_meta
+from open_bench.optimizers.resolve import resolve
 from open_bench.optimizers.spec import EMPTY_THETA
-from open_bench.training import mesh as parallel
 from open_bench.training.devices import start
+from open_bench.training.mesh import gather
 
 OUT = Console(width=140)
 
@@ -61,36 +63,34 @@ def peak_bytes(devices: list[jax.Device]) -> int:
 # --- populations ------------------------------------------------------------------------------------------------------
 
 
-class Alternating(Progress):
-    """Times generations, each followed by as many lifetimes with Adam."""
+class Alternating:
+    """A watcher that times generations, each followed by as many lifetimes with Adam."""
 
     def __init__(self, adam: Callable[[], Any]):
         self._adam = adam
         self.pairs: list[tuple[float, float]] = []  # seconds of a generation, of Adam
 
-    def planned(self, name: str, generations: int, done: int, parameters: int) -> None:
-        self._begin = time.perf_counter()
-
-    def generation(self, row: dict[str, Any], seconds_left: float) -> None:
-        middle = time.perf_counter()
-        self._adam()
-        end = time.perf_counter()
-        self.pairs.append((middle - self._begin, end - middle))
-        self._begin = time.perf_counter()
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Generation):
+            middle = time.perf_counter()
+            self._adam()
+            self.pairs.append((middle - self._begin, time.perf_counter() - middle))
+        if isinstance(event, Started | Generation):
+            self._begin = time.perf_counter()
 
 
-def measure(optimizer: str, environment: str, config: MetaConfig, count: int | None) -> dict[str, Any]:
+def measure(optimizer: str, config: MetaConfig, count: int | None) -> dict[str, Any]:
     """A few generations against Adam."""
     devices = start(count)
-    settings = load_environment(environment)
-    request = make_request(optimizer, config, [settings], [], {}, parallel.default_vmap_size(devices, 1))
+    request = make_request(optimizer, config, baseline_returns(), devices)
     (task,) = request.tasks
-    population = Evaluator(task, devices, request.vmap_size, config.population)
-    (plain,) = make_tasks(resolve("adam"), EMPTY_THETA, [settings], config, {})
-    adam = Evaluator(plain, devices, request.vmap_size, config.population)
+    population, adam = (
+        Evaluator(each, devices, request.vmap_size, config.population)
+        for each in (task, FitnessTask(task.task, resolve("adam", task.task)))
+    )
 
     def keys(generation: int, rollouts: int) -> jax.Array:
-        return rollout_keys(config.root_seed, TRAINING, environment, generation, rollouts)
+        return rollout_keys(config.root_seed, TRAINING, task.task.name, generation, rollouts)
 
     timed = Alternating(lambda: adam.returns(EMPTY_THETA, keys(0, config.population), config.fitness))
     with tempfile.TemporaryDirectory() as folder:
@@ -99,14 +99,14 @@ def measure(optimizer: str, environment: str, config: MetaConfig, count: int | N
             request.start,
             lambda theta, generation: combine([task], [population.returns(theta, keys(generation, 1), config.fitness)]),
             checkpoints=Checkpoints(Path(folder), request.identity),
-            progress=timed,
+            watcher=timed,
         )
     pairs = np.asarray(timed.pairs[1:])
     return {
         "devices": len(devices),
         "vmap_size": request.vmap_size,
         "seconds": float(np.median(pairs[:, 0])),
-        "env_steps": config.population * task.env_steps,
+        "env_steps": config.population * task.task.lifetime_steps,
         "relative": float(np.median(pairs[:, 0] / pairs[:, 1])),
         "compile": population.program.compile_seconds,
         "peak": peak_bytes(devices),
@@ -125,7 +125,7 @@ def populations_table(
     for size in track(sizes, console=Console(stderr=True), transient=True):
         config = MetaConfig(population=size, generations=repeats + 1, env_steps=steps, vmap_size=vmap_size,
                             environments=(environment,))  # fmt: skip
-        m = in_a_process(measure, optimizer, environment, config, devices)
+        m = in_a_process(measure, optimizer, config, devices)
         table.add_row(
             str(size), f"{m['devices']} × {m['vmap_size']}", f"{m['seconds']:.2f} s", f"{3600 / m['seconds']:,.0f}",
             f"{m['env_steps'] / m['seconds']:,.0f}", f"{m['relative']:.2f}", f"{m['compile']:.1f} s",
@@ -138,36 +138,33 @@ def populations_table(
 
 
 def published(environment: str, vmap_size: int | None, count: int | None, updates: int) -> dict[str, Any]:
-    """Compile the published recipe and run the first updates of its first round."""
+    """Compile the published recipe and run the first updates of its first device batch."""
     devices = start(count)
     config = load_meta("open").model_copy(update={"environments": (environment,), "vmap_size": vmap_size})
-    request = make_request(
-        "open", config, [load_environment(environment)], [], {}, parallel.default_vmap_size(devices, 1)
-    )
+    request = make_request("open", config, baseline_returns(), devices)
     (task,) = request.tasks
     evaluator = Evaluator(task, devices, request.vmap_size, config.population)
-    program, inputs = evaluator.program, first_round(request, evaluator)
-    keys = rollout_keys(config.root_seed, TRAINING, environment, 0, 1)[np.zeros(program.slots, int)]
+    program, inputs = evaluator.program, first_batch(request, evaluator)
+    keys = rollout_keys(config.root_seed, TRAINING, environment, 0, 1)[np.zeros(program.batch_size, int)]
     state, seconds = program.init(keys, inputs), []
-    learner = state.learner  # donated to the next call: only shapes are asked of it
-    shapes = [(leaf.shape, leaf.dtype.itemsize) for leaf in jax.tree.leaves((learner.params, learner.optimizer_state))]
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(learner.params)) // program.slots
+    agent = state.agent  # donated to the next call: only shapes are asked of it
+    shapes = [(leaf.shape, leaf.dtype.itemsize) for leaf in jax.tree.leaves((agent.params, agent.optimizer_state))]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(agent.params)) // program.batch_size
     for _ in range(updates + 1):
         begin = time.perf_counter()
-        state, metrics = program.run(state, inputs, 1)
-        finite = parallel.gather(metrics).finite
+        state, progress = program.run(state, inputs, 1)
+        finite = gather(progress).finite
         seconds.append(time.perf_counter() - begin)
-    ppo = task.environment.ppo
-    held = sum(int(np.prod(shape)) * size for shape, size in shapes) // program.slots
+    held = sum(int(np.prod(shape)) * size for shape, size in shapes) // program.batch_size
     return {
         "config": config,
         "devices": program.mesh.size,
         "kind": devices[0].device_kind,
         "vmap_size": request.vmap_size,
-        "slots": program.slots,
-        "updates": task.num_updates,
-        "batch": ppo.batch_size,
-        "optimizer_steps": task.num_updates * ppo.update_epochs * ppo.num_minibatches,
+        "batch_size": program.batch_size,
+        "updates": task.task.num_updates,
+        "steps_per_update": task.task.settings.env_steps_per_update,
+        "optimizer_steps": task.task.length.optimizer_steps,
         "traffic": 2 * held + 4 * parameters,  # parameters and state are read and written, gradients read
         "seconds": float(np.median(seconds[1:])),
         "finite": bool(finite.all()),
@@ -177,12 +174,12 @@ def published(environment: str, vmap_size: int | None, count: int | None, update
     }
 
 
-def first_round(request: Request, evaluator: Evaluator) -> dict[str, Any]:
-    """Inputs of the first round of generation 0: members' θ and the hyperparameters, a slot each."""
+def first_batch(request: Request, evaluator: Evaluator) -> dict[str, Any]:
+    """Inputs of the first device batch of generation 0: members' θ and the hyperparameters, one for each lifetime."""
     strategy = Strategy(request.config, request.start)
     population = jax.device_get(strategy.ask(0, strategy.start())[0])
-    chosen = np.minimum(np.arange(evaluator.program.slots), request.config.population - 1)
-    hyperparameters = evaluator.task.resolved.inputs["hyperparameters"]
+    chosen = np.minimum(np.arange(evaluator.program.batch_size), request.config.population - 1)
+    hyperparameters = evaluator.task.optimizer.inputs["hyperparameters"]
     return {
         **jax.tree.map(lambda leaf: leaf[chosen], population),
         "hyperparameters": {key: np.full(len(chosen), value) for key, value in hyperparameters.items()},
@@ -195,8 +192,8 @@ def published_table(m: dict[str, Any], environment: str) -> Table:
     for name, value in (
         ("devices × vmap_size", f"{m['devices']} × {m['vmap_size']} ({m['kind']})"),
         ("compilation", f"{m['compile']:.1f} s"),
-        (f"one PPO update of {m['slots']} lifetimes", f"{m['seconds']:.2f} s"),
-        ("env steps/s", f"{m['slots'] * m['batch'] / m['seconds']:,.0f}"),
+        (f"one update of {m['batch_size']} lifetimes", f"{m['seconds']:.2f} s"),
+        ("env steps/s", f"{m['batch_size'] * m['steps_per_update'] / m['seconds']:,.0f}"),
         ("finite", "yes" if m["finite"] else "no"),
         ("peak memory", size_of(m["peak"])),
         ("program on a device", size_of(m["program"])),
@@ -208,16 +205,16 @@ def published_table(m: dict[str, Any], environment: str) -> Table:
 def projection_table(m: dict[str, Any], bandwidth: float, kernels: int, launch: float) -> Table:
     """What 500 generations would take."""
     config: MetaConfig = m["config"]
-    here = -(-config.population // m["slots"]) * m["updates"] * m["seconds"]
-    groups = -(-config.population // m["vmap_size"])
+    here = -(-config.population // m["batch_size"]) * m["updates"] * m["seconds"]
+    batches = -(-config.population // m["vmap_size"])
     moved = config.population * m["optimizer_steps"] * m["traffic"] / (bandwidth * 1e9)
-    launched = groups * m["optimizer_steps"] * kernels * launch * 1e-6
+    launched = batches * m["optimizer_steps"] * kernels * launch * 1e-6
     table = Table("projection, not measured", "a generation", f"{config.generations} generations", "assuming", box=None)
     table.add_row("this machine", *spans(here, config.generations),
                   f"every update takes what the first ones took; {m['updates']:,} updates a lifetime")  # fmt: skip
     table.add_row("one GPU", *spans(moved + launched, config.generations),
                   f"{bandwidth:,.0f} GB/s for {m['traffic'] / 1e6:.1f} MB an optimizer step and lifetime, and "
-                  f"{kernels} kernels of {launch:g} µs an optimizer step and group; rollouts not counted")  # fmt: skip
+                  f"{kernels} kernels of {launch:g} µs an optimizer step and batch; rollouts not counted")  # fmt: skip
     return table
 
 
@@ -240,10 +237,10 @@ def size_of(number: int | None) -> str:
 @click.option("--population", "-p", "sizes", type=int, multiple=True, default=(8, 16, 32, 64), show_default=True)
 @click.option("--steps", default=5120, show_default=True, help="Env steps of a lifetime.")
 @click.option("--repeats", default=3, show_default=True, help="Generations that count.")
-@click.option("--vmap-size", type=int, help="Lifetimes in a vmapped group; by default as in meta-train.")
+@click.option("--vmap-size", type=int, help="Lifetimes vmapped on one device; by default as in meta-train.")
 @click.option("--devices", type=int, help="All by default.")
 @click.option("--published", "whole", is_flag=True, help="The published recipe in place of the table of populations.")
-@click.option("--updates", default=2, show_default=True, help="PPO updates of the published recipe that count.")
+@click.option("--updates", default=2, show_default=True, help="Updates of the published recipe that count.")
 @click.option("--gpu-bandwidth", default=2000.0, show_default=True, help="GB/s of memory, for the projection.")
 @click.option("--gpu-kernels", default=100, show_default=True, help="Kernels in an optimizer step, for the projection.")
 @click.option("--gpu-launch", default=5.0, show_default=True, help="Microseconds a kernel, for the projection.")

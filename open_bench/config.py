@@ -69,7 +69,7 @@ class StudyConfig(Config):
             return value
         if isinstance(value, Config):
             return value.model_dump(exclude_unset=True)
-        raise ValueError(f"meta = {value!r}: it is the name of a recipe, or a table of settings: [meta]")
+        raise ValueError(f"{value!r} is neither the name of a recipe nor a table of settings ([meta])")
 
 
 @dataclasses.dataclass(frozen=True)

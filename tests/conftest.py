@@ -24,6 +24,7 @@ _CACHE = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"open-bench-tests-{os.getuid()}" / "jax")
 )
 jax.config.update("jax_compilation_cache_dir", _CACHE)
+jax.devices()  # now: a test that asks for fewer devices would else leave as many to the tests after it
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # as devices.start() has it
 
 

@@ -13,8 +13,8 @@ import click
 import pytest
 
 import open_bench
-from open_bench.optimizers import resolve
 from open_bench.optimizers.conformance import check
+from open_bench.optimizers.resolve import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]}

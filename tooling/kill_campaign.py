@@ -42,7 +42,7 @@ class Campaign:
     Args:
         folder: of results, weights, compiled programs and messages.
         generations: how many.
-        updates: PPO updates in a lifetime; they make a generation long enough to be killed in.
+        updates: in a lifetime; they make a generation long enough to be killed in.
     """
 
     def __init__(self, folder: Path, generations: int, updates: int):
@@ -58,7 +58,7 @@ class Campaign:
                     "XLA_FLAGS": ONE_DEVICE}  # fmt: skip
         with (self.folder / "messages.txt").open("ab") as messages:
             return subprocess.Popen(
-                [sys.executable, "-m", "open_bench.cli.main", "meta-train", "open", *self._request,
+                [sys.executable, "-m", "open_bench", "meta-train", "open", *self._request,
                  "--name", NAME, "--results", str(self.folder / "results"), *more],
                 stdout=messages, stderr=messages,
                 env={**os.environ, **{key: str(value) for key, value in settings.items()}},
@@ -154,17 +154,17 @@ def _flat(tree: Any) -> np.ndarray:
 @click.command()
 @click.option("--kills", default=12, show_default=True)
 @click.option("--generations", default=30, show_default=True)
-@click.option("--updates", default=400, show_default=True, help="PPO updates in a lifetime.")
+@click.option("--updates", default=400, show_default=True, help="Updates in a lifetime.")
 @click.option("--seed", default=0, show_default=True, help="Of the moments.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Kept afterwards; by default a temporary one.")
-def main(kills: int, generations: int, updates: int, root_seed: int, folder: Path | None) -> None:
+def main(kills: int, generations: int, updates: int, seed: int, folder: Path | None) -> None:
     """Run the campaign and print every kill."""
     root = folder or Path(tempfile.mkdtemp(prefix="kill-campaign-"))
     if (root / "killed").exists() or (root / "undisturbed").exists():
         raise click.ClickException(f"{root} holds a campaign already")
     undisturbed, killed = (Campaign(root / name, generations, updates) for name in ("undisturbed", "killed"))
     startup = undisturbed.finish()
-    done = disturb(killed, kills, random.Random(root_seed), startup)
+    done = disturb(killed, kills, random.Random(seed), startup)
     killed.finish()
     table = Table("kill", "moment", "after", "generations stored", "half-written", box=None)
     for number, kill in enumerate(done, start=1):

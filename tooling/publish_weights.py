@@ -24,7 +24,7 @@ from open_bench.weights.format import Weights, load_weights
 TARGET = files.baselines_dir() / "weights"
 EVOLUTIONS = Path(__file__).resolve().parents[1] / "results" / "published" / "meta"
 BASELINE = "adam"
-PAIRED = ["environment", "env_steps", "root_seed"]
+PAIRED = ["environment", "algorithm", "env_steps", "root_seed"]
 
 
 def card(name: str, weights: Weights, history: pd.DataFrame, results: list[Path], note: str) -> str:
@@ -53,8 +53,9 @@ def _made(facts: dict[str, Any]) -> str:
         f"{name} ({of['env_steps']:,} env steps a lifetime{_settings(facts, name)})"
         for name, of in facts["environments"].items()
     )
+    seed = facts["root_seed"] if "root_seed" in facts else facts["seed"]  # as version 1 called it
     lines = [
-        f"- Trained on: {trained}. Fitness: {config['fitness']}. Root seed {facts['seed']}.",
+        f"- Trained on: {trained}. Fitness: {config['fitness']}. Root seed {seed}.",
         f"- Recipe `{config['name']}`: {config['strategy']}, population {config['population']}, "
         f"σ {config['sigma']} × {config['sigma_decay']} a generation, learning rate {config['learning_rate']} × "
         f"{config['learning_rate_decay']}, b1 {config['b1']}, rollouts {config['rollouts']}.",
@@ -79,8 +80,10 @@ def _ancestry(facts: dict[str, Any]) -> str:
 
 
 def _settings(facts: dict[str, Any], environment: str) -> str:
-    ppo = facts["identity"]["environments"][environment]["ppo"]
-    return f", {ppo['num_envs']} environments, hidden layers {'×'.join(str(units) for units in ppo['hidden'])}"
+    identity = facts["identity"]["environments"][environment]
+    settings = identity.get("settings") or identity["ppo"]  # as version 1 called them
+    layers = "×".join(str(units) for units in settings["hidden"])
+    return f", {settings['num_envs']} environments, hidden layers {layers}"
 
 
 def _history(history: pd.DataFrame) -> str:
@@ -100,12 +103,10 @@ def _compared(weights: Weights, results: list[Path]) -> str:
     lines: list[str] = []
     for folder in results:
         runs = load_runs(folder)
-        own = runs.experiments[
-            runs.experiments["theta"].str.startswith(weights.hash[:8]) & (runs.experiments["theta"] != "")
-        ]
+        own = runs.experiments[runs.experiments["theta"] == weights.hash[:12]]
         means = runs.scores.groupby("experiment")["final_return"].agg(["mean", "count"])
         for _, experiment in own.iterrows():
-            same = runs.experiments[PAIRED] == experiment[PAIRED]
+            same = runs.experiments[PAIRED].eq(experiment[PAIRED], axis="columns")
             others = runs.experiments[same.all(axis=1) & (runs.experiments["optimizer"] == BASELINE)]
             baseline = f"{means.loc[others['experiment'].iloc[0], 'mean']:.4g}" if len(others) else "–"
             known = references.get(experiment["environment"])

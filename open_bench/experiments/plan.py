@@ -126,11 +126,16 @@ def make_experiments(
 
 def random_experiments(experiments: Sequence[Experiment]) -> tuple[Experiment, ...]:
     """The random policy on every task of some experiments, with their keys."""
-    found: dict[tuple[str, str], Experiment] = {}
+    found: dict[tuple[str, str, str], Experiment] = {}
     for each in experiments:
-        random = dataclasses.replace(each, task=each.task.random(), optimizer=None)
-        found.setdefault((each.task.name, each.task.budget), random)
+        random = with_random_policy(each)
+        found.setdefault((each.task.name, each.task.algorithm, each.task.budget), random)
     return tuple(found.values())
+
+
+def with_random_policy(experiment: Experiment) -> Experiment:
+    """The random policy in place of what an experiment trains."""
+    return dataclasses.replace(experiment, task=experiment.task.random(), optimizer=None)
 
 
 def adjust(study: StudyConfig, **changes: Any) -> StudyConfig:
@@ -142,9 +147,9 @@ def adjust(study: StudyConfig, **changes: Any) -> StudyConfig:
 
 def _check_distinct(experiments: Sequence[Experiment]) -> None:
     """Refuse two experiments that would be one row: other spellings of one name, or two environments called alike."""
-    seen: set[tuple[str, str, str]] = set()
+    seen: set[tuple[str, str, str, str]] = set()
     for each in experiments:
-        row = (each.task.name, each.task.budget, each.label)
+        row = (each.task.name, each.task.algorithm, each.task.budget, each.label)
         if row in seen:
             raise UserError(f"{each.label} on {each.task.name} is asked for twice, perhaps in two spellings")
         seen.add(row)

@@ -16,7 +16,7 @@ from open_bench.events import Watcher
 from open_bench.experiments.estimate import announce, estimate
 from open_bench.experiments.execute import execute
 from open_bench.experiments.experiment import Experiment
-from open_bench.experiments.plan import make_experiments, random_experiments
+from open_bench.experiments.plan import make_experiments, with_random_policy
 from open_bench.experiments.session import watcher_of
 from open_bench.experiments.store import Store
 from open_bench.generalization.distribution import Trained, of_weights, place, trained_on
@@ -147,19 +147,19 @@ def run(
     plan: Plan, store: Store, devices: Sequence[jax.Device], watcher: Watcher, save_agents: bool = False
 ) -> Evidence:
     """Train what is missing, and measure the random policy at every task."""
-    num_seeds, random = plan.preset.num_seeds, random_experiments(plan.experiments)
-    experiments = (*plan.experiments, *random)
+    num_seeds, there = plan.preset.num_seeds, {_key(each): each for each in plan.experiments}
+    random = {key: with_random_policy(each) for key, each in there.items()}
+    experiments = (*plan.experiments, *random.values())
     announce(estimate(experiments, num_seeds, store, devices), experiments, devices)
     execute(experiments, num_seeds, store, devices, watcher, title=plan.preset.name,
             save_agents=save_agents)  # fmt: skip
-    there = {_key(each): each for each in plan.experiments}
     optimal = {key: found for key, each in there.items() if (found := optimal_returns(each, num_seeds)) is not None}
     return Evidence(
         plan.preset.name,
         _point_rows(plan),
         _placements(plan),
         _under_task_names(store.load(plan.experiments, num_seeds), plan.experiments),
-        {_key(each): _final_returns(store, each, num_seeds) for each in random},
+        {key: _final_returns(store, each, num_seeds) for key, each in random.items()},
         optimal,
         plan.notes,
     )

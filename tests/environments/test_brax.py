@@ -12,16 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from open_bench.config import MetaConfig, StudyConfig
+from open_bench.config import StudyConfig
 from open_bench.environments.brax import BACKENDS
 from open_bench.environments.registry import identifiers, load_environment, make, make_environment
 from open_bench.environments.wrappers import VectorEnvironment
 from open_bench.errors import UserError
-from open_bench.experiments.execute import warn_of_long_runs
+from open_bench.experiments.estimate import announce, estimate
 from open_bench.experiments.plan import make_plan
 from open_bench.experiments.store import Store
-from open_bench.meta_training import run as meta_run
-from open_bench.meta_training.evolution import Progress
+from open_bench.training.task import make_task
 
 SHIPPED = ("ant", "humanoid", "walker2d", "hopper", "halfcheetah")
 TASK = "inverted_pendulum"  # the one that compiles fastest
@@ -78,7 +77,7 @@ print("made")
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_settings_are_the_published_ones(name: str) -> None:
     shipped = load_environment(name)
-    ppo = shipped.ppo
+    ppo: Any = make_task(shipped, budget="quick").settings
     assert (shipped.source, shipped.options) == (f"brax:{name}", {"backend": "positional"})
     assert (ppo.num_envs, ppo.num_steps, ppo.update_epochs, ppo.num_minibatches) == (2048, 10, 4, 32)
     assert (ppo.gamma, ppo.gae_lambda, ppo.clip, ppo.entropy_coefficient) == (0.99, 0.95, 0.2, 0.0)
@@ -93,7 +92,7 @@ def test_the_shipped_settings_are_the_published_ones(name: str) -> None:
 def test_any_brax_task_by_name() -> None:
     found = load_environment("brax/reacher/spring")
     assert (found.name, found.source, found.options) == ("brax/reacher/spring", "brax:reacher", {"backend": "spring"})
-    assert found.ppo == load_environment("ant").ppo
+    assert found.algorithms == load_environment("ant").algorithms
     assert load_environment("brax/reacher").options == load_environment("ant").options == {"backend": "positional"}
     assert set(SHIPPED) < set(identifiers("brax"))
     assert "fast" not in identifiers("brax")
@@ -259,39 +258,25 @@ class Accelerator:
     platform = "gpu"
 
 
-def told(folder: Path, environment: str, steps: int | None, devices: Any, num_seeds: int = 2) -> list[str]:
-    study = StudyConfig(
-        name="x", optimizers=("adam", "sgd"), environments=(environment,), budget="full", num_seeds=num_seeds
-    )
-    experiments = make_plan(study, jax.devices(), steps=steps).experiments
+def told(environment: str, steps: int | None, devices: Any) -> list[str]:
+    study = StudyConfig(name="x", optimizers=("adam", "sgd"), environments=(environment,), budget="full", num_seeds=2)
+    experiments = make_plan(study, jax.devices()[:2], steps=steps).experiments
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        warn_of_long_runs(experiments, num_seeds, Store(folder), devices)
-    return [str(warning.message) for warning in caught]
+        ahead = estimate(experiments, 2, Store("nowhere"), devices)
+        announce(ahead, experiments, devices)
+    return [str(warning.message) for warning in caught if "are ahead" in str(warning.message)]
 
 
-def test_a_cpu_is_warned_of_long_runs_alone(tmp_path: Path) -> None:
-    (message,) = told(tmp_path, "ant", None, jax.devices())
+def test_a_cpu_is_warned_of_long_runs_alone() -> None:
+    (message,) = told("ant", None, jax.devices()[:2])
     speed = make("brax:ant").cpu_steps_per_second
     assert speed is not None
     total = 4 * (50_000_000 // 20_480) * 20_480
-    assert f"{speed:,.0f} env steps/s" in message
-    assert f"the {total:,} that are wanted would take about {total / speed / 3600:.1f} hours" in message
-    assert not told(tmp_path, "ant", None, [Accelerator()])
-    assert not told(tmp_path, "ant", 20_480, jax.devices())
-    assert not told(tmp_path, "cartpole", None, jax.devices())
-
-
-def test_a_cpu_is_warned_of_long_meta_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meta_run._Population, "_evaluator", lambda *_: None)  # nothing is compiled here
-    settings = MetaConfig(environments=("ant",), env_steps=20_480, population=8, generations=500, rollouts=3)
-    request = meta_run.make_request("lpo@zero", settings, [load_environment("ant")], [], {}, 1)
-    population = meta_run._Population(request, jax.devices(), Progress())
-    with pytest.warns(UserWarning, match=rf"the {400 * 8 * 3 * 20_480:,} that are wanted would take about .* hours"):
-        population.prepare(400)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        population.prepare(1)
+    assert f"4 lifetimes with {total:,} env steps are ahead: about {total / speed / 3600:.1f} h on this CPU" in message
+    assert not told("ant", None, [Accelerator()])
+    assert not told("ant", 20_480, jax.devices()[:2])
+    assert not told("acrobot", None, jax.devices()[:2])
 
 
 def test_every_backend_is_known_to_brax() -> None:

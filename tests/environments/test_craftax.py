@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from open_bench.algorithms.registry import build_config
 from open_bench.config import load_study
 from open_bench.environments.base import Discrete
 from open_bench.environments.registry import load_environment, make, make_environment
@@ -30,7 +31,7 @@ def test_where_it_is_absent_it_is_said_how_to_install_it(monkeypatch: pytest.Mon
 
 def test_the_settings_are_those_of_craftax_authors() -> None:
     shipped = load_environment("craftax-classic")
-    ppo = shipped.ppo
+    ppo: Any = build_config("ppo", shipped.algorithms["ppo"], shipped.name)
     assert (shipped.source, ppo.num_envs, ppo.num_steps, ppo.num_minibatches) == (SOURCE, 1024, 64, 8)
     assert (ppo.gae_lambda, ppo.max_grad_norm, ppo.hidden) == (0.8, 1.0, (512, 512, 512))
 

@@ -16,6 +16,7 @@ from open_bench.environments.gridworld.levels import Level
 from open_bench.environments.gridworld.mazes import mazes, read_maze
 from open_bench.environments.registry import load_environment, make_environment
 from open_bench.errors import UserError
+from open_bench.training.task import make_task
 
 # --- the table of distributions ---------------------------------------------------------------------------------------
 
@@ -112,7 +113,8 @@ def test_walls_of_the_hand_made_distributions() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_shipped_environments_have_the_published_settings(name: str) -> None:
     shipped = load_environment(f"gridworld/{name}")
-    ppo = shipped.ppo
+    task = make_task(shipped, budget="quick")
+    ppo: Any = task.settings
     assert (ppo.num_envs, ppo.num_steps, ppo.update_epochs, ppo.num_minibatches) == (1024, 20, 2, 16)
     assert (ppo.hidden, ppo.activation, ppo.entropy_coefficient) == ((16, 16), "tanh", 0.01)
     assert (shipped.family, shipped.budgets["full"]) == ("gridworld", 30_000_000)
@@ -120,7 +122,7 @@ def test_shipped_environments_have_the_published_settings(name: str) -> None:
     assert isinstance(environment, GridworldEnvironment)
     distribution = environment.distribution
     # The longest episode fits into every budget: without a finished one there is no return to report.
-    assert shipped.num_updates(shipped.budgets["quick"]) * ppo.num_steps > distribution.horizons[1]
+    assert task.num_updates * ppo.num_steps > distribution.horizons[1]
     assert distribution.tabular == (not name.startswith("rand_")) == (not distribution.random_places)
 
 

@@ -9,10 +9,10 @@ import open_bench
 from open_bench.environments.gridworld.environment import GridworldEnvironment
 from open_bench.environments.gridworld.episodes import play
 from open_bench.environments.gridworld.optimal import optimal_return, random_return
-from open_bench.environments.registry import load_environment, make_environment
-from open_bench.experiments.plan import changed
+from open_bench.environments.registry import make_environment
 from open_bench.experiments.policies import trained_policy
 from open_bench.training.keys import lifetime_keys, stream
+from open_bench.training.task import make_task
 
 SETTINGS = {"num_envs": 64, "num_steps": 32, "num_minibatches": 4, "update_epochs": 4}
 SEEDS = 4
@@ -21,7 +21,7 @@ OPTIMIZER = "adam:learning_rate=5e-3"
 
 
 def test_a_trained_agent_lies_between_random_and_optimal(tmp_path: Path) -> None:
-    config = changed(load_environment(NAME), SETTINGS)
+    config = make_task(NAME, settings=SETTINGS).environment
     environment = make_environment(config)
     assert isinstance(environment, GridworldEnvironment)
     keys = lifetime_keys(0, config.name, list(range(SEEDS)))

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from probes import Probe
 
 from open_bench import config as configs
-from open_bench.config import EnvironmentConfig
 from open_bench.environments import Environment, episodes_per_copy
+from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.registry import (
     ADAPTERS,
     has_levels,
@@ -27,7 +27,15 @@ from open_bench.environments.registry import (
 )
 from open_bench.environments.user_classes import check_instance
 from open_bench.errors import UserError
-from open_bench.experiments.plan import changed
+from open_bench.training.task import make_task
+
+
+def changed(
+    config: EnvironmentConfig, settings: dict[str, Any] | None = None, options: dict[str, Any] | None = None
+) -> EnvironmentConfig:
+    """The configuration with settings of its algorithm and options replaced."""
+    return make_task(config, settings=settings, options=options).environment
+
 
 WALK = '''
 import jax
@@ -149,7 +157,7 @@ def test_a_class_in_a_toml_gets_its_options(corridors: Callable[[str], Path]) ->
     path = toml(corridors(WALK), "corridors:Walk", "length = 7\nprize = 2.0")
     found = load_environment(path)
     assert (found.name, make_environment(found).observation_size) == ("corridor", 7)
-    assert make_environment(changed(found, {}, {"length": 3})).observation_size == 3
+    assert make_environment(changed(found, None, {"length": 3})).observation_size == 3
 
 
 def test_an_edited_file_is_another_task(corridors: Callable[[str], Path]) -> None:
@@ -270,7 +278,7 @@ def test_an_instance_is_never_taken_from_the_store() -> None:
     assert (found.name, found.stored) == ("Probe", False)
     assert make_environment(changed(found, {"num_envs": 8})) is environment
     with pytest.raises(UserError, match="was given as an object, so it has no options: length"):
-        make_environment(changed(found, {}, {"length": 2}))
+        make_environment(changed(found, None, {"length": 2}))
 
 
 def test_a_class_of_a_file_is_what_its_name_means(corridors: Callable[[str], Path]) -> None:
@@ -288,7 +296,7 @@ def test_a_class_without_a_file_is_never_taken_from_the_store(corridors: Callabl
     typed = load_environment(session["Walk"])
     assert (typed.name, typed.stored) == ("Walk", False)
     assert type(make_environment(typed)) is session["Walk"]
-    assert make_environment(changed(typed, {}, {"length": 3})).observation_size == 3
+    assert make_environment(changed(typed, None, {"length": 3})).observation_size == 3
 
     class Inner(Probe):
         """What it is may depend on the function around it."""
@@ -340,18 +348,18 @@ def test_optimal_returns_are_asked_for_without_knowing_the_kind() -> None:
 
 def test_options_that_spell_out_what_holds_anyway_make_one_task() -> None:
     base = load_environment("gridworld/rand_all")
-    assert same_task(base, changed(base, {}, {"max_size": 10, "level_per_copy": False}))
-    assert not same_task(base, changed(base, {}, {"max_size": 9}))
-    assert not same_task(base, changed(base, {}, {"level_per_copy": True}))
+    assert same_task(base, changed(base, None, {"max_size": 10, "level_per_copy": False}))
+    assert not same_task(base, changed(base, None, {"max_size": 9}))
+    assert not same_task(base, changed(base, None, {"level_per_copy": True}))
     cartpole = load_environment("cartpole")
     assert same_task(cartpole, cartpole)
-    assert not same_task(cartpole, changed(cartpole, {}, {"max_steps_in_episode": 500}))  # it does not say
+    assert not same_task(cartpole, changed(cartpole, None, {"max_steps_in_episode": 500}))  # it does not say
 
 
 def test_what_is_shifted() -> None:
     wide = load_environment("gridworld/rand_all")
-    narrow = changed(wide, {}, {"max_size": 8, "walls": 10})
-    assert task_shifts(changed(wide, {}, {"max_size": 12, "walls": 22}), wide.source, {}) == ("size", "observation")
+    narrow = changed(wide, None, {"max_size": 8, "walls": 10})
+    assert task_shifts(changed(wide, None, {"max_size": 12, "walls": 22}), wide.source, {}) == ("size", "observation")
     assert "size" in task_shifts(wide, narrow.source, narrow.options)
     assert task_shifts(load_environment("cartpole"), wide.source, {}) == ("environment",)
     assert task_shifts(wide, "gridworld:maze", {"maze": "not/here.txt"}) == ("environment",)
@@ -412,8 +420,8 @@ def test_every_copy_finishes_three_episodes_of_a_fixed_length() -> None:
             continue
         environment = make_environment(shipped)
         for budget, env_steps in shipped.budgets.items():
-            steps = shipped.num_updates(env_steps) * shipped.ppo.batch_size
-            episodes = episodes_per_copy(environment, shipped.ppo.num_envs, steps)
+            task = make_task(shipped, steps=env_steps)
+            episodes = episodes_per_copy(environment, task.settings.num_envs, task.lifetime_steps)
             if episodes is not None and episodes < 3:
                 found.add((name, budget))
     assert found == SHORT

@@ -8,7 +8,8 @@ from leaderboards import FEW, RESULTS, SCALES, rendered
 from rich.console import Console
 from synthetic import NAN, make_returns, make_runs
 
-from open_bench.evaluation import tables, text
+from open_bench import text
+from open_bench.evaluation import tables
 from open_bench.evaluation.leaderboard import leaderboard
 
 

@@ -8,10 +8,10 @@ from open_bench import files
 
 
 @pytest.fixture(autouse=True)
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def shipped(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of weights that ship, beside the hyperparameters and returns that do."""
-    baselines = tmp_path / "baselines"
-    (baselines / "weights").mkdir(parents=True)
+    baselines = tmp_path_factory.mktemp("baselines")
+    (baselines / "weights").mkdir()
     for folder in ("hyperparameters", "returns"):
         (baselines / folder).symlink_to(files.baselines_dir() / folder)
     monkeypatch.setattr(files, "baselines_dir", lambda: baselines)

@@ -1,4 +1,4 @@
-"""Watching a meta-training: bars and lines, the figure of the history, TensorBoard, Weights & Biases."""
+"""Where a meta-training's history goes: lines and bars, the figure, TensorBoard, Weights & Biases."""
 
 import importlib
 import inspect
@@ -6,7 +6,7 @@ import io
 import struct
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,23 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from commands import OpenBench
 from rich.console import Console
+from tiny_meta import TINY
 
 import open_bench
-from open_bench.cli import main as cli
-from open_bench.cli.console import MetaBars, MetaLines
+from open_bench.cli import meta_train as command
+from open_bench.config import shipped
 from open_bench.errors import UserError
 from open_bench.evaluation.style import png
-from open_bench.meta_training.evolution import Progress
+from open_bench.events import Compiled, Ended, Evaluated, Event, Generation, Started, Work, several
+from open_bench.experiments.execute import stream
 from open_bench.meta_training.figure import history_figure, save_history
-from open_bench.meta_training.logging import Figure, TensorBoard, Watched, WeightsAndBiases, scalars
+from open_bench.meta_training.logging import Figure, Logged, TensorBoard, WeightsAndBiases, scalars
+from open_bench.progress import Tally, lines, picture
+from open_bench.weights.format import load_weights
 
-TINY = {"num_envs": 4, "num_steps": 16, "update_epochs": 1, "num_minibatches": 2, "hidden": (4,)}
+SETTINGS = TINY | {"update_epochs": 1, "hidden": (4,)}
 
 
 def row(generation: int, **more: Any) -> dict[str, Any]:
@@ -59,25 +64,24 @@ def store(folder: Path, rows: list[dict[str, Any]]) -> None:
 # --- bars and lines ---------------------------------------------------------------------------------------------------
 
 
-def terminal(**options: Any) -> Console:
-    return Console(file=io.StringIO(), width=250, color_system=None, **options)
-
-
-def shown(console: Console) -> str:
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+CARTPOLE = Work("cartpole", "cartpole", 20, 1280, 12)
 
 
 def test_lines_show_fitness_time_left_and_the_mean_against_adam() -> None:
-    console = terminal()
-    lines = MetaLines(console)
-    lines.planned("mine", 30, 4, 1211)
-    lines.compiled("cartpole", 3.21)
-    lines.generation(row(5), 50.0)
-    lines.generation(row(6, diverged=2, unfinished=1), 7200.0)  # too soon after the one before
-    lines.generation(evaluated(7), 7200.0)
-    lines.generation(row(30), 0.0)
-    text = [line.partition("] ")[2] for line in shown(console).splitlines()]
+    console = Console(file=io.StringIO(), width=250, color_system=None)
+    told = (
+        Started("mine", (CARTPOLE,), generations=30, generations_done=4, parameters=1211),
+        Compiled(CARTPOLE, 3.21),
+        Generation(row(5), 50.0),
+        Generation(row(6, diverged=2, unfinished=1), 7200.0),  # too soon after the one before
+        Generation(evaluated(7), 7200.0),
+        Generation(row(30), 0.0),
+        Ended(),
+    )
+    watch = lines(console, clock=lambda: 0.0)
+    for event in told:
+        watch(event)
+    text = [line.partition("] ")[2] for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
     assert text == [
         "mine: 30 generations, θ has 1,211 numbers, going on after generation 4",
         "cartpole: compiled in 3.2 s",
@@ -88,21 +92,21 @@ def test_lines_show_fitness_time_left_and_the_mean_against_adam() -> None:
 
 
 def test_a_bar_shows_the_same_and_keeps_the_latest_evaluation_in_sight() -> None:
-    console = terminal(force_terminal=True)
-    bars = MetaBars(console)
-    with bars.watch() as drawn:
-        bars.planned("mine", 30, 4, 1211)
-        bars.compiled("cartpole", 3.0)
-        bars.generation(evaluated(5), 300.0)
-        bars.generation(row(6, diverged=2), 240.0)
-        bars.evaluated(3, 12)
-        drawn.refresh()
-    last = shown(console).replace("\r", "\n").splitlines()
-    (frame,) = {line.split(" 0:")[0].rstrip() for line in last if "(3/12 lifetimes)" in line}
-    assert "mine" in frame
-    assert "6/30" in frame
-    expected = "fitness 60 ± 1.5, best 63, 2 diverged; mean θ on cartpole 105 (Adam 200), 4 min left  (3/12 lifetimes)"
-    assert expected in frame
+    tally = Tally(clock=lambda: 0.0)
+    for event in (
+        Started("mine", (CARTPOLE,), generations=30, generations_done=4, parameters=1211),
+        Compiled(CARTPOLE, 3.0),
+        Generation(evaluated(5), 300.0),
+        Generation(row(6, diverged=2), 240.0),
+        Evaluated(3, 12),
+    ):
+        tally(event)
+    above, below = picture(tally, 250, elapsed=60.0)
+    assert above.startswith("mine ")
+    assert "generation 6 of 30" in above
+    assert above.endswith("4.0 min left")
+    expected = "fitness 60 ± 1.5, best 63, 2 diverged; mean θ on cartpole 105 (Adam 200); 3 of 12 lifetimes"
+    assert below.strip() == expected
 
 
 # --- what writers are told --------------------------------------------------------------------------------------------
@@ -132,13 +136,14 @@ class Notes:
         self.ended.append(finished)
 
 
-def evolve(watched: Watched, folder: Path, done: int, until: int, total: int = 9) -> None:
+def evolve(writers: Sequence[Any], folder: Path, done: int, until: int, total: int = 9) -> None:
     """What an evolution tells: generations ``done + 1`` to ``until``; a cut one ends with Ctrl-C."""
-    with watched.watch():
-        watched.planned("custom", total, done, 10)
+    watcher = Logged(folder, writers)
+    with stream(watcher):
+        watcher(Started("custom", generations=total, generations_done=done, parameters=10))
         for generation in range(done + 1, until + 1):
             store(folder, [row(each) for each in range(1, generation + 1)])
-            watched.generation(row(generation), 1.0)
+            watcher(Generation(row(generation), 1.0))
         if until < total:
             raise KeyboardInterrupt
 
@@ -147,7 +152,7 @@ def test_a_resumed_writer_hears_every_generation_once_in_order(tmp_path: Path) -
     """The process died after generation 4 was stored and before it was told, and 4 are done."""
     store(tmp_path, [row(each) for each in (1, 2, 3, 4)])
     anew, knows_three = Notes(), Notes(there=3)
-    evolve(Watched(Progress(), tmp_path, [anew, knows_three]), tmp_path, done=4, until=9)
+    evolve([anew, knows_three], tmp_path, done=4, until=9)
     assert [each["generation"] for each in anew.rows] == list(range(1, 10))
     assert [each["generation"] for each in knows_three.rows] == list(range(4, 10))
     assert anew.rows == [row(each) for each in range(1, 10)]  # to the last bit, though it went through a file
@@ -157,11 +162,11 @@ def test_a_resumed_writer_hears_every_generation_once_in_order(tmp_path: Path) -
 def test_a_writer_hears_what_is_stored_of_an_evolution_that_is_cut_or_over(tmp_path: Path) -> None:
     cut, over, nothing = Notes(), Notes(), Notes()
     with pytest.raises(KeyboardInterrupt):
-        evolve(Watched(Progress(), tmp_path, [nothing]), tmp_path, done=0, until=0)
+        evolve([nothing], tmp_path, done=0, until=0)
     with pytest.raises(KeyboardInterrupt):
-        evolve(Watched(Progress(), tmp_path, [cut]), tmp_path, done=0, until=2)
+        evolve([cut], tmp_path, done=0, until=2)
     store(tmp_path, [row(each) for each in range(1, 10)])
-    evolve(Watched(Progress(), tmp_path, [over]), tmp_path, done=9, until=9)
+    evolve([over], tmp_path, done=9, until=9)
     assert (nothing.rows, nothing.ended) == ([], [False])
     assert ([each["generation"] for each in cut.rows], cut.ended) == ([1, 2], [False])
     assert ([each["generation"] for each in over.rows], over.ended) == (list(range(1, 10)), [True])
@@ -170,43 +175,32 @@ def test_a_writer_hears_what_is_stored_of_an_evolution_that_is_cut_or_over(tmp_p
 def test_a_writer_that_fails_is_left_out_with_a_warning(tmp_path: Path) -> None:
     failing, other = Notes(fails_at=3), Notes()
     with pytest.warns(UserWarning, match=r"notes: OSError: .*No space left on device.*the evolution goes on") as caught:
-        evolve(Watched(Progress(), tmp_path, [failing, other]), tmp_path, done=0, until=9)
+        evolve([failing, other], tmp_path, done=0, until=9)
     assert len(caught) == 1
-    assert caught[0].filename.endswith("writers.py")  # or the command line would not show it
+    assert caught[0].filename.endswith("logging.py")  # or the command line would not show it
     assert ([each["generation"] for each in failing.rows], failing.ended) == ([1, 2, 3], [])
     assert ([each["generation"] for each in other.rows], other.ended) == (list(range(1, 10)), [True])
 
 
 def test_what_fails_at_the_start_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="notes cannot be started: OSError: no connection"):
-        evolve(Watched(Progress(), tmp_path, [Notes(refuses=OSError("no connection"))]), tmp_path, 0, 9)
+        evolve([Notes(refuses=OSError("no connection"))], tmp_path, 0, 9)
 
 
-def test_the_users_watcher_is_told_everything(tmp_path: Path) -> None:
-    public = [name for name in vars(Progress) if not name.startswith("_")]
-    assert {"watch", "planned", "generation"} <= set(public)
-    assert set(public) <= set(vars(Watched))  # a new message must be passed on
+def test_the_users_watcher_is_told_everything_and_first(tmp_path: Path) -> None:
     told: list[Any] = []
-
-    class Listening(Progress):
-        def planned(self, name: str, generations: int, done: int, parameters: int) -> None:
-            told.append((name, generations, done, parameters))
-
-        def compiled(self, environment: str, seconds: float) -> None:
-            told.append((environment, seconds))
-
-        def evaluated(self, lifetimes: int, total: int) -> None:
-            told.append((lifetimes, total))
-
-        def generation(self, row: dict[str, Any], seconds_left: float) -> None:
-            told.append((row, seconds_left))
-
-    watched = Watched(Listening(), tmp_path, [])
-    watched.planned("a", 9, 1, 5)
-    watched.compiled("cartpole", 2.0)
-    watched.evaluated(1, 2)
-    watched.generation(row(2), 3.0)
-    assert told == [("a", 9, 1, 5), ("cartpole", 2.0), (1, 2), (row(2), 3.0)]
+    notes = Notes()
+    watcher = several([told.append, Logged(tmp_path, [notes]), lambda event: told.append(len(notes.rows))])
+    events: list[Event] = [
+        Started("a", generations=9),
+        Compiled(CARTPOLE, 2.0),
+        Evaluated(1, 2),
+        Generation(row(1), 3.0),
+    ]
+    for event in events:
+        watcher(event)
+    assert told[::2] == events
+    assert told[1::2] == [0, 0, 0, 1]
 
 
 def test_scalars_are_grouped_and_leave_out_what_is_not_known() -> None:
@@ -279,7 +273,7 @@ def test_the_figure_is_written_at_every_evaluation_and_at_the_end(tmp_path: Path
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
-def events(folder: Path) -> Iterator[Any]:
+def written(folder: Path) -> Iterator[Any]:
     """The events of a folder's files: each is its length, a checksum, the event, a checksum."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     for path in sorted(folder.glob("events.out.tfevents.*")):
@@ -291,7 +285,7 @@ def events(folder: Path) -> Iterator[Any]:
 
 
 def series(folder: Path, tag: str) -> list[tuple[int, float]]:
-    found = [(each.step, value) for each in events(folder) for value in each.summary.value if value.tag == tag]
+    found = [(each.step, value) for each in written(folder) for value in each.summary.value if value.tag == tag]
     return [(step, value.simple_value) for step, value in found]
 
 
@@ -307,7 +301,7 @@ def test_tensorboard_gets_every_column_by_generation(tmp_path: Path) -> None:
     assert series(tmp_path, "return/cartpole") == [(2, 102.0)]
     assert series(tmp_path, "adam/cartpole") == [(2, 200.0)]
     assert series(tmp_path, "sigma") == [(n, np.float32(0.3 * 0.99**n)) for n in (1, 2, 3)]
-    times = [each.wall_time for each in events(tmp_path) if each.summary.value]
+    times = [each.wall_time for each in written(tmp_path) if each.summary.value]
     assert times[1] - times[0] == pytest.approx(2.5, abs=1e-3)  # told at once, apart by what the evolution took
 
 
@@ -373,9 +367,9 @@ def test_wandb_gets_every_generation_and_goes_on_with_the_same_run(wandb: FakeSe
         return WeightsAndBiases("project", tmp_path, "mine", "0123456789", {"sigma": 0.3})
 
     with pytest.raises(KeyboardInterrupt):
-        evolve(Watched(Progress(), tmp_path, [writer()]), tmp_path, done=0, until=4)
+        evolve([writer()], tmp_path, done=0, until=4)
     store(tmp_path, [row(each) for each in range(1, 6)])  # stored by a process that died before it told
-    evolve(Watched(Progress(), tmp_path, [writer()]), tmp_path, done=5, until=9)
+    evolve([writer()], tmp_path, done=5, until=9)
     (run,) = wandb.runs.values()
     assert sorted(run) == list(range(1, 10))
     assert run[5]["fitness/mean"] == 50.0
@@ -395,7 +389,7 @@ def test_without_wandb_the_error_says_what_to_install(tmp_path: Path, monkeypatc
     for name in [name for name in sys.modules if name.partition(".")[0] in ("wandb", "tensorboardX")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(importlib, "import_module", absent)
-    arguments = {"steps": 64, "settings": TINY, "population": 2, "results": tmp_path, "devices": 1}
+    arguments = {"steps": 64, "settings": SETTINGS, "population": 2, "results": tmp_path, "devices": 1}
     with pytest.raises(UserError, match=r'wandb is not installed: pip install "open-bench\[wandb\]"'):
         open_bench.meta_train("open", ["cartpole"], wandb="project", **arguments)
     with pytest.raises(UserError, match=r'tensorboardX is not installed: pip install "open-bench\[tensorboard\]"'):
@@ -427,7 +421,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Fak
         patch.setenv("OPEN_BENCH_WEIGHTS", str(folder / "library"))
         for generations in (3, 5):
             done = open_bench.meta_train(
-                "open", ["cartpole"], steps=64 * 4, settings=TINY, population=2, generations=generations, sigma=1.0,
+                "open", ["cartpole"], steps=64 * 4, settings=SETTINGS, population=2, generations=generations, sigma=1.0,
                 fitness="mean_return", evaluate_every=2, evaluation_rollouts=1, vmap_size=1, devices=1, results=folder,
                 name="mine", tensorboard=True, wandb="project",
             )  # fmt: skip
@@ -452,7 +446,7 @@ def test_a_meta_training_is_watched_from_its_first_generation_to_its_last(traine
 
 def test_the_cost_counts_over_all_sittings(trained: tuple[Any, FakeService]) -> None:
     done, _ = trained
-    cost = open_bench.weights.load_weights(done.path).metadata["cost"]
+    cost = load_weights(done.path).metadata["cost"]
     counted = {key: cost[key] for key in ("env_steps", "lifetimes", "generations", "devices")}
     assert counted == {"env_steps": 5 * 2 * 64 * 4, "lifetimes": 5 * 2, "generations": 5, "devices": 1}
     assert cost["seconds"] == done.history["seconds"].iloc[-1] > done.history["seconds"].iloc[2] > 0
@@ -460,19 +454,12 @@ def test_the_cost_counts_over_all_sittings(trained: tuple[Any, FakeService]) -> 
 
 
 def test_the_command_line_says_where_the_figure_is(trained: tuple[Any, FakeService]) -> None:
-    from open_bench.cli.console import meta_report
-
-    assert str(trained[0].folder / "history.png") in meta_report(trained[0])
-    options = {option.name for option in cli.meta_train.params}
-    assert {"tensorboard", "wandb"} <= options
+    assert str(trained[0].folder / "history.png") in command.meta_report(trained[0])
+    assert {"tensorboard", "wandb"} <= {option.name for option in command.meta_train.params}
     assert {"tensorboard", "wandb"} <= set(inspect.signature(open_bench.meta_train).parameters)
 
 
-def test_recipes_are_listed(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from open_bench.config import shipped
-
-    monkeypatch.setattr(cli, "OUT", Console(width=200))
-    cli.cli(["list", "recipes"], standalone_mode=False)
-    out = capfd.readouterr().out
+def test_recipes_are_listed(openbench: OpenBench) -> None:
+    out = openbench("list", "recipes").out
     assert all(name in out for name in shipped("meta"))
     assert "Open_ES" in out

@@ -14,7 +14,7 @@ import pytest
 
 from open_bench.weights.format import save_weights
 
-TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tooling" / "kill_campaign.py"))
+TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tooling" / "kill_campaign.py"))
 Campaign, disturb, differences = (TOOL[name] for name in ("Campaign", "disturb", "differences"))
 REQUEST = {"generations": 8, "updates": 150}
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs SIGKILL")

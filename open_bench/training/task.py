@@ -118,7 +118,7 @@ def make_task(
     budget: str = "quick",
     steps: int | None = None,
     settings: Mapping[str, Any] | None = None,
-    options: Mapping[str, Option] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Task:
     """A task, with every name and value checked.
 

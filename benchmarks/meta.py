@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.events import Event, Generation, Started
-from open_bench.experiments.session import baseline_returns
 from open_bench.meta_training.checkpoint import Checkpoints
 from open_bench.meta_training.evolution import Strategy, evolve
 from open_bench.meta_training.fitness import TRAINING, Evaluator, FitnessTask, combine, rollout_keys
@@ -82,7 +82,7 @@ class Alternating:
 def measure(optimizer: str, config: MetaConfig, count: int | None) -> dict[str, Any]:
     """A few generations against Adam."""
     devices = start(count)
-    request = make_request(optimizer, config, baseline_returns(), devices)
+    request = make_request(optimizer, config, load_baseline_returns(), devices)
     (task,) = request.tasks
     population, adam = (
         Evaluator(each, devices, request.vmap_size, config.population)
@@ -141,7 +141,7 @@ def published(environment: str, vmap_size: int | None, count: int | None, update
     """Compile the published recipe and run the first updates of its first device batch."""
     devices = start(count)
     config = load_meta("open").model_copy(update={"environments": (environment,), "vmap_size": vmap_size})
-    request = make_request("open", config, baseline_returns(), devices)
+    request = make_request("open", config, load_baseline_returns(), devices)
     (task,) = request.tasks
     evaluator = Evaluator(task, devices, request.vmap_size, config.population)
     program, inputs = evaluator.program, first_batch(request, evaluator)

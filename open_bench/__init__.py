@@ -13,35 +13,16 @@ if TYPE_CHECKING:
     from open_bench.errors import UserError
     from open_bench.experiments.agents import load_agent
 
-_HOMES = {
-    "Cluster": "open_bench.config",
-    "Execution": "open_bench.config",
-    "UserError": "open_bench.errors",
-    "compare": "open_bench.api",
-    "generalize": "open_bench.api",
-    "load_agent": "open_bench.experiments.agents",
-    "load_runs": "open_bench.api",
-    "leaderboard": "open_bench.api",
-    "meta_train": "open_bench.api",
-    "train": "open_bench.api",
-}
 __all__ = [
-    "Cluster",
-    "Execution",
-    "UserError",
-    "compare",
-    "generalize",
-    "leaderboard",
-    "load_agent",
-    "load_runs",
-    "meta_train",
-    "train",
-]
+    "Cluster", "Execution", "UserError", "compare", "generalize", "leaderboard", "load_agent", "load_runs",
+    "meta_train", "train",
+]  # fmt: skip
+_HOMES = {"Cluster": "config", "Execution": "config", "UserError": "errors", "load_agent": "experiments.agents"}
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(_importlib.import_module(_HOMES[name]), name)
+    if name in __all__:
+        return getattr(_importlib.import_module(f"open_bench.{_HOMES.get(name, 'api')}"), name)
     if name == "__version__":
         from importlib.metadata import version
 

@@ -116,7 +116,7 @@ def prepare(
         "optimizers": optimizers, "environments": environments, "algorithm": algorithm, "budget": budget,
         "num_seeds": num_seeds, "root_seed": root_seed,
     }  # fmt: skip
-    chosen = adjust(chosen, **{key: _tuple(value) for key, value in changes.items()})
+    chosen = adjust(chosen, **{key: tuple(x) if isinstance(x, list) else x for key, x in changes.items()})
     if isinstance(meta_train, bool):
         chosen = chosen.model_copy(update={"meta": (chosen.meta or {}) if meta_train else None})
     else:
@@ -136,7 +136,8 @@ def _session(
         from open_bench.meta_training.as_needed import with_weights
 
         session = with_weights(session)
-    return session.planned()
+    _ = session.plan  # everything that a user can get wrong is found now
+    return session
 
 
 def meta_train(
@@ -173,12 +174,21 @@ def meta_train(
         UserError: whatever the request has wrong, before anything is compiled.
     """
     quiet_xla()
-    from open_bench.meta_training.start import start
+    from open_bench.evaluation.baseline_returns import load_baseline_returns
+    from open_bench.experiments.provenance import provenance
+    from open_bench.experiments.session import watcher_of
+    from open_bench.meta_training import logging, request, run, spec
+    from open_bench.training import devices
 
     fields = {field.name for field in dataclasses.fields(Execution)} - {"vmap_size"}
-    where = {key: changes.pop(key) for key in list(changes) if key in fields}
-    changes |= {"environments": _tuple(environments), "env_steps": steps}
-    return start(optimizer, config, changes, settings, name, tensorboard, wandb, execution.but(where))
+    execution = execution.but({key: changes.pop(key) for key in list(changes) if key in fields})
+    changes |= {"environments": environments, "env_steps": steps}
+    changes["vmap_size"] = changes.get("vmap_size") or execution.vmap_size
+    chosen = spec.adjusted(config, changes)
+    found = devices.start(execution.devices, execution.executor)
+    wanted = request.make_request(optimizer, chosen, load_baseline_returns(), found, settings)
+    watcher = logging.logged(watcher_of(execution), wanted, execution.folder, name, tensorboard, wandb)
+    return run.meta_train(wanted, execution.folder, name, found, watcher, provenance())
 
 
 def generalize(
@@ -242,7 +252,3 @@ def leaderboard(results: str | Path = "results", budget: str | None = None) -> "
     from open_bench.experiments.session import write_board
 
     return write_board(Path(results), load_runs(results), budget)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -184,6 +184,6 @@ def load_named(model: type[_Model], kind: str, words: tuple[str, str], name: str
     if name.endswith(".toml"):
         return load(model, Path(name))
     raise UserError(
-        f"unknown {words[0]} '{name}'.{near_matches(name, list(files))} "
+        f"unknown {words[0]} '{name}'.{near_matches(name, files)} "
         f"Known {words[1]}: {', '.join(files)}; or give the path of a .toml file."
     )

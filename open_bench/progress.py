@@ -40,7 +40,7 @@ def default_watcher(console: Console | None = None) -> Watcher:
     console = console or Console(stderr=True)
     if console.is_jupyter:
         return notebook()
-    return bars(console) if console.is_terminal else lines(console)
+    return bars(console) if console.is_terminal else Lines(console)
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------------
@@ -271,12 +271,11 @@ def picture(tally: Tally, width: int, elapsed: float) -> list[str]:
     if started.generations:
         where = f"generation {tally.generation} of {started.generations}"
         below = generation_note(tally)
-    elif tally.waiting:
-        where = f"{tally.finished} of {many(len(started.work), 'experiment')}"
-        below = f"waiting for another process that trains {tally.waiting} of these"
     else:
         where = f"{tally.finished} of {many(len(started.work), 'experiment')}"
         below = f"{tally.now.label}: {work_note(tally)}" if tally.now else ""
+        if tally.waiting:
+            below = f"waiting for another process that trains {tally.waiting} of these"
     time_left = left_note(tally.seconds_left)
     end = f" {tally.share:4.0%}  {where}, {duration(elapsed)}, {time_left}"
     short = f" {tally.share:4.0%}  {time_left}"
@@ -300,30 +299,22 @@ def _cut(text: str, width: int) -> str:
 
 def bars(console: Console) -> Watcher:
     """A watcher that draws in a terminal and leaves nothing behind."""
-    return _Bars(console)
+    tally = Tally()
 
-
-class _Bars:
-    def __init__(self, console: Console):
-        self._console, self._tally = console, Tally()
-        self._live: Live | None = None
-
-    def __call__(self, event: Event) -> None:
-        self._tally(event)
-        if isinstance(event, Ended):
-            self._stop()
-        elif self._live is None and isinstance(event, Started):
-            self._live = Live(console=self._console, get_renderable=self._draw, transient=True, refresh_per_second=4)
-            self._live.start()
-
-    def _stop(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def _draw(self) -> Text:
-        drawn = picture(self._tally, self._console.width - 1, time.monotonic() - self._tally.since)
+    def draw() -> Text:
+        drawn = picture(tally, console.width - 1, time.monotonic() - tally.since)
         return Text("\n".join(drawn), no_wrap=True, overflow="crop")
+
+    live = Live(console=console, get_renderable=draw, transient=True, refresh_per_second=4)
+
+    def watch(event: Event) -> None:
+        tally(event)
+        if isinstance(event, Ended):
+            live.stop()
+        elif isinstance(event, Started):
+            live.start()
+
+    return watch
 
 
 def notebook() -> Watcher:
@@ -347,13 +338,10 @@ def notebook() -> Watcher:
     return watch
 
 
-def lines(console: Console, clock: Clock = time.monotonic) -> Watcher:
+class Lines:
     """A watcher for logs: a line at the start and end of each part, and one every so often between."""
-    return _Lines(console, clock)
 
-
-class _Lines:
-    def __init__(self, console: Console, clock: Clock):
+    def __init__(self, console: Console, clock: Clock = time.monotonic):
         self._console, self._clock, self._tally = console, clock, Tally(clock)
         self._start, self._last, self._waited = clock(), -math.inf, False
 

@@ -22,7 +22,7 @@ from open_bench.events import (
     Waiting,
     Work,
 )
-from open_bench.progress import PLAIN_SECONDS, Tally, bars, default_watcher, lines, notebook, picture, spans
+from open_bench.progress import PLAIN_SECONDS, Lines, Tally, bars, default_watcher, notebook, picture, spans
 
 NAN = float("nan")
 FIRST = Work("a", "cartpole · adam", 36, 3_600, 3)
@@ -144,7 +144,7 @@ def test_an_interrupt_says_what_is_stored(events: list[Event], message: str) -> 
 def log(events: Iterable[Event], pause: float = 0.0, encoding: str = "utf-8") -> list[str]:
     """What ``lines`` prints, without the clock; ``pause`` seconds pass before each event."""
     clock, stream = Clock(), io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="replace")
-    watch = lines(Console(file=stream, color_system=None), clock)
+    watch = Lines(Console(file=stream, color_system=None), clock)
     for event in events:
         clock.now += pause
         watch(event)
@@ -286,7 +286,7 @@ def test_the_display_suits_where_it_is() -> None:
     terminal = Console(file=io.StringIO(), force_terminal=True)
     assert type(default_watcher(terminal)) is type(bars(terminal))
     log_file = Console(file=io.StringIO())
-    assert type(default_watcher(log_file)) is type(lines(log_file))
+    assert type(default_watcher(log_file)) is Lines
 
 
 def test_spans() -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import pydantic
 from jaxtyping import Array, Bool, Float, Key, Num
 
 from open_bench.config import Config, Positive, TrainingLength
@@ -39,13 +40,15 @@ class AlgorithmConfig(Config):
         """Whether the networks see observations as the environment gives them, so that stored parameters suffice."""
         return True
 
-    def check_minibatches(self, num_minibatches: int) -> None:
-        """Raise ValueError unless ``num_minibatches`` divides a rollout."""
-        if self.env_steps_per_update % num_minibatches:
+    @pydantic.model_validator(mode="after")
+    def _minibatches_divide_the_rollout(self) -> "AlgorithmConfig":
+        count = getattr(self, "num_minibatches", 1)
+        if self.env_steps_per_update % count:
             raise ValueError(
-                f"num_minibatches = {num_minibatches} does not divide "
+                f"num_minibatches = {count} does not divide "
                 f"num_envs × num_steps = {self.num_envs} × {self.num_steps} = {self.env_steps_per_update}"
             )
+        return self
 
     def training_length(self, num_updates: int) -> TrainingLength:
         """A lifetime of ``num_updates`` in the units that an optimizer may need."""

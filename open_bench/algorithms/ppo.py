@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from open_bench.algorithms.base import (
     Activations,
@@ -41,11 +41,6 @@ class PPOConfig(AlgorithmConfig):
     normalize_observations: bool = False
     normalize_rewards: bool = False
     bootstrap_on_truncation: bool = False  # the published protocol treats a time limit as a termination
-
-    @model_validator(mode="after")
-    def _minibatches_divide_the_rollout(self) -> "PPOConfig":
-        self.check_minibatches(self.num_minibatches)
-        return self
 
     @property
     def observes_as_given(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from open_bench.algorithms.base import (
     Activations,
@@ -48,11 +48,6 @@ class PQNConfig(AlgorithmConfig):
     hidden: tuple[Positive, ...] = Field(default=(64, 64), min_length=1)
     activation: Literal["relu", "tanh"] = "relu"
     greedy_envs: Annotated[int, Field(ge=0)] = 16  # copies in which the greedy policy is measured at the end; 0: not
-
-    @model_validator(mode="after")
-    def _minibatches_divide_the_rollout(self) -> "PQNConfig":
-        self.check_minibatches(self.num_minibatches)
-        return self
 
     def training_length(self, num_updates: int) -> TrainingLength:
         return TrainingLength(num_updates, self.num_epochs, self.num_minibatches)

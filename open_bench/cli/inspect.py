@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from open_bench.cli import console
 from open_bench.cli.options import ALGORITHM, JSON, RESULTS, SET
@@ -57,7 +58,6 @@ def show(png: Path | None, **request: Any) -> None:
 @click.option("--no-cost", is_flag=True, help="Leave out the timing against Adam.")
 def check(optimizer: str, no_cost: bool) -> None:
     """Check that OPTIMIZER follows the contract: for anyone who writes one. Exits with 1 when a check fails."""
-    from open_bench.evaluation.tables import check_line, cost_lines
     from open_bench.optimizers import conformance
     from open_bench.optimizers.resolve import resolve
 
@@ -65,10 +65,12 @@ def check(optimizer: str, no_cost: bool) -> None:
     passed = True
     for result in conformance.check(found):
         passed &= result.passed
-        console.OUT.print(check_line(result.name, result.passed, result.detail), highlight=False, soft_wrap=True)
+        mark = "[green]pass[/]" if result.passed else "[bold red]FAIL[/]"
+        console.OUT.print(f"{mark}  {result.name:<28} {escape(result.detail)}", highlight=False, soft_wrap=True)
     if not passed:
         sys.exit(1)
     if not no_cost:
         cost = conformance.cost(found, resolve("adam"))
-        for line in cost_lines(cost.parameters, cost.state_bytes, cost.seconds_per_step, cost.relative):
-            console.say(line)
+        each, whole = cost.state_bytes / cost.parameters, cost.state_bytes / 2**20
+        console.say(f"state {each:.1f} bytes a parameter ({whole:.2f} MiB for {cost.parameters:,})")
+        console.say(f"step  {1e3 * cost.seconds_per_step:.2f} ms, {cost.relative:.1f} × Adam's")

@@ -241,7 +241,7 @@ def weights() -> Listing:
     rows = [
         {"name": each.name, "optimizer": each.belongs_to, "hash": (each.hash or "")[:12], "place": each.place,
          "parameters": f"{each.parameters:,}" if each.parameters else "",
-         "trained on": each.error or ", ".join(each.metadata.get("environments") or ())}
+         "trained on": each.error or ", ".join(each.trained_on)}
         for each in listed
     ]  # fmt: skip
     return Listing(

@@ -1,6 +1,7 @@
 """What commands share: options, and how a request to train becomes an ``Execution``."""
 
 import contextlib
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -104,9 +105,9 @@ def trains(command: Command) -> Command:
 
 def _watcher(tally: Any, quiet: bool, plain: bool) -> Any:
     from open_bench.events import several
-    from open_bench.progress import default_watcher, lines
+    from open_bench.progress import Lines, default_watcher
 
-    shown = [] if quiet else [lines(ERR) if plain else default_watcher(ERR)]
+    shown = [] if quiet else [Lines(ERR) if plain else default_watcher(ERR)]
     return several([tally, *shown])
 
 
@@ -118,8 +119,11 @@ def _explained(tally: Any, settings: dict[str, Any]) -> Iterator[None]:
     except KeyboardInterrupt:
         raise Stopped(tally.interrupted()) from None
     except UserError as error:
+        from open_bench.optimizers.registry import known
+
+        of_optimizers = {key for spec in known().values() for key in spec.hyperparameters}
         for key, value in settings.items():
-            if f"unknown key '{key}'" in str(error) and _belongs_to_optimizers(key):
+            if f"unknown key '{key}'" in str(error) and key in of_optimizers:
                 raise UserError(
                     f"--set {key}={value}: '{key}' is no setting of the algorithm but of optimizers, and stands in "
                     f"their names: adam:{key}={value}"
@@ -127,16 +131,8 @@ def _explained(tally: Any, settings: dict[str, Any]) -> Iterator[None]:
         raise
 
 
-def _belongs_to_optimizers(key: str) -> bool:
-    from open_bench.optimizers.registry import known
-
-    return any(key in spec.hyperparameters for spec in known().values())
-
-
 def _plan_only(as_json: bool) -> Any:
     """A watcher that prints what is ahead, which every stream of events begins with, and goes no further."""
-    import dataclasses
-
     from open_bench.events import Event, Started
     from open_bench.progress import plan_report
 
@@ -154,8 +150,6 @@ def _plan_only(as_json: bool) -> Any:
 @contextlib.contextmanager
 def _planning(execution: Execution, dry_run: bool) -> Iterator[Execution]:
     """A plan trains nothing and makes no folder of results: where there is none yet, it looks at an empty one."""
-    import dataclasses
-
     if not dry_run:
         yield execution
         return

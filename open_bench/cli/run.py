@@ -5,17 +5,7 @@ from typing import Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import (
-    ALGORITHM,
-    BUDGET,
-    SAVE_AGENTS,
-    SET,
-    STEPS,
-    num_seeds,
-    options,
-    root_seed,
-    trains,
-)
+from open_bench.cli.options import ALGORITHM, BUDGET, SAVE_AGENTS, SET, STEPS, num_seeds, options, root_seed, trains
 from open_bench.cli.results import print_board
 from open_bench.config import Execution
 

@@ -2,14 +2,14 @@
 
 import abc
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from open_bench.errors import UserError
+from open_bench.errors import UserError, near_matches
 
 Options = Mapping[str, bool | int | float | str]  # arguments of an environment's constructor, as a TOML gives them
 
@@ -122,6 +122,28 @@ class Environment(abc.ABC):
         """
         del key, path, png
         raise UserError(f"{name} draws no levels, so there is nothing to show; gridworlds do, such as gridworld/small")
+
+
+def check_options(task: str, options: Options, defaults: Mapping[str, Any], others: Sequence[str] = ()) -> None:
+    """Raise UserError for an option that a task has not, or whose value is of another kind than its default.
+
+    ``others`` are options that are checked elsewhere: they are only named.
+    """
+    known = [*others, *defaults]
+    for key, value in options.items():
+        if key not in defaults:
+            raise UserError(f"{task} has no option '{key}'.{near_matches(key, known)} It has: {', '.join(known)}.")
+        default = defaults[key]
+        if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
+            raise UserError(f"{task}: {key} = {value!r} does not fit; it is such as {default!r}")
+
+
+def check_time_limit(task: str, name: str, value: Any) -> None:
+    """Raise UserError for a number of env steps that an int32 cannot count, or no whole number at all."""
+    if type(value) is not int or not 0 < value < 2**31:
+        raise UserError(
+            f"{task}: {name} = {value!r} is no whole number from 1 to 2³¹ − 1, so it is no number of env steps"
+        )
 
 
 def episodes_per_copy(environment: Environment, num_envs: int, env_steps: int) -> float | None:

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from open_bench.environments.base import Continuous, Environment, with_strong_types
-from open_bench.errors import UserError, near_matches
+from open_bench.environments.base import Continuous, Environment, check_options, check_time_limit, with_strong_types
+from open_bench.errors import UserError, check_known
 
 BACKENDS = ("generalized", "positional", "spring", "mjx")
 BOUNDS = (-1.0, 1.0)  # of every action
@@ -48,11 +48,12 @@ class BraxEnvironment(Environment):
     """
 
     def __init__(self, name: str, /, backend: str = "positional", episode_length: int = 1000, **options: Scalar):
-        _check_choice("Brax environment", name, list(_registry()))
-        _check_choice("Brax backend", backend, list(BACKENDS))
-        if isinstance(episode_length, bool) or not isinstance(episode_length, int) or not 0 < episode_length < 2**31:
-            raise UserError(f"brax {name}: episode_length = {episode_length!r} is no whole number from 1 to 2³¹ − 1")
-        _check_options(name, options)
+        check_known("Brax environment", name, _registry())
+        check_known("Brax backend", backend, BACKENDS)
+        check_time_limit(f"brax {name}", "episode_length", episode_length)
+        check_options(f"brax {name}", options, _option_defaults(_registry()[name]), ("backend", "episode_length"))
+        if int(options.get("n_frames", 1)) < 1:
+            raise UserError(f"brax {name}: n_frames = {options['n_frames']} does not fit: it is at least 1")
         self.episode_length = episode_length
         self.cpu_steps_per_second = CPU_STEPS_PER_SECOND.get(name, CPU_STEPS_PER_SECOND_ELSEWHERE)
         self._environment = _make(name, backend, options)
@@ -142,24 +143,6 @@ def _make(name: str, backend: str, options: dict[str, Scalar]) -> Any:
             f"brax cannot make {name} with the {backend} backend and {options or 'its own settings'}: {error}"
             f"{hint if 'backend' in str(error) else ''}"
         ) from None
-
-
-def _check_choice(kind: str, given: Any, known: list[str]) -> None:
-    if given not in known:
-        raise UserError(f"unknown {kind} '{given}'.{near_matches(str(given), known)} Known: {', '.join(known)}.")
-
-
-def _check_options(name: str, options: dict[str, Scalar]) -> None:
-    """Options are scalar arguments of the constructor, with values of the kind of their defaults."""
-    defaults = _option_defaults(_registry()[name])
-    for key, value in options.items():
-        if key not in defaults:
-            known = ["backend", "episode_length", *defaults]
-            raise UserError(f"brax {name} has no option '{key}'.{near_matches(key, known)} It has: {', '.join(known)}.")
-        default = defaults[key]
-        fits = type(value) is type(default) or (isinstance(default, float) and type(value) is int)
-        if not fits or (key == "n_frames" and value < 1):  # type: ignore[operator]
-            raise UserError(f"brax {name}: {key} = {value!r} does not fit; it is such as {default!r}")
 
 
 def _option_defaults(task: type) -> dict[str, Scalar]:

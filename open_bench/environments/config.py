@@ -21,9 +21,8 @@ class EnvironmentConfig(Config):
     version: Positive = 1  # raised when the task itself changes
     options: dict[str, Option] = Field(default_factory=dict)
     algorithm: str = "ppo"  # unless another is asked for
-    algorithms: dict[str, dict[str, Any]] = Field(
-        default_factory=dict
-    )  # settings by algorithm; one that it is not meant for has no table
+    # Settings by algorithm; one that it is not meant for has no table.
+    algorithms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     budgets: dict[str, Positive] = Field(min_length=1)
     # Of a class of the user's; set by load_environment, never by a TOML.
     _digest: str | None = PrivateAttr("")  # of its file; None: it has none
@@ -55,6 +54,6 @@ class EnvironmentConfig(Config):
         if budget not in self.budgets:
             raise UserError(
                 f"{self.name} has no budget '{budget}' (it has {', '.join(self.budgets)})."
-                f"{near_matches(budget, list(self.budgets))}"
+                f"{near_matches(budget, self.budgets)}"
             )
         return self.budgets[budget]

@@ -6,8 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from open_bench.environments.base import Discrete, Environment, restart_finished, with_strong_types
-from open_bench.errors import UserError, near_matches
+from open_bench.environments.base import (
+    Discrete,
+    Environment,
+    check_options,
+    check_time_limit,
+    restart_finished,
+    with_strong_types,
+)
+from open_bench.errors import UserError, check_known
 
 IDS = ("Craftax-Classic-Symbolic-v1",)
 NEVER = 2**31 - 1  # env steps: a time limit that no episode reaches
@@ -34,11 +41,7 @@ class CraftaxEnvironment(Environment):
     cpu_steps_per_second = CPU_STEPS_PER_SECOND
 
     def __init__(self, environment_id: str, /, **options: bool | int | float | str):
-        if environment_id not in IDS:
-            raise UserError(
-                f"unknown Craftax environment '{environment_id}'.{near_matches(environment_id, list(IDS))} "
-                f"Known: {', '.join(IDS)}."
-            )
+        check_known("Craftax environment", environment_id, IDS)
         self._environment = _maker()(environment_id, auto_reset=False)
         self._params = _with_options(self._environment.default_params, options)
         (self.observation_size,) = self._environment.observation_space(self._params).shape
@@ -89,13 +92,7 @@ def _maker() -> Callable[..., Any]:
 
 def _with_options(params: Any, options: dict[str, bool | int | float | str]) -> Any:
     defaults = {name: value for name, value in vars(params).items() if isinstance(value, bool | int | float)}
-    for key, value in options.items():
-        if key not in defaults:
-            known = list(defaults)
-            raise UserError(f"Craftax has no option '{key}'.{near_matches(key, known)} It has: {', '.join(known)}.")
-        fits = type(value) is type(defaults[key]) or (isinstance(defaults[key], float) and type(value) is int)
-        if not fits:
-            raise UserError(f"Craftax: {key} = {value!r} does not fit; it is such as {defaults[key]!r}")
-        if key == "max_timesteps" and not 0 < int(value) < 2**31:
-            raise UserError(f"Craftax: max_timesteps = {value!r} is no number of env steps from 1 to 2³¹ − 1")
+    check_options("Craftax", options, defaults)
+    if "max_timesteps" in options:
+        check_time_limit("Craftax", "max_timesteps", options["max_timesteps"])
     return params.replace(**options)

@@ -1,6 +1,7 @@
 """The adapter for gymnax ≥ 1.0: any registered id as an ``Environment``."""
 
 import dataclasses
+import math
 from typing import Any
 
 import gymnax
@@ -8,7 +9,15 @@ import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
 
-from open_bench.environments.base import ActionSpace, Continuous, Discrete, Environment, with_strong_types
+from open_bench.environments.base import (
+    ActionSpace,
+    Continuous,
+    Discrete,
+    Environment,
+    check_options,
+    check_time_limit,
+    with_strong_types,
+)
 from open_bench.errors import UserError
 
 MAX_SIZE = 10_000  # of what a constructor is given, such as the side of a grid
@@ -57,15 +66,8 @@ class GymnaxEnvironment(Environment):
             key, state, action, self._params
         )
         final = {"final_observation": self._flat(info["final_observation"])}
-        reward = jnp.asarray(reward, jnp.float32).reshape(())
-        return (
-            self._flat(observation),
-            with_strong_types(state),
-            reward,
-            jnp.bool_(terminated),
-            jnp.bool_(truncated),
-            final,
-        )
+        reward, ended = jnp.asarray(reward, jnp.float32).reshape(()), (jnp.bool_(terminated), jnp.bool_(truncated))
+        return self._flat(observation), with_strong_types(state), reward, *ended, final
 
     def _flat(self, observation: jax.Array) -> jax.Array:
         if self._one_hot:
@@ -84,9 +86,12 @@ def _make(environment_id: str, options: dict[str, Any]) -> tuple[Any, Any]:
         raise
     except Exception as error:  # whatever a constructor makes of its options, or a task that downloads its data
         raise UserError(f"gymnax cannot make {environment_id} with {options}: {error}") from None
-    for name in fields:
-        _check_kind(environment_id, name, options[name], getattr(params, name))
-    return environment, params.replace(**{name: options[name] for name in fields})
+    chosen = {name: options[name] for name in options if name in fields}
+    numbers = {name: getattr(params, name) for name in chosen if isinstance(getattr(params, name), int | float)}
+    check_options(environment_id, {name: chosen[name] for name in numbers}, numbers)
+    if "max_steps_in_episode" in chosen:
+        check_time_limit(environment_id, "max_steps_in_episode", chosen["max_steps_in_episode"])
+    return environment, params.replace(**chosen)
 
 
 def _check_sizes(environment_id: str, arguments: dict[str, Any]) -> None:
@@ -96,25 +101,11 @@ def _check_sizes(environment_id: str, arguments: dict[str, Any]) -> None:
             raise UserError(f"{environment_id}: {name} = {value!r} is too large: at most {MAX_SIZE:,}")
 
 
-def _check_kind(environment_id: str, name: str, value: Any, default: Any) -> None:
-    """Raise UserError where a parameter is given another kind of value than it has, or a time limit below 1."""
-    kinds = (int, float) if isinstance(default, float) else type(default)
-    if isinstance(default, int | float) and (
-        not isinstance(value, kinds) or isinstance(value, bool) != isinstance(default, bool)
-    ):
-        raise UserError(f"{environment_id}: {name} = {value!r} does not fit; it is such as {default!r}")
-    if name == "max_steps_in_episode" and not 0 < value < 2**31:
-        raise UserError(f"{environment_id}: {name} = {value!r} is no number of env steps from 1 to 2³¹ − 1")
-
-
 def _observation_size(space: Any, environment_id: str) -> int:
     if isinstance(space, spaces.Discrete):
         return int(space.n)
     if isinstance(space, spaces.Box):
-        size = 1
-        for length in space.shape:
-            size *= int(length)
-        return size
+        return math.prod(map(int, space.shape))
     raise UserError(
         f"{environment_id} has observations of a kind that open-bench does not support: {type(space).__name__}"
     )
@@ -124,10 +115,7 @@ def _action_space(space: Any, environment_id: str) -> tuple[ActionSpace, tuple[A
     if isinstance(space, spaces.Discrete):
         return Discrete(int(space.n)), None
     if isinstance(space, spaces.Box):
-        size = 1
-        for length in space.shape:
-            size *= int(length)
         # One scalar bound is what a uniformly random policy needs; tasks with other shapes clip to their own.
         bounds = float(jnp.min(jnp.asarray(space.low))), float(jnp.max(jnp.asarray(space.high)))
-        return Continuous(size, *bounds), (space.low, space.high, tuple(space.shape))
+        return Continuous(math.prod(map(int, space.shape)), *bounds), (space.low, space.high, tuple(space.shape))
     raise UserError(f"{environment_id} has actions of a kind that open-bench does not support: {type(space).__name__}")

@@ -114,7 +114,7 @@ def _class_of(source: str) -> Any:
         return user_classes.check_class(source, plugins.load_attribute("environment", source))
     raise UserError(
         f"unknown environment source '{source}': it must begin with {', '.join(f'{name}:' for name in ADAPTERS)} or be "
-        f"module:Class.{near_matches(adapter, list(ADAPTERS))}"
+        f"module:Class.{near_matches(adapter, ADAPTERS)}"
     )
 
 

@@ -19,15 +19,12 @@ def check_class(name: str, value: Any) -> type[Environment]:
         raise UserError(f"environment '{name}' is a {type(value).__name__}, not a class of environments")
     constructs = any("__init__" in vars(kind) for kind in value.__mro__[:-1])
     attributes = () if constructs else _ATTRIBUTES  # what a constructor sets is seen later
-    methods = [method for method in ("reset", "step") if _is_missing(value, method)]
+    found = {method: getattr(value, method, None) for method in ("reset", "step")}
+    methods = [name for name, each in found.items() if each is None or getattr(each, "__isabstractmethod__", False)]
     _refuse_missing(name, [*methods, *(attribute for attribute in attributes if not hasattr(value, attribute))])
     if not issubclass(value, Environment):
         raise UserError(f"environment '{name}' is not derived from open_bench.environments.Environment")
     return value
-
-
-def _is_missing(kind: type, method: str) -> bool:
-    return getattr(getattr(kind, method, None), "__isabstractmethod__", not hasattr(kind, method))
 
 
 def construct(name: str, kind: type[Environment], options: Options) -> Environment:

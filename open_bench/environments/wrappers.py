@@ -1,5 +1,6 @@
 """A batch of environment copies with episode statistics and optional normalization of observations and rewards."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -44,10 +45,11 @@ class Transition(NamedTuple):
     final_observation: Array
 
 
+@dataclasses.dataclass(frozen=True)
 class VectorEnvironment:
     """``num_envs`` copies of an environment, stepped together.
 
-    Args:
+    Attributes:
         environment: the task.
         num_envs: number of copies.
         normalize_observations: subtract the running mean, divide by √(running variance + 1e-8).
@@ -55,19 +57,11 @@ class VectorEnvironment:
         gamma: discount of that return.
     """
 
-    def __init__(
-        self,
-        environment: Environment,
-        num_envs: int,
-        normalize_observations: bool = False,
-        normalize_rewards: bool = False,
-        gamma: float = 0.99,
-    ):
-        self.environment = environment
-        self.num_envs = num_envs
-        self.normalize_observations = normalize_observations
-        self.normalize_rewards = normalize_rewards
-        self.gamma = gamma
+    environment: Environment
+    num_envs: int
+    normalize_observations: bool = False
+    normalize_rewards: bool = False
+    gamma: float = 0.99
 
     def reset(self, key: Array) -> tuple[Array, VectorState]:
         """Start every copy: ``(observation (num_envs, observation_size), state)``."""

@@ -36,7 +36,7 @@ published has means without intervals and a ``source``; ``mean_return``, ``num_s
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -149,14 +149,11 @@ class EnvironmentReturns(Config):
 BaselineReturns = Mapping[str, EnvironmentReturns]
 
 
-def load_baseline_returns(
-    directory: str | Path | None = None, environments: Iterable[str] | None = None
-) -> dict[str, EnvironmentReturns]:
+def load_baseline_returns(directory: str | Path | None = None) -> dict[str, EnvironmentReturns]:
     """Baseline returns by environment, from ``<directory>/<environment>.toml``.
 
     Args:
         directory: default: ``returns`` in the baselines that ship, empty if they have none.
-        environments: which to read (those without a file are left out); default: all that are there.
 
     Raises:
         UserError: ``directory`` was given and is no folder, or a file is wrong; the message names file and key.
@@ -164,10 +161,7 @@ def load_baseline_returns(
     if directory is not None and not Path(directory).is_dir():
         raise UserError(f"{directory}: no such folder of baseline returns")
     directory = Path(directory) if directory is not None else files.baselines_dir() / "returns"
-    if environments is None:
-        found = sorted(path.relative_to(directory).with_suffix("").as_posix() for path in directory.rglob("*.toml"))
-    else:
-        found = [name for name in sorted(set(environments)) if returns_path(directory, name).is_file()]
+    found = sorted(path.relative_to(directory).with_suffix("").as_posix() for path in directory.rglob("*.toml"))
     return {name: read_returns(directory, name) for name in found}
 
 

@@ -72,7 +72,6 @@ class ScoreMatrix:
 class Profile(NamedTuple):
     """A performance profile: the fraction of runs with a score above each threshold, with 95 % intervals."""
 
-    thresholds: np.ndarray  # (n,)
     value: np.ndarray  # (n,), non-increasing, in [0, 1]
     low: np.ndarray  # (n,)
     high: np.ndarray  # (n,)
@@ -104,7 +103,7 @@ def performance_profile(scores: ScoreMatrix, thresholds: np.ndarray, resamples: 
     def above(x: np.ndarray) -> np.ndarray:  # rliable's score distribution without its Python loop over thresholds
         return (total - np.searchsorted(np.sort(x, axis=None), thresholds, side="right")) / total
 
-    return Profile(thresholds, *_bootstrap(above, [scores], resamples))
+    return Profile(*_bootstrap(above, [scores], resamples))
 
 
 def probability_of_improvement(x: ScoreMatrix | None, y: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
@@ -150,7 +149,8 @@ def mean_estimate(scores: ScoreMatrix | None, resamples: int = RESAMPLES) -> Est
     value, unknown = float(scores.values.mean()), float("nan")
     if len(scores.seeds) < 2:
         return Estimate(value, unknown, unknown)
-    drawn = _drawn(resamples, scores.values.shape)
+    # (resamples, seeds, tasks) indices of seeds, in the order in which rliable draws them.
+    drawn = np.random.RandomState(_SEED).choice(len(scores.seeds), (resamples, *scores.values.shape))
     means = scores.values[drawn, np.arange(len(scores.environments))].mean(axis=(1, 2))
     return Estimate(value, *map(float, np.quantile(means, _TAILS)))
 
@@ -198,11 +198,6 @@ def columns_of(estimates: Mapping[str, Estimate]) -> dict[str, float]:
     """Estimates as columns of a table: ``name``, ``name_low``, ``name_high``."""
     ends = (("", 0), ("_low", 1), ("_high", 2))
     return {f"{name}{end}": estimate[i] for name, estimate in estimates.items() for end, i in ends}
-
-
-def _drawn(resamples: int, shape: tuple[int, ...]) -> np.ndarray:
-    """(resamples, seeds, tasks) indices of seeds, in the order in which rliable draws them."""
-    return np.random.RandomState(_SEED).choice(shape[0], (resamples, *shape))
 
 
 def _same_environments(x: ScoreMatrix | None, y: ScoreMatrix | None) -> None:

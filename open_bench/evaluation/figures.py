@@ -4,14 +4,12 @@ The same runs give the same bytes; see ``style`` for the look that all figures s
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from open_bench.evaluation import metrics
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
 from open_bench.evaluation.bootstrap import AGGREGATES, RESAMPLES, mean_bands, performance_profile
 from open_bench.evaluation.leaderboard import Board, Leaderboard, leaderboard
@@ -45,8 +43,6 @@ def save_figures(
     budget: str | None,
     directory: str | Path,
     *,
-    metric: str = "final_return",
-    baseline: str = metrics.ADAM,
     resamples: int = RESAMPLES,
     ranked: Leaderboard | None = None,
 ) -> list[Path]:
@@ -58,7 +54,7 @@ def save_figures(
     again. Raises what ``leaderboard`` raises.
     """
     if ranked is None:
-        ranked = leaderboard(runs, baseline_returns, budget, metric=metric, baseline=baseline, resamples=resamples)
+        ranked = leaderboard(runs, baseline_returns, budget, resamples=resamples)
     shown = [board for board in ranked.boards if budget in (None, board.scores.key.budget)]
     stems = [_stem(board) for board in shown]
     written = []
@@ -165,14 +161,13 @@ def profiles(board: Board, resamples: int = RESAMPLES) -> "Figure | None":
 
 
 def _figures(board: Board, runs: Runs, baseline_returns: BaselineReturns, resamples: int) -> list[tuple[str, "Figure"]]:
-    drawn: list[tuple[str, Callable[[], Figure | None]]] = [
-        ("learning_curves", lambda: learning_curves(board, runs, baseline_returns, resamples)),
-        ("returns", lambda: return_intervals(board)),
-        ("aggregates", lambda: aggregate_intervals(board)),
-        ("profiles", lambda: profiles(board, resamples)),
-    ]
-    made = [(name, draw()) for name, draw in drawn]
-    return [(name, figure) for name, figure in made if figure is not None]
+    made = {
+        "learning_curves": learning_curves(board, runs, baseline_returns, resamples),
+        "returns": return_intervals(board),
+        "aggregates": aggregate_intervals(board),
+        "profiles": profiles(board, resamples),
+    }
+    return [(name, figure) for name, figure in made.items() if figure is not None]
 
 
 # --- learning curves ---------------------------------------------------------------------------------------------

@@ -120,14 +120,21 @@ class Leaderboard:
         return rich_tables(self, width)
 
     def _joined(self, name: str) -> pd.DataFrame:
-        frames = []
-        for board in self.boards:
-            frame = getattr(board, name).copy()
-            for position, column in enumerate(BOARD_COLUMNS):
-                frame.insert(position, column, getattr(board.scores.key, column))
-            frames.append(frame)
-        columns = _merged_columns([list(frame) for frame in frames], self.metric)
-        return pd.concat([_without_empty(frame) for frame in frames], ignore_index=True).reindex(columns=columns)
+        """Boards one under the other; returns of all environments stand together, sorted by environment."""
+        frames = [getattr(board, name) for board in self.boards]
+        names = list(dict.fromkeys(column for frame in frames for column in frame))
+        ends = [f"{self.metric}{end}" for end in ("", "_low", "_high")]
+        returns = sorted((column.partition(":") for column in names if ":" in column),
+                         key=lambda parts: (ends.index(parts[0]), parts[2]))  # fmt: skip
+        at = next((place for place, column in enumerate(names) if ":" in column), len(names))
+        others = [column for column in names if ":" not in column]
+        columns = [*BOARD_COLUMNS, *others[:at], *map("".join, returns), *others[at:]]
+        # pandas warns about columns without a value when it joins frames; reindexing brings them back as empty.
+        told = [
+            frame.dropna(axis="columns", how="all").assign(**board.scores.key._asdict())
+            for frame, board in zip(frames, self.boards, strict=True)
+        ]
+        return pd.concat(told, ignore_index=True).reindex(columns=columns)
 
 
 def leaderboard(
@@ -303,22 +310,3 @@ def _board_notes(scores: BoardScores, baseline: str) -> list[str]:
         lacking = ", ".join(scores.lacking(baseline, scores.observed))
         notes.append(f"{baseline} has not run in {lacking}: no win rate against it")
     return notes
-
-
-def _without_empty(frame: pd.DataFrame) -> pd.DataFrame:
-    """pandas warns about columns without a value when it joins frames; reindexing brings them back as empty."""
-    return frame.dropna(axis="columns", how="all")
-
-
-def _merged_columns(columns: list[list[str]], metric: str) -> list[str]:
-    """All boards' columns in order, the returns of all environments together and sorted by environment."""
-
-    def of_environment(name: str) -> bool:
-        return name.startswith(tuple(f"{metric}{end}:" for end in ("", "_low", "_high")))
-
-    found = {name for names in columns for name in names if of_environment(name)}
-    returns = [f"{metric}{end}:{environment}" for end in ("", "_low", "_high")
-               for environment in sorted({name.partition(":")[2] for name in found})]  # fmt: skip
-    first = columns[0]
-    at = next((i for i, name in enumerate(first) if of_environment(name)), len(first))
-    return [*first[:at], *(returns if found else ()), *(name for name in first[at:] if not of_environment(name))]

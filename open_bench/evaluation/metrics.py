@@ -15,7 +15,7 @@ above random's interval.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -216,8 +216,5 @@ class ScoreTable:
         table = frame[list(tasks)].dropna()
         if table.empty:
             return None
-        return ScoreMatrix(table.to_numpy(float), tuple(int(seed) for seed in table.index), tuple(map(_label, tasks)))
-
-
-def _label(task: str | Iterable[str]) -> str:
-    return task if isinstance(task, str) else " @ ".join(task)
+        labels = tuple(task if isinstance(task, str) else " @ ".join(task) for task in tasks)
+        return ScoreMatrix(table.to_numpy(float), tuple(int(seed) for seed in table.index), labels)

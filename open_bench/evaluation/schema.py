@@ -43,13 +43,7 @@ _INDEX = Column("integer", 0, 2**31 - 1)
 _AMOUNT = Column("number", 0, LARGEST)
 _RETURN = Column("number", -LARGEST, LARGEST)
 
-LABELS = (
-    "experiment",
-    "environment",
-    "algorithm",
-    "budget",
-    "optimizer",
-)  # an experiment's, repeated in each of its rows
+LABELS = ("experiment", "environment", "algorithm", "budget", "optimizer")  # repeated in each row of an experiment
 SETTINGS = ("settings", "environment_version")  # must agree within an environment of a board, where they are there
 EXPERIMENTS = {
     "experiment": _TEXT,  # directory name, unique

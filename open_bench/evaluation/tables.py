@@ -38,9 +38,10 @@ def markdown(leaderboard: "Leaderboard") -> str:
 
 
 def _board_markdown(board: "Board", leaderboard: "Leaderboard") -> str:
+    summary = _summary(board, leaderboard.baseline)
     parts = [
         f"### {board.title}\n",
-        markdown_table(*_summary(board, leaderboard.baseline)),
+        markdown_table(list(summary), [list(row) for row in zip(*summary.values(), strict=True)]),
         f"Mean {board.scores.label} per environment, with 95 % bootstrap intervals:\n",
         markdown_table(*_returns(board)),
     ]
@@ -49,9 +50,10 @@ def _board_markdown(board: "Board", leaderboard: "Leaderboard") -> str:
     return "\n".join(parts)
 
 
-def _summary(board: "Board", baseline: str) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; an estimate that no optimizer has gets no column."""
-    columns: dict[str, list[str]] = {"rank": _ranks(board.table), "optimizer": list(board.table["optimizer"])}
+def _summary(board: "Board", baseline: str) -> dict[str, list[str]]:
+    """Cells by heading; an estimate that no optimizer has gets no column."""
+    ranks = ["" if pd.isna(rank) else str(rank) for rank in board.table["rank"]]
+    columns = {"rank": ranks, "optimizer": list(board.table["optimizer"])}
     for name, label in LABELS.items():
         if board.table[name].notna().any():
             ends = (board.table[f"{name}{end}"] for end in ("", "_low", "_high"))
@@ -73,7 +75,7 @@ def _summary(board: "Board", baseline: str) -> tuple[list[str], list[list[str]]]
         del columns["θ"]
     if board.table["unfinished"].any():
         columns["no episode"] = _failures(board.table, "unfinished")
-    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
+    return columns
 
 
 def _returns(board: "Board") -> tuple[list[str], list[list[str]]]:
@@ -86,10 +88,6 @@ def _returns(board: "Board") -> tuple[list[str], list[list[str]]]:
             row.append(interval(*found.loc[key, ["mean", "low", "high"]]) if key in found.index else "")
         rows.append(row)
     return ["optimizer", *board.scores.environments], rows
-
-
-def _ranks(table: pd.DataFrame) -> list[str]:
-    return ["" if pd.isna(rank) else str(rank) for rank in table["rank"]]
 
 
 def _failures(table: pd.DataFrame, column: str) -> list[str]:
@@ -110,15 +108,22 @@ def rich_tables(leaderboard: "Leaderboard", width: int = 80) -> Any:
 
     parts: list[Any] = []
     for board in leaderboard.boards:
-        parts += _board_tables(board, width)
+        parts += _board_tables(board, leaderboard.baseline, width)
         parts += [Text(f"· {note}", style="dim") for note in board.notes]
     return Group(*parts)
 
 
-def _board_tables(board: "Board", width: int) -> list[Any]:
+def _board_tables(board: "Board", baseline: str, width: int) -> list[Any]:
     """One table with the returns in it where that fits; else they follow, as many side by side as fit."""
-    first = [Column("#", _ranks(board.table)), Column("optimizer", list(board.table["optimizer"]), "left", 26)]
-    merit, counts, returns = _merit(board), _rich_counts(board), _rich_returns(board)
+    cells = _summary(board, baseline) | {"diverged": list(map(str, board.table["diverged"]))}
+    first = [Column("#", cells["rank"]), Column("optimizer", cells["optimizer"], "left", 26)]
+    if board.scores.normalized:
+        merit = Column("IQM [95 %]", cells.get("IQM", [""] * len(board.table)), "left")
+    else:
+        merit = Column("mean rank", cells["mean rank"])
+    counts = [Column(name, cells[name]) for name in ("seeds", "diverged", "steps/s")]
+    of_environment = {name: board.table[f"{board.scores.metric}:{name}"] for name in board.scores.environments}
+    returns = [Column(name, list(map(number, values))) for name, values in of_environment.items()]
     whole = packed(board.title, first, [merit, *returns, *counts], width)
     if len(whole) == 1:
         return whole
@@ -165,27 +170,6 @@ def _fits(table: Any, width: int) -> bool:
     return Measurement.get(console, console.options, table).maximum <= width
 
 
-def _merit(board: "Board") -> Column:
-    if not board.scores.normalized:
-        return Column("mean rank", [number(value) for value in board.table["mean_rank"]])
-    ends = (board.table[name] for name in ("iqm", "iqm_low", "iqm_high"))
-    cells = [interval(value, low, high, 2) for value, low, high in zip(*ends, strict=True)]
-    return Column("IQM [95 %]", cells, "left")
-
-
-def _rich_returns(board: "Board") -> list[Column]:
-    found = {name: board.table[f"{board.scores.metric}:{name}"] for name in board.scores.environments}
-    return [Column(name, [number(value) for value in column]) for name, column in found.items()]
-
-
-def _rich_counts(board: "Board") -> list[Column]:
-    return [
-        Column("seeds", list(map(str, board.table["num_seeds"]))),
-        Column("diverged", list(map(str, board.table["diverged"]))),
-        Column("steps/s", list(map(rate, board.table["steps_per_second"]))),
-    ]
-
-
 def rich_scores(scores: pd.DataFrame) -> Any:
     """A rich table of single seeds, a row each, and their mean."""
     from rich.table import Table
@@ -203,18 +187,3 @@ def rich_scores(scores: pd.DataFrame) -> Any:
         means = (number(known["final_return"].mean()), number(known["mean_return"].mean()))
         table.add_row("mean", *means, "", "" if len(known) == len(scores) else f"of {len(known)} of {len(scores)}")
     return table
-
-
-def check_line(name: str, passed: bool, detail: str) -> str:
-    """One line of a conformance report, in rich markup."""
-    from rich.markup import escape
-
-    return f"{'[green]pass[/]' if passed else '[bold red]FAIL[/]'}  {name:<28} {escape(detail)}"
-
-
-def cost_lines(parameters: int, state_bytes: int, seconds: float, relative: float) -> list[str]:
-    """What an optimizer costs, in words."""
-    return [
-        f"state {state_bytes / parameters:.1f} bytes a parameter ({state_bytes / 2**20:.2f} MiB for {parameters:,})",
-        f"step  {1e3 * seconds:.2f} ms, {relative:.1f} × Adam's",
-    ]

@@ -1,9 +1,9 @@
 """What lies ahead, before it begins: lifetimes, env steps, a rough duration, and whether it fits."""
 
-import dataclasses
 import os
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 
@@ -23,57 +23,27 @@ ENOUGH_EPISODES = 3  # of every copy in a lifetime
 COMPILE_SECONDS = 8.0  # of a program on a CPU, cold
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One experiment's share of the work."""
+class Estimate(NamedTuple):
+    """The work ahead."""
 
-    environment: str
-    optimizer: str
-    updates: int  # of a lifetime
-    env_steps: int  # of a lifetime
-    missing: int  # lifetimes that are not stored
+    lifetimes: int  # that are not stored
+    env_steps: int  # of them all
     seconds: float | None  # rough; None on accelerators
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """The work ahead, experiment by experiment."""
-
-    parts: tuple[Part, ...]
-
-    @property
-    def lifetimes(self) -> int:
-        """Lifetimes that are missing."""
-        return sum(part.missing for part in self.parts)
-
-    @property
-    def env_steps(self) -> int:
-        """Env steps of them all."""
-        return sum(part.missing * part.env_steps for part in self.parts)
-
-    @property
-    def seconds(self) -> float | None:
-        """Rough duration, None where it cannot be guessed."""
-        known = [part.seconds for part in self.parts if part.seconds is not None]
-        return sum(known) if len(known) == len(self.parts) else None
 
 
 def estimate(
     experiments: Sequence[Experiment], num_seeds: int, store: Store, devices: Sequence[jax.Device]
 ) -> Estimate:
     """The work ahead for seeds 0 … n−1 of some experiments."""
-    return Estimate(tuple(_part(each, num_seeds, store, devices) for each in experiments))
-
-
-def _part(experiment: Experiment, num_seeds: int, store: Store, devices: Sequence[jax.Device]) -> Part:
-    task = experiment.task
-    missing = num_seeds - sum(seed < num_seeds for seed in store.seeds(experiment))
-    optimizer = experiment.optimizer
-    seconds = lifetime_seconds(task, optimizer is not None and optimizer.spec.learned is not None, devices)
-    if seconds is not None:
-        at_once = min(len(devices), max(1, missing))
-        seconds = missing * seconds / at_once + (COMPILE_SECONDS if missing else 0.0)
-    return Part(task.name, experiment.label, task.num_updates, task.lifetime_steps, missing, seconds)
+    lifetimes, env_steps, total = 0, 0, 0.0
+    for each in experiments:
+        missing = num_seeds - sum(seed < num_seeds for seed in store.seeds(each))
+        learned = each.optimizer is not None and each.optimizer.spec.learned is not None
+        seconds = lifetime_seconds(each.task, learned, devices)
+        lifetimes, env_steps = lifetimes + missing, env_steps + missing * each.task.lifetime_steps
+        if seconds is not None and missing:
+            total += missing * seconds / min(len(devices), missing) + COMPILE_SECONDS
+    return Estimate(lifetimes, env_steps, total if devices[0].platform == "cpu" else None)
 
 
 def lifetime_seconds(task: Task, learned: bool, devices: Sequence[jax.Device]) -> float | None:

@@ -12,18 +12,7 @@ import numpy as np
 import pandas as pd
 
 from open_bench.algorithms.registry import find_algorithm
-from open_bench.events import (
-    Advanced,
-    Compiled,
-    Compiling,
-    Ended,
-    Finished,
-    Started,
-    Waiting,
-    Watcher,
-    Work,
-    silent,
-)
+from open_bench.events import Advanced, Compiled, Compiling, Ended, Finished, Started, Waiting, Watcher, Work, silent
 from open_bench.experiments.agents import saved_agents
 from open_bench.experiments.checkpoint import BatchCheckpoint, remove_batches
 from open_bench.experiments.estimate import estimate
@@ -195,19 +184,9 @@ def _facts(program: Program, seeds: list[int], batch: runner.Finished, first: bo
 def rows(lifetime: Lifetime, seeds: list[int], batch: runner.Finished) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of ``scores.csv`` and ``curves.csv``; a diverged lifetime's metrics are NaN."""
     steps, points = lifetime.env_steps_per_update, batch.curves.shape[1]
-    scores = pd.DataFrame(
-        {
-            "seed": seeds,
-            **batch.metrics,
-            "diverged": batch.diverged,
-            "env_steps": lifetime.num_updates * steps,
-        }
-    )
-    curves = pd.DataFrame(
-        {
-            "seed": np.repeat(seeds, points),
-            "env_steps": np.tile(curve_ends(lifetime.num_updates).astype(np.int64) * steps, len(seeds)),
-            "episode_return": batch.curves.reshape(-1),
-        }
-    )
+    whole = lifetime.num_updates * steps
+    scores = pd.DataFrame({"seed": seeds, **batch.metrics, "diverged": batch.diverged, "env_steps": whole})
+    ends = curve_ends(lifetime.num_updates).astype(np.int64) * steps
+    curves = pd.DataFrame({"seed": np.repeat(seeds, points), "env_steps": np.tile(ends, len(seeds))})
+    curves["episode_return"] = batch.curves.reshape(-1)
     return scores, curves

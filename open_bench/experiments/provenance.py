@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from open_bench.training.devices import processor_says
+
 CODE = ("open_bench", "configs", "baselines/hyperparameters", "pyproject.toml")  # what results depend on
 PACKAGES = ("open-bench", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "numpy")
 
@@ -17,10 +19,11 @@ PACKAGES = ("open-bench", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "n
 def provenance() -> dict[str, Any]:
     """Facts about this machine and these packages, as JSON values."""
     devices = jax.devices()
+    processor = processor_says("model name").partition(":")[2].strip() or platform.processor() or platform.machine()
     return {
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "hardware": f"{len(devices)} × {devices[0].device_kind} ({_processor()})",
+        "hardware": f"{len(devices)} × {devices[0].device_kind} ({processor})",
         "platform": devices[0].platform,
         "revision": revision(),
     }
@@ -46,12 +49,3 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "absent"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

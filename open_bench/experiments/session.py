@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from open_bench.config import Execution, StudyConfig
-from open_bench.evaluation.baseline_returns import BaselineReturns, load_baseline_returns
+from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.evaluation.leaderboard import Leaderboard
 from open_bench.evaluation.leaderboard import leaderboard as rank
 from open_bench.evaluation.schema import Runs
@@ -21,7 +21,7 @@ from open_bench.experiments.execute import execute
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.plan import Find, Plan, make_plan
 from open_bench.experiments.store import Store
-from open_bench.files import baselines_dir, write_atomically
+from open_bench.files import write_atomically
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.devices import start
 
@@ -63,7 +63,7 @@ class Session:
 
     def plan_with(self, find: Find) -> Plan:
         """The plan where names mean what ``find`` says."""
-        vmap_size, returns = self.execution.vmap_size, baseline_returns() if self.ranked else None
+        vmap_size, returns = self.execution.vmap_size, load_baseline_returns() if self.ranked else None
         return make_plan(self.study, self.devices, self.steps, self.settings, vmap_size, find, returns)
 
     @property
@@ -75,11 +75,6 @@ class Session:
     def watcher(self) -> Watcher:
         """Who is told of events."""
         return watcher_of(self.execution)
-
-    def planned(self) -> "Session":
-        """Itself, once everything that a user can get wrong has been checked."""
-        _ = self.plan
-        return self
 
     def estimate(self) -> Estimate:
         """The work ahead."""
@@ -100,7 +95,7 @@ class Session:
 
     def board(self, runs: Runs) -> Leaderboard:
         """The study's leaderboard."""
-        return rank(runs, baseline_returns(), title=self.study.name)
+        return rank(runs, load_baseline_returns(), title=self.study.name)
 
     def write(self, runs: Runs, board: Leaderboard) -> None:
         """Write what is returned: tables and figures of this study."""
@@ -108,11 +103,6 @@ class Session:
         folder = self.execution.folder
         write_atomically(folder / STUDY_FILE, json.dumps(content, indent=1) + "\n")
         _write(folder, runs, board, None)
-
-
-def baseline_returns() -> BaselineReturns:
-    """The baseline returns that ship."""
-    return load_baseline_returns(baselines_dir() / "returns")
 
 
 def watcher_of(execution: Execution) -> Watcher:
@@ -128,7 +118,7 @@ def watcher_of(execution: Execution) -> Watcher:
 
 def write_board(folder: Path, runs: Runs, budget: str | None) -> Leaderboard:
     """Rank stored runs and write tables and figures; the study that made all of them names the board."""
-    board = rank(runs, baseline_returns(), budget, title=_study_name(folder, runs))
+    board = rank(runs, load_baseline_returns(), budget, title=_study_name(folder, runs))
     _write(folder, runs, board, budget)
     return board
 
@@ -146,4 +136,4 @@ def _write(folder: Path, runs: Runs, board: Leaderboard, budget: str | None) -> 
 
     board.to_csv(folder / "leaderboard.csv")
     board.to_markdown(folder / "leaderboard.md")
-    save_figures(runs, baseline_returns(), budget, folder / "figures", ranked=board)
+    save_figures(runs, load_baseline_returns(), budget, folder / "figures", ranked=board)

@@ -247,26 +247,15 @@ def _read_experiment(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataF
 def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) -> dict[str, Any]:
     """The row of the experiments table; a value of another kind than the schema's is BadRows."""
     identity = content["identity"]
+    told = ("environment", "algorithm", "budget", "optimizer", "theta", "root_seed", "vmap_size", "protocol",
+            "environment_version")  # fmt: skip
+    beside = ("family", "env_steps", "hyperparameter_origin")
     return schema.experiment_row(
-        **{
-            "experiment": name,
-            "environment": identity["environment"],
-            "family": content["family"],
-            "algorithm": identity["algorithm"],
-            "budget": identity["budget"],
-            "env_steps": content["env_steps"],
-            "optimizer": identity["optimizer"],
-            "hyperparameters": json.dumps(identity["hyperparameters"], sort_keys=True),
-            "hyperparameter_origin": content["hyperparameter_origin"],
-            "theta": identity["theta"],
-            "root_seed": identity["root_seed"],
-            "vmap_size": identity["vmap_size"],
-            "protocol": identity["protocol"],
-            "settings": json.dumps({"algorithm": identity["settings"], "options": identity["options"]}, sort_keys=True),
-            "environment_version": identity["environment_version"],
-            "metrics": json.dumps(content["metrics"], sort_keys=True),
-            **_cost(provenances),
-        }
+        **{"experiment": name, **{key: identity[key] for key in told}, **{key: content[key] for key in beside}},
+        hyperparameters=json.dumps(identity["hyperparameters"], sort_keys=True),
+        settings=json.dumps({"algorithm": identity["settings"], "options": identity["options"]}, sort_keys=True),
+        metrics=json.dumps(content["metrics"], sort_keys=True),
+        **_cost(provenances),
     )
 
 

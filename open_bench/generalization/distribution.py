@@ -11,9 +11,6 @@ from open_bench.optimizers.resolve import UNTRAINED, ResolvedOptimizer
 from open_bench.training.task import Task, make_task
 
 Placement = Literal["in", "out", "unknown"]
-IN: Placement = "in"
-OUT: Placement = "out"
-UNKNOWN: Placement = "unknown"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,9 +108,8 @@ def _of_metadata(facts: Mapping[str, Any]) -> tuple[Trained, ...] | None:
 
 def _from_length(name: str, env_steps: Any) -> Trained:
     """From an environment's own settings; ``env_steps`` None: at lifetimes of a length that is not known."""
-    if env_steps is None:
-        return from_task(make_task(name), known_length=False)
-    return from_task(make_task(name, steps=int(env_steps)))
+    steps = None if env_steps is None else int(env_steps)
+    return from_task(make_task(name, steps=steps), known_length=steps is not None)
 
 
 def _from_identity(name: str, facts: Mapping[str, Any]) -> Trained:
@@ -128,12 +124,12 @@ def _from_identity(name: str, facts: Mapping[str, Any]) -> Trained:
 def place(task: Task, trained: Sequence[Trained] | None) -> tuple[Placement, tuple[str, ...]]:
     """Whether a task is in the training distribution, and if it is outside: what is shifted, against the nearest."""
     if trained is None:
-        return UNKNOWN, ()
+        return "unknown", ()
     if not trained:
-        return OUT, ("never trained",)
+        return "out", ("never trained",)
     differences = [shifts(task, known) for known in trained]
     nearest = min(differences, key=lambda found: ("environment" in found, len(found)))
-    return (OUT, nearest) if nearest else (IN, ())
+    return ("out", nearest) if nearest else ("in", ())
 
 
 def shifts(task: Task, trained: Trained) -> tuple[str, ...]:

@@ -18,11 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _UNSCALED = "#e6e6e6"
-_FILLED: dict[str, Any] = {
-    "in": "full",
-    "out": "none",
-    "unknown": "left",
-}  # how much of a marker is; its shape is the optimizer's
+# How much of a marker is filled; its shape is the optimizer's.
+_FILLED: dict[str, Any] = {"in": "full", "out": "none", "unknown": "left"}
 
 
 def save_figures(study: Generalization, directory: str | Path) -> list[Path]:
@@ -38,7 +35,7 @@ def heat_map(study: Generalization) -> "Figure":
     """
     points = study.points
     labels = points[["axis", "point"]].drop_duplicates().itertuples(index=False)
-    places, ticks, groups = _layout([tuple(label) for label in labels])
+    places, groups = _layout([tuple(label) for label in labels])
     width, height = 2.6 + 1.15 * len(study.optimizers), 1.7 + 0.26 * (max(places.values()) + 1)
     figure, (axis,) = panel_grid(1, panel=(width, height))
     colors, low, high = _colors(study)
@@ -46,8 +43,8 @@ def heat_map(study: Generalization) -> "Figure":
         _draw_cell(axis, row, study.optimizers.index(row.optimizer), places[(row.axis, row.point)], colors)
     axis.set_xlim(-0.5, len(study.optimizers) - 0.5)
     axis.set_ylim(max(places.values()) + 0.6, -0.6)
-    shown, short = [_broken(label) for _, label in ticks], aliases(study.optimizers)
-    axis.set_yticks(list(ticks.values()), shown, fontsize=8.5)
+    shown, short = [_broken(label) for _, label in places], aliases(study.optimizers)
+    axis.set_yticks(list(places.values()), shown, fontsize=8.5)
     axis.set_xticks(range(len(study.optimizers)), [_wrapped(short[name]) for name in study.optimizers], fontsize=8.5)
     axis.xaxis.tick_top()
     axis.tick_params(length=0)
@@ -75,14 +72,9 @@ def sweeps(study: Generalization) -> "Figure":
     for panel, name in zip(panels, names, strict=True):
         mine = study.points[study.points["axis"] == name]
         column = "score" if mine["score"].notna().any() else "mean"
-        handles |= {
-            key: value for key, value in _draw_sweep(panel, mine, column, study, look).items() if key not in handles
-        }
-    figure_legend(
-        figure,
-        {short[name]: handles[name] for name in study.optimizers if name in handles}
-        | _marks(study.points["distribution"]),
-    )
+        handles = _draw_sweep(panel, mine, column, study, look) | handles
+    named = {short[name]: handles[name] for name in study.optimizers if name in handles}
+    figure_legend(figure, named | _marks(study.points["distribution"]))
     return figure
 
 
@@ -91,8 +83,8 @@ def sweeps(study: Generalization) -> "Figure":
 
 def _layout(
     labels: list[tuple[str, str]],
-) -> tuple[dict[tuple[str, str], float], dict[tuple[str, str], float], dict[str, tuple[float, float]]]:
-    """Rows of points with a gap between axes: their places, the ticks, and where each axis begins and ends."""
+) -> tuple[dict[tuple[str, str], float], dict[str, tuple[float, float]]]:
+    """Rows of points with a gap between axes: their places, and where each axis begins and ends."""
     places: dict[tuple[str, str], float] = {}
     groups: dict[str, tuple[float, float]] = {}
     place = -1.0
@@ -100,7 +92,7 @@ def _layout(
         place += 1.0 if axis in groups or not groups else 1.45
         places[(axis, point)] = place
         groups[axis] = (groups.get(axis, (place, place))[0], place)
-    return places, places, groups
+    return places, groups
 
 
 def _colors(study: Generalization) -> tuple[Any, float, float]:
@@ -125,13 +117,9 @@ def _draw_cell(axis: "Axes", row: Any, column: int, place: float, colors: Any) -
         Rectangle((column - size, place - size), 2 * size, 2 * size, facecolor=color,
                   edgecolor="black" if inside else "none", linewidth=1.6 if inside else 0)
     )  # fmt: skip
-    dark = scored and _luminance(color) < 0.45
+    dark = scored and np.dot(color[:3], (0.299, 0.587, 0.114)) < 0.45  # its luminance
     text = number(row.score, 2) if scored else f"({number(row.mean)})"
     axis.text(column, place, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-
-
-def _luminance(color: Any) -> float:
-    return float(np.dot(color[:3], (0.299, 0.587, 0.114)))
 
 
 def _wrapped(name: str) -> str:
@@ -190,6 +178,8 @@ def _draw_sweep(
 def _draw_line(
     panel: "Axes", x: np.ndarray, points: pd.DataFrame, column: str, look: dict[str, Any], line: bool
 ) -> Any:
+    from matplotlib.lines import Line2D
+
     y, low, high = (points[f"{column}{end}"].to_numpy(float) for end in ("", "_low", "_high"))
     color = look["color"]
     if line:
@@ -199,7 +189,7 @@ def _draw_line(
         here = (points["distribution"] == place).to_numpy()
         panel.plot(x[here], y[here], look["marker"], color=color, fillstyle=filled, markersize=5.5, zorder=3,
                    markerfacecoloralt="white", markeredgewidth=1.4)  # fmt: skip
-    return _handle(look)
+    return Line2D([], [], linewidth=2.0, markersize=5.5, **look)
 
 
 def _label_x(panel: "Axes", points: pd.DataFrame, labels: list[str]) -> None:
@@ -217,12 +207,6 @@ def _stacked(label: str) -> str:
         return label
     parts = re.sub(r",(?=[a-z])", ", ", label.replace("[", " [").replace("{", " {"))
     return "\n".join(textwrap.wrap(parts, 16, break_long_words=False))
-
-
-def _handle(look: dict[str, Any]) -> Any:
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], linewidth=2.0, markersize=5.5, **look)
 
 
 def _marks(distributions: "pd.Series") -> dict[str, Any]:

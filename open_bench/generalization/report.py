@@ -1,6 +1,5 @@
 """A generalization study as CSV, Markdown and on a terminal."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +82,7 @@ def _axes_tables(study: Generalization, width: int) -> list[Any]:
     headings, rows = _axes(study)
     start = 3 if study.relative and len(headings) > 3 else 2
     first = [Column("IQM by axis", [row[0] for row in rows], "left"), Column("scored", [row[1] for row in rows])]
-    rest = [
-        Column(name, [row[i] for row in rows], "left", 24) for i, name in enumerate(headings) if i >= start
-    ]  # names are long, and fold
+    rest = [Column(headings[i], [row[i] for row in rows], "left", 24) for i in range(start, len(headings))]
     return packed("", first, rest, width)
 
 
@@ -100,12 +97,9 @@ def _summary(study: Generalization) -> tuple[list[str], list[list[str]]]:
         versus = [_estimate(row, name) for name in ("in_difference", "out_difference", "in_win", "out_win")]
         worst = f"{row['worst_axis']} {row['worst_point']}: {_estimate(row, 'worst')}" if row["worst_axis"] else "–"
         if itself:  # 1 by construction, so an interval would say nothing
-            estimates = [
-                "–" if math.isnan(row[name]) else "1" for name in ("in_score", "out_score", "gap", "all_score")
-            ]
-        counts = f"{row['in_tasks']}/{row['out_tasks']}" + (
-            f", {row['unknown_tasks']} ?" if row["unknown_tasks"] else ""
-        )
+            estimates = [text if text == "–" else "1" for text in estimates]
+        unknown = f", {row['unknown_tasks']} ?" if row["unknown_tasks"] else ""
+        counts = f"{row['in_tasks']}/{row['out_tasks']}{unknown}"
         rows.append([row["optimizer"], counts, *estimates, *versus, worst, f"{row['diverged']} of {row['lifetimes']}"])
     return headings, rows
 

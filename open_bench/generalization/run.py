@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pandas as pd
 
 from open_bench.config import Execution, build
 from open_bench.environments.registry import load_environment
-from open_bench.errors import UserError
+from open_bench.errors import UserError, check_known
 from open_bench.evaluation.schema import Runs
 from open_bench.events import Watcher
 from open_bench.experiments.estimate import announce, estimate
@@ -21,8 +22,7 @@ from open_bench.experiments.session import watcher_of
 from open_bench.experiments.store import Store
 from open_bench.generalization.distribution import Trained, of_weights, place, trained_on
 from open_bench.generalization.report import write
-from open_bench.generalization.scales import optimal_returns
-from open_bench.generalization.scores import Evidence, Generalization, Key, check_normalizer, generalization
+from open_bench.generalization.scores import NORMALIZERS, Evidence, Generalization, Key, generalization
 from open_bench.generalization.study import (
     TRAINING,
     GeneralizationConfig,
@@ -35,6 +35,7 @@ from open_bench.generalization.study import (
 )
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
 from open_bench.training.devices import start
+from open_bench.training.keys import stream
 from open_bench.training.task import Task, make_task
 
 BASELINE = "adam"
@@ -58,11 +59,6 @@ class Plan:
     experiments: tuple[Experiment, ...]
     train_on: tuple[str, ...]
     notes: tuple[str, ...]
-
-    @property
-    def tasks(self) -> dict[Key, Task]:
-        """Tasks by environment and budget, each once."""
-        return {point.key: point.task for point in self.points}
 
 
 def make_plan(
@@ -128,7 +124,7 @@ def study(
     num_seeds: int | None, root_seed: int | None, normalizer: str, execution: Execution,
 ) -> Generalization:  # fmt: skip
     """``open_bench.generalize``: plan, train what is missing, score, write."""
-    check_normalizer(normalizer)
+    check_known("normalizer", normalizer, NORMALIZERS)
     chosen = load_preset(preset) if isinstance(preset, str) else preset
     devices = start(execution.devices, execution.executor)
     plan = make_plan(
@@ -175,14 +171,22 @@ def _final_returns(store: Store, experiment: Experiment, num_seeds: int) -> Any:
     return scores.set_index("seed")["final_return"].reindex(range(num_seeds)).to_numpy(float)
 
 
+def optimal_returns(experiment: Experiment, num_seeds: int) -> np.ndarray | None:
+    """Expected returns (num_seeds,) of an optimal policy on each seed's level; None where they are not known."""
+    environment, returns = experiment.task.make_environment(), []
+    for key in experiment.keys(list(range(num_seeds))):
+        value = environment.optimal_return(environment.level(stream(key, "environment")))
+        if value is None:
+            return None
+        returns.append(value)
+    return np.array(returns)
+
+
 def _under_task_names(runs: Runs, experiments: Sequence[Experiment]) -> Runs:
     """Rows whose environment says the algorithm too, where it is not the environment's own."""
     names = {each.name: task_name(each.task) for each in experiments}
-    frames = (
-        frame.assign(environment=frame["experiment"].map(names))
-        for frame in (runs.experiments, runs.scores, runs.curves)
-    )
-    return Runs(*frames)
+    frames = (runs.experiments, runs.scores, runs.curves)
+    return Runs(*(frame.assign(environment=frame["experiment"].map(names)) for frame in frames))
 
 
 def folder_of(results: str | Path, preset: str) -> Path:
@@ -241,20 +245,11 @@ def _given_points(points: Sequence[Point], train_on: Sequence[str], longest: int
 
 
 def _point_rows(plan: Plan) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "axis": point.axis,
-                "point": point.label,
-                "x": point.x,
-                "environment": point.key[0],
-                "budget": point.key[1],
-                "env_steps": point.task.env_steps,
-                "num_updates": point.task.num_updates,
-            }
-            for point in plan.points
-        ]
-    )
+    return pd.DataFrame([
+        {"axis": point.axis, "point": point.label, "x": point.x, "environment": point.key[0], "budget": point.key[1],
+         "env_steps": point.task.env_steps, "num_updates": point.task.num_updates}
+        for point in plan.points
+    ])  # fmt: skip
 
 
 def _placements(plan: Plan) -> pd.DataFrame:
@@ -263,13 +258,6 @@ def _placements(plan: Plan) -> pd.DataFrame:
         assert each.optimizer is not None
         distribution, shifts = place(each.task, trained_on(each.optimizer, each.task, plan.train_on))
         environment, budget = _key(each)
-        rows.append(
-            {
-                "optimizer": each.label,
-                "environment": environment,
-                "budget": budget,
-                "distribution": distribution,
-                "shifts": "; ".join(shifts),
-            }
-        )
+        rows.append({"optimizer": each.label, "environment": environment, "budget": budget,
+                     "distribution": distribution, "shifts": "; ".join(shifts)})  # fmt: skip
     return pd.DataFrame(rows)

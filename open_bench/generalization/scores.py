@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from open_bench.errors import UserError, near_matches
+from open_bench.errors import check_known
 from open_bench.evaluation import bootstrap, metrics
 from open_bench.evaluation.bootstrap import NO_ESTIMATE, RESAMPLES, Estimate
 from open_bench.evaluation.metrics import RandomReturns, Scale, ScoreTable
@@ -112,19 +112,12 @@ def generalization(
         UserError: the normalizer is unknown.
         ValueError: the baseline has not run.
     """
-    check_normalizer(normalizer)
+    check_known("normalizer", normalizer, NORMALIZERS)
     names = set(evidence.runs.scores["optimizer"])
     if baseline not in names:
         raise ValueError(f"{baseline} has not run")
     scorer = _Scorer(evidence, normalizer, baseline, (baseline, *sorted(names - {baseline})), resamples)
     return scorer.study()
-
-
-def check_normalizer(name: str) -> None:
-    """Raise UserError for a scale that there is not."""
-    if name not in NORMALIZERS:
-        raise UserError(f"unknown normalizer '{name}'.{near_matches(name, list(NORMALIZERS))} "
-                        f"Known: {', '.join(NORMALIZERS)}")  # fmt: skip
 
 
 class _Scorer:

@@ -13,7 +13,7 @@ from open_bench.config import Config, Name, Positive, load_named
 from open_bench.environments.base import Discrete
 from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.registry import load_environment, make_environment, read_files, same_task
-from open_bench.errors import UserError, near_matches
+from open_bench.errors import UserError, check_known
 from open_bench.training.task import Task, make_task
 
 Axis = Literal[
@@ -30,9 +30,8 @@ class Sweep(Config):
 
     axis: Axis
     environments: tuple[str, ...] = Field(min_length=1)
-    vary: tuple[
-        str, ...
-    ] = ()  # "settings.<setting>", "options.<option>", "env_steps", "algorithm": all get each of the values in turn
+    # "settings.<setting>", "options.<option>", "env_steps", "algorithm": all get each of the values in turn.
+    vary: tuple[str, ...] = ()
     values: tuple[Any, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)  # of the algorithm, the same at every point
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)  # likewise of the task
@@ -117,8 +116,7 @@ def make_points(preset: GeneralizationConfig, axes: Sequence[str] = ()) -> tuple
     """
     known = tuple(dict.fromkeys(sweep.axis for sweep in preset.sweeps))
     for axis in axes:
-        if axis not in AXES:
-            raise UserError(f"unknown axis '{axis}'.{near_matches(axis, list(AXES))} Known: {', '.join(AXES)}")
+        check_known("axis", axis, AXES)
         if axis not in known:
             raise UserError(f"preset {preset.name} has no axis '{axis}'; it has {', '.join(known)}")
     points = []
@@ -200,9 +198,9 @@ def _short(config: EnvironmentConfig) -> str:
 def _spell(value: Any, axis: str) -> str:
     if axis == "depth" and isinstance(value, list | tuple):
         return str(len(value))
-    return (
-        "×".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:,}" if _counts(value) else str(value)
-    )
+    if isinstance(value, list | tuple):
+        return "×".join(map(str, value))
+    return f"{value:,}" if _counts(value) else str(value)
 
 
 def _counts(value: Any) -> bool:

@@ -11,10 +11,11 @@ import jax
 
 from open_bench.config import StudyConfig, build
 from open_bench.errors import UserError
+from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.events import Watcher
 from open_bench.experiments.plan import Find
 from open_bench.experiments.provenance import provenance
-from open_bench.experiments.session import Session, baseline_returns
+from open_bench.experiments.session import Session
 from open_bench.meta_training.checkpoint import Checkpoints
 from open_bench.meta_training.evolution import check_generations
 from open_bench.meta_training.logging import logged
@@ -34,7 +35,7 @@ def with_weights(session: Session) -> Session:
     """The session with weights for those optimizers that have none, after everything else in it has been checked."""
     study, results = session.study, session.execution.folder
     config = settings_for(study, session.steps)
-    returns = baseline_returns()
+    returns = load_baseline_returns()
     requests = {
         name: make_request(name, config, returns, session.devices, session.settings) for name in without_weights(study)
     }
@@ -46,12 +47,8 @@ def with_weights(session: Session) -> Session:
     for name, request in requests.items():
         watcher = logged(session.watcher, request, results, None, tensorboard=False, wandb=None)
         named[name] = obtain(request, results, session.devices, watcher, provenance())
-    chosen = study.model_copy(update={"optimizers": tuple(_named(each, named) for each in study.optimizers)})
-    return dataclasses.replace(session, study=chosen)
-
-
-def _named(optimizer: Any, named: Mapping[str, str]) -> Any:
-    return named.get(optimizer, optimizer) if isinstance(optimizer, str) else optimizer
+    optimizers = tuple(named.get(each, each) if isinstance(each, str) else each for each in study.optimizers)
+    return dataclasses.replace(session, study=study.model_copy(update={"optimizers": optimizers}))
 
 
 def without_weights(study: StudyConfig) -> list[str]:

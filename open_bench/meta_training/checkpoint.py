@@ -6,12 +6,13 @@ few are kept. ``<folder>/history.csv`` beside them is for people: a row a genera
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from flax.traverse_util import flatten_dict
 
 from open_bench.errors import UserError
 from open_bench.experiments import checkpoint
@@ -37,23 +38,18 @@ class Checkpoints:
     Args:
         folder: where they lie; created when needed.
         identity: everything that determines θ, as nested JSON values; another identity's checkpoints are refused.
-        keep: how many to keep.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int = KEEP):
-        self.folder, self._keep = folder, keep
+    def __init__(self, folder: Path, identity: Mapping[str, Any]):
+        self.folder = folder
         self._identity = json.loads(json.dumps(identity))
 
     def save(self, saved: Saved) -> None:
         """Write a checkpoint whole, then forget those that are too old."""
-        facts = {
-            "generation": saved.generation,
-            "history": saved.history,
-            "facts": saved.facts,
-            "identity": self._identity,
-        }
+        facts = saved._asdict() | {"identity": self._identity}
+        del facts["arrays"]
         checkpoint.write(self.folder / f"{_PREFIX}{saved.generation:06d}{_SUFFIX}", saved.arrays, facts)
-        for old in self.paths()[: -self._keep]:
+        for old in self.paths()[:-KEEP]:
             old.unlink(missing_ok=True)
         self.write_history(saved.history)
 
@@ -75,7 +71,8 @@ class Checkpoints:
                 continue
             _warn_of(damaged, f"going on from {path.name}")
             self._check(path, found.facts["identity"])
-            return Saved(found.facts["generation"], found.arrays, found.facts["history"], found.facts["facts"])
+            kept = {name: found.facts[name] for name in ("generation", "history", "facts")}
+            return Saved(arrays=found.arrays, **kept)
         _warn_of(damaged, "beginning anew")
         return None
 
@@ -90,29 +87,17 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def _check(self, path: Path, found: Mapping[str, Any]) -> None:
-        ours, theirs = dict(_leaves(self._identity)), dict(_leaves(found))
+        ours, theirs = (flatten_dict(dict(tree), sep=".") for tree in (self._identity, found))
         differing = [
-            f"{key} ({_shown(theirs, key)} there, {_shown(ours, key)} here)"
+            f"{key} ({there} there, {here} here)"
             for key in sorted(ours | theirs)
-            if ours.get(key, _ABSENT) != theirs.get(key, _ABSENT)
+            if (there := _shown(theirs, key)) != (here := _shown(ours, key))
         ]
         if differing:
             raise UserError(
                 f"{path} was made with other settings: {'; '.join(differing)}. "
                 "Use those settings to go on with it, or another --name to begin anew."
             )
-
-
-_ABSENT = object()
-
-
-def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested dicts → ("a.b.c", value)."""
-    if isinstance(tree, Mapping) and tree:
-        for key, value in tree.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, tree
 
 
 def _shown(leaves: Mapping[str, Any], key: str) -> str:

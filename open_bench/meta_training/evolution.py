@@ -126,10 +126,9 @@ def _strategy_class(name: str) -> Any:
     import evosax.algorithms
 
     if name not in STRATEGIES:
-        reason = "is population-based: it has no mean to keep" if _population_based(name) else "is unknown"
-        raise UserError(
-            f"strategy '{name}' {reason}.{near_matches(name, list(STRATEGIES))} Known: {', '.join(STRATEGIES)}"
-        )
+        of_population = name in evosax.algorithms.population_based_algorithms
+        reason = "is population-based: it has no mean to keep" if of_population else "is unknown"
+        raise UserError(f"strategy '{name}' {reason}.{near_matches(name, STRATEGIES)} Known: {', '.join(STRATEGIES)}")
     return getattr(evosax.algorithms, name)
 
 
@@ -139,12 +138,6 @@ def _check_pairs(config: MetaConfig) -> None:
             f'task_sampling = "antithetic" compares mirrored members, and {config.strategy} draws none: take '
             f'{", ".join(ANTITHETIC)}, or task_sampling = "common" (--task-sampling common)'
         )
-
-
-def _population_based(name: str) -> bool:
-    from evosax.algorithms import population_based_algorithms
-
-    return name in population_based_algorithms
 
 
 def mean_optimizer(config: MetaConfig) -> optax.GradientTransformation:
@@ -201,8 +194,8 @@ def evolve(
     evaluate: Callable[[Theta, int], Fitness],
     checkpoints: Checkpoints | None = None,
     watcher: Watcher = silent,
-    prepare: Callable[[int], None] = lambda generations: None,
-    evaluate_mean: Callable[[Theta, int], dict[str, float]] | None = None,
+    prepare: Callable[[], None] = lambda: None,
+    evaluate_mean: Callable[[Theta], dict[str, float]] | None = None,
     writes: bool = True,
     work: tuple[Work, ...] = (),
     generation_seconds: float | None = None,
@@ -215,9 +208,9 @@ def evolve(
         evaluate: (population with a leading axis of members, generation from 0) → fitness.
         checkpoints: where to go on from and to write to.
         watcher: of the events.
-        prepare: (generations to run), called once if there are any, before the clock starts: compilation is no part of
-            the cost.
-        evaluate_mean: (θ, generations done) → named numbers for the history, asked every ``evaluate_every``.
+        prepare: called once if there are generations to run, before the clock starts: compilation is no part of the
+            cost.
+        evaluate_mean: θ → named numbers for the history, asked every ``evaluate_every``.
         writes: whether this process writes checkpoints; one of a cluster's does.
         work: a generation's lifetimes, for the watcher.
         generation_seconds: a guess of what a generation takes, None where there is none.
@@ -238,7 +231,7 @@ def evolve(
             stacklevel=2,
         )
     if saved.generation < config.generations:
-        prepare(config.generations - saved.generation)
+        prepare()
     began, here = saved.generation, time.perf_counter()
     for generation in range(began, config.generations):
         saved = _generation(strategy, config, saved, evaluate, evaluate_mean)
@@ -275,7 +268,7 @@ def _generation(
     config: MetaConfig,
     saved: Saved,
     evaluate: Callable[[Theta, int], Fitness],
-    evaluate_mean: Callable[[Theta, int], dict[str, float]] | None,
+    evaluate_mean: Callable[[Theta], dict[str, float]] | None,
 ) -> Saved:
     """One generation. The state comes from saved arrays and goes to them: resumed or not, the steps are the same."""
     start, number = time.perf_counter(), saved.generation
@@ -299,7 +292,7 @@ def _generation(
         arrays["best"] = saved.arrays["best"]
     due = config.evaluate_every and (number + 1) % config.evaluate_every == 0
     if due and evaluate_mean is not None:
-        row |= evaluate_mean(strategy.theta(state), number + 1)
+        row |= evaluate_mean(strategy.theta(state))
     facts["seconds"] += time.perf_counter() - start
     row["seconds"] = round(facts["seconds"], 3)
     return Saved(number + 1, arrays, [*saved.history, row], facts)

@@ -25,11 +25,7 @@ def save_history(history: pd.DataFrame, stem: str | Path, title: str) -> tuple[P
         title: the figure's heading.
     """
     figure = history_figure(history, title)
-    stem = Path(stem)
-    return (
-        write_atomically(stem.with_name(f"{stem.name}.png"), png(figure)),
-        write_atomically(stem.with_name(f"{stem.name}.pdf"), pdf(figure)),
-    )
+    return write_atomically(f"{stem}.png", png(figure)), write_atomically(f"{stem}.pdf", pdf(figure))
 
 
 def history_figure(history: pd.DataFrame, title: str) -> "Figure":

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from open_bench.environments.registry import has_levels
-from open_bench.errors import UserError, near_matches
+from open_bench.errors import UserError, check_known
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
 from open_bench.evaluation.metrics import Scale, stored_scale
 from open_bench.meta_training.evolution import Strategy
@@ -116,9 +116,7 @@ def make_request(
     """
     if not config.environments:
         raise UserError("no environment to meta-train on: name one with -e, or in the configuration")
-    if config.fitness not in METRICS:
-        known = list(METRICS)
-        raise UserError(f"unknown fitness '{config.fitness}'.{near_matches(config.fitness, known)} Known: {known}")
+    check_known("fitness", config.fitness, METRICS)
     tasks = _tasks(config.environments, config, settings)
     evaluated = _tasks(config.held_out, config, settings) if config.evaluate_every else []
     start, parent, ancestors = _beginning(optimizer, config.root_seed, tasks[0])
@@ -144,13 +142,11 @@ def _tasks(environments: Sequence[str], config: MetaConfig, settings: Mapping[st
     """Tasks under the environments' own names: their Adam, keys and baselines are those of the settings that ship."""
     chosen = {**config.settings, **(settings or {})}
     made = [
-        (name, make_task(name, algorithm=config.algorithm, budget=config.budget, steps=config.env_steps,
-                         settings=chosen))
+        make_task(name, algorithm=config.algorithm, budget=config.budget, steps=config.env_steps, settings=chosen)
         for name in environments
-    ]  # fmt: skip
+    ]
     return [
-        dataclasses.replace(task, environment=task.environment.model_copy(update={"name": task.base}))
-        for _, task in made
+        dataclasses.replace(each, environment=each.environment.model_copy(update={"name": each.base})) for each in made
     ]
 
 

@@ -125,9 +125,8 @@ class _Population:
         self._evaluators: dict[tuple[str, str], Evaluator] = {}
         self._compared: dict[str, float] = {}
 
-    def prepare(self, generations: int) -> None:
+    def prepare(self) -> None:
         """Compile the programs that generations and evaluations need."""
-        del generations
         for task in (*self._request.tasks, *self._request.held_out, *self._request.compared):
             self._evaluator(task)
 
@@ -149,9 +148,8 @@ class _Population:
             results.append(self._evaluator(task).returns(population, keys, config.fitness, show, told))
         return work.combine(tasks, results, pairs=config.task_sampling == "antithetic")
 
-    def evaluate_mean(self, theta: Theta, generations: int) -> dict[str, float]:
+    def evaluate_mean(self, theta: Theta) -> dict[str, float]:
         """Returns of θ and of Adam on seeds that are never trained on, the same at every evaluation."""
-        del generations
         for task in self._request.compared:
             if task.task.name not in self._compared:
                 self._compared[task.task.name] = self._return(task, EMPTY_THETA)

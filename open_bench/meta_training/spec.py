@@ -1,11 +1,12 @@
 """What a meta-training is: settings, and a request that has been checked."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
-from open_bench.config import Config, Name, Positive, load_named
+from open_bench.config import Config, Name, Positive, build, load_named
 
 ANTITHETIC = ("Open_ES", "ARS", "PGPE", "GuidedES")  # strategies that sample mirrored pairs
 
@@ -62,3 +63,12 @@ class MetaConfig(Config):
 def load_meta(name: str) -> MetaConfig:
     """Settings of meta-training by name or by path to a TOML."""
     return load_named(MetaConfig, "meta", ("meta-training recipe", "recipes"), name)
+
+
+def adjusted(config: str | MetaConfig | None, changes: Mapping[str, Any]) -> MetaConfig:
+    """Settings of meta-training with a user's changes; None is none, and a budget replaces a number of env steps."""
+    base = config if isinstance(config, MetaConfig) else load_meta(config) if config else MetaConfig()
+    given = {key: tuple(x) if isinstance(x, list) else x for key, x in changes.items() if x is not None}
+    if "budget" in given and "env_steps" not in given:
+        given["env_steps"] = None
+    return build(MetaConfig, base.model_dump() | given, f"meta-training {base.name}")

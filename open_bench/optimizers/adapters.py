@@ -131,12 +131,8 @@ def from_value(name: str, value: Any) -> OptimizerSpec:
         # Its own name may be a shipped optimizer's, whose tuned settings are not meant for it.
         return dataclasses.replace(value, tuned_as=value.tuned_as or name)
     if isinstance(value, optax.GradientTransformation):
-        return OptimizerSpec(
-            name,
-            f"{name}, as built there",
-            lambda theta, length: value,
-            eval_params=_schedule_free_params if _is_schedule_free(lambda: value) else None,
-        )
+        acting = _schedule_free_params if _is_schedule_free(lambda: value) else None
+        return OptimizerSpec(name, f"{name}, as built there", lambda theta, length: value, eval_params=acting)
     if callable(value):
         return from_constructor(name, value)
     raise UserError(
@@ -232,7 +228,7 @@ def _try(build: Callable[..., Any], defaults: dict[str, Any]) -> tuple[set[str],
     numbers = [key for key, default in defaults.items() if isinstance(default, float)]
 
     def step(traced: dict[str, Any]) -> Any:
-        return _dry_step(build({}, TrainingLength(2, 2, 2), {**defaults, **traced}))
+        return dry_step(build({}, TrainingLength(2, 2, 2), {**defaults, **traced}))
 
     def works(names: Sequence[str]) -> bool:
         try:
@@ -250,20 +246,21 @@ def _try(build: Callable[..., Any], defaults: dict[str, Any]) -> tuple[set[str],
     return (set(single) if works(single) else set()), free
 
 
-def _dry_step(optimizer: optax.GradientTransformation) -> Any:
-    """One update of a tiny agent."""
-    params = _tiny_params()
-    inner = optax.with_extra_args_support(optimizer)
-    loss, activations = jnp.float32(1), {"actor": {"layer_00_dense": jnp.ones(2)}}
-    return inner.update(
-        params, inner.init(params), params, training_fraction=jnp.float32(0), epoch_fraction=jnp.float32(0),
-        new_rollout=jnp.bool_(True), activations=activations, loss=loss, value=loss, key=jax.random.key(0),
+def dry_step(optimizer: optax.GradientTransformation) -> Any:
+    """One update of a tiny agent, to be traced: ``(params, state before, updates, state after)``."""
+    params, zero, unit = _tiny_params(), jnp.float32(0), {"layer_00_dense": jnp.ones(2)}
+    state = optimizer.init(params)
+    updates, after = optax.with_extra_args_support(optimizer).update(
+        params, state, params, training_fraction=zero, epoch_fraction=zero, new_rollout=jnp.bool_(True),
+        activations={"actor": unit, "critic": unit}, loss=zero, value=zero, key=jax.random.key(0),
         acting_network="actor",
     )  # fmt: skip
+    return params, state, updates, after
 
 
 def _tiny_params() -> Any:
-    return {"actor": {"layer_00_dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}}}
+    layer = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
+    return {"actor": {"layer_00_dense": layer, "log_std": jnp.zeros(2)}, "critic": {"layer_00_dense": layer}}
 
 
 # --- schedule-free methods -------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import optax
 
 from open_bench.config import TrainingLength
 from open_bench.optimizers.adapters import OWN_DEFAULT
-from open_bench.optimizers.resolve import ResolvedOptimizer
+from open_bench.optimizers.resolve import ResolvedOptimizer, kinds
 from open_bench.plugins import line_of
 
 LENGTH = TrainingLength(updates=4, epochs=2, minibatches=2)
@@ -223,7 +223,7 @@ def state_is_stable(subject: Subject) -> str:
     """Structure, shapes and dtypes of state and updates stay as they are."""
     params, state = subject.start
     (_, after), updates = jax.eval_shape(subject.step, (params, state), jnp.int32(0))
-    if _kinds(state) != _kinds(after):
+    if kinds(state) != kinds(after):
         raise Violation("the state that update returns has another structure, shape or dtype than init's")
     if jax.tree.structure(updates) != jax.tree.structure(params):  # type: ignore[operator]
         raise Violation("updates have another structure than the parameters")
@@ -364,7 +364,7 @@ def acting_parameters(subject: Subject) -> str:
         return "acts with the parameters themselves"
     params, state = subject.walked
     acting = eval_params(state, params)
-    if _kinds(acting) != _kinds(params):
+    if kinds(acting) != kinds(params):
         raise Violation("eval_params returns another structure, shape or dtype than the parameters have")
     if subject.is_finite and not _finite(acting):
         raise Violation("eval_params returns numbers that are not finite")
@@ -450,10 +450,6 @@ def _timed_program(subject: Subject, steps: int) -> Callable[[], Any]:
 
 def _is_key(leaf: Any) -> bool:
     return bool(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key))
-
-
-def _kinds(tree: Any) -> Any:
-    return jax.tree.structure(tree), [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)]
 
 
 def _finite(tree: Any) -> bool:

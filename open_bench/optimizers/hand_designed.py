@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from open_bench.algorithms.policy_losses import DPO, LPO
+from open_bench.algorithms.policy_losses import DPO, LPO, PPO, PolicyLoss
 from open_bench.optimizers.schedules import anneal
 from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, Search, TrainingLength
 
@@ -20,14 +20,18 @@ def _decay(default: float, description: str, *choices: float) -> Hyperparameter:
     return Hyperparameter(default, description, traced=True, search=Search(choices=choices), minimum=0.0, below=1.0)
 
 
-def _factory(make: Callable[..., optax.GradientTransformation]) -> Callable[..., optax.GradientTransformation]:
-    """Give an optax constructor the signature of a registry factory."""
+def _spec(
+    name: str, description: str, make: Callable[..., optax.GradientTransformation], citation: str,
+    hyperparameters: dict[str, Hyperparameter], policy_loss: PolicyLoss = PPO, tuned_as: str = "",
+) -> OptimizerSpec:  # fmt: skip
+    """A spec of an optax constructor, annealed."""
 
-    def factory(theta: Any, length: TrainingLength, *, anneal_learning_rate: bool, **hyperparameters: Any) -> Any:
+    def factory(theta: Any, length: TrainingLength, *, anneal_learning_rate: bool, **values: Any) -> Any:
         del theta
-        return anneal(make(**hyperparameters), length, anneal_learning_rate)
+        return anneal(make(**values), length, anneal_learning_rate)
 
-    return factory
+    settings = {**hyperparameters, "anneal_learning_rate": ANNEAL}
+    return OptimizerSpec(name, description, factory, citation, policy_loss, settings, tuned_as=tuned_as)
 
 
 ADAM = {
@@ -35,61 +39,38 @@ ADAM = {
     "b1": _decay(0.9, "decay of the first moment", 0.9, 0.95, 0.99),
     "b2": _decay(0.999, "decay of the second moment", 0.9, 0.99, 0.999),
     "eps": Hyperparameter(1e-5, "added to the root of the second moment", traced=True, minimum=0.0),
-    "anneal_learning_rate": ANNEAL,
 }
-WEIGHT_DECAY = Hyperparameter(
-    1e-4, "decoupled weight decay, per learning rate", traced=True, search=Search(1e-5, 1e-1), minimum=0.0
-)
+ADAMW = ADAM | {
+    "weight_decay": Hyperparameter(
+        1e-4, "decoupled weight decay, per learning rate", traced=True, search=Search(1e-5, 1e-1), minimum=0.0
+    )
+}
+RMSPROP = {
+    "learning_rate": _learning_rate(1e-3, 1e-4, 3e-2),
+    "decay": _decay(0.99, "decay of the second moment", 0.9, 0.99, 0.999),
+    "eps": Hyperparameter(1e-5, "added inside the root of the second moment", traced=True, minimum=0.0),
+}
+LION = {
+    "learning_rate": _learning_rate(1e-4, 1e-5, 3e-3),
+    "b1": _decay(0.9, "interpolation of gradient and momentum", 0.9, 0.95, 0.99),
+    "b2": _decay(0.99, "decay of the momentum", 0.9, 0.99, 0.999),
+    "weight_decay": Hyperparameter(0.0, "decoupled weight decay, per learning rate", traced=True, minimum=0.0),
+}
+SGD = {
+    "learning_rate": _learning_rate(1e-1, 1e-2, 3.0),
+    "momentum": _decay(0.9, "decay of the momentum", 0.0, 0.9, 0.99),
+}
 
 SPECS = (
-    OptimizerSpec("adam", "Adam", _factory(optax.adam), "Kingma & Ba 2015, arXiv 1412.6980", hyperparameters=ADAM),
-    OptimizerSpec(
-        "adamw",
-        "Adam with decoupled weight decay",
-        _factory(optax.adamw),
-        "Loshchilov & Hutter 2019, arXiv 1711.05101",
-        hyperparameters=ADAM | {"weight_decay": WEIGHT_DECAY},
+    _spec("adam", "Adam", optax.adam, "Kingma & Ba 2015, arXiv 1412.6980", ADAM),
+    _spec(
+        "adamw", "Adam with decoupled weight decay", optax.adamw, "Loshchilov & Hutter 2019, arXiv 1711.05101", ADAMW
     ),
-    OptimizerSpec(
-        "rmsprop",
-        "RMSProp",
-        _factory(optax.rmsprop),
-        "Tieleman & Hinton 2012, lecture 6.5",
-        hyperparameters={
-            "learning_rate": _learning_rate(1e-3, 1e-4, 3e-2),
-            "decay": _decay(0.99, "decay of the second moment", 0.9, 0.99, 0.999),
-            "eps": Hyperparameter(1e-5, "added inside the root of the second moment", traced=True, minimum=0.0),
-            "anneal_learning_rate": ANNEAL,
-        },
-    ),
-    OptimizerSpec(
-        "lion",
-        "Lion: sign of an interpolated momentum",
-        _factory(optax.lion),
-        "Chen et al. 2023, arXiv 2302.06675",
-        hyperparameters={
-            "learning_rate": _learning_rate(1e-4, 1e-5, 3e-3),
-            "b1": _decay(0.9, "interpolation of gradient and momentum", 0.9, 0.95, 0.99),
-            "b2": _decay(0.99, "decay of the momentum", 0.9, 0.99, 0.999),
-            "weight_decay": Hyperparameter(0.0, "decoupled weight decay, per learning rate", traced=True, minimum=0.0),
-            "anneal_learning_rate": ANNEAL,
-        },
-    ),
-    OptimizerSpec(
-        "sgd",
-        "Stochastic gradient descent with momentum",
-        _factory(optax.sgd),
-        "Polyak 1964; Sutskever et al. 2013",
-        hyperparameters={
-            "learning_rate": _learning_rate(1e-1, 1e-2, 3.0),
-            "momentum": _decay(0.9, "decay of the momentum", 0.0, 0.9, 0.99),
-            "anneal_learning_rate": ANNEAL,
-        },
-    ),
-    OptimizerSpec(
-        "dpo", f"Adam with {DPO.description}", _factory(optax.adam), DPO.citation, DPO, ADAM, tuned_as="adam"
-    ),
-    OptimizerSpec(
-        "lpo", f"Adam with {LPO.description}", _factory(optax.adam), LPO.citation, LPO, ADAM, tuned_as="adam"
+    _spec("rmsprop", "RMSProp", optax.rmsprop, "Tieleman & Hinton 2012, lecture 6.5", RMSPROP),
+    _spec("lion", "Lion: sign of an interpolated momentum", optax.lion, "Chen et al. 2023, arXiv 2302.06675", LION),
+    _spec("sgd", "Stochastic gradient descent with momentum", optax.sgd, "Polyak 1964; Sutskever et al. 2013", SGD),
+    *(
+        _spec(loss.name, f"Adam with {loss.description}", optax.adam, loss.citation, ADAM, loss, tuned_as="adam")
+        for loss in (DPO, LPO)
     ),
 )

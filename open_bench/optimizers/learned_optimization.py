@@ -110,14 +110,13 @@ def _parameters(value: Callable[..., Any]) -> list[inspect.Parameter]:
 
 
 def _hyperparameters(value: Callable[..., Any]) -> dict[str, Hyperparameter]:
-    described = {}
-    for parameter in _parameters(value):
-        required = parameter.default is parameter.empty
-        described[parameter.name] = Hyperparameter(
-            default=None if required else parameter.default,
-            description=f"argument of {getattr(value, '__name__', 'the optimizer')}{' (required)' if required else ''}",
-        )
-    return described
+    described = f"argument of {getattr(value, '__name__', 'the optimizer')}"
+    return {
+        each.name: Hyperparameter(None, f"{described} (required)")
+        if each.default is each.empty
+        else Hyperparameter(each.default, described)
+        for each in _parameters(value)
+    }
 
 
 def _without_arguments(path: str, value: Any) -> Any:
@@ -245,9 +244,5 @@ def _learned_spec(path: str, learned: Any) -> OptimizerSpec:
             raise BridgeError(f"{path} is a learned optimizer and needs weights: {path}@NAME-or-FILE")
         return to_optax(learned.opt_fn(layout.restore(theta)), length.optimizer_steps)
 
-    return OptimizerSpec(
-        path,
-        f"{path.partition(':')[2]} of {LIBRARY}",
-        factory,
-        learned=Learned(init=layout.init, validate=layout.validate),
-    )
+    own = Learned(init=layout.init, validate=layout.validate)
+    return OptimizerSpec(path, f"{path.partition(':')[2]} of {LIBRARY}", factory, learned=own)

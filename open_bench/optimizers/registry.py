@@ -1,12 +1,12 @@
 """The registry: names → specs. It knows neither tasks nor weights."""
 
-import importlib.metadata
 import math
 import reprlib
 from typing import Any
 
+from open_bench import plugins
 from open_bench.algorithms.policy_losses import POLICY_LOSSES, PolicyLoss
-from open_bench.errors import UserError, near_matches
+from open_bench.errors import UserError, check_known, near_matches
 from open_bench.optimizers import adapters, hand_designed, names
 from open_bench.optimizers.learned import open as open_family
 from open_bench.optimizers.learned import optim4rl, velo
@@ -34,7 +34,7 @@ def known() -> dict[str, OptimizerSpec]:
 
 def available() -> list[str]:
     """Names of all registered optimizers, plug-ins included, sorted."""
-    return sorted({*known(), *_plugins()})
+    return sorted({*known(), *plugins.installed(ENTRY_POINTS)})
 
 
 def learned_names() -> list[str]:
@@ -65,9 +65,9 @@ def find(parsed: names.ParsedName) -> OptimizerSpec:
         return specs[parsed.head]
     if parsed.head.startswith("optax."):
         return adapters.from_optax(parsed.head.removeprefix("optax."))
-    plugins = _plugins()
-    if parsed.head in plugins:
-        return adapters.from_value(parsed.head, _load_plugin(plugins[parsed.head]))
+    installed = plugins.installed(ENTRY_POINTS)
+    if parsed.head in installed:
+        return adapters.from_value(parsed.head, plugins.load_attribute("optimizer", installed[parsed.head]))
     raise UserError(
         f"unknown optimizer '{parsed.head}'.{near_matches(parsed.head, available())} "
         "`openbench list optimizers` shows all of them; anything in optax is optax.NAME."
@@ -76,10 +76,7 @@ def find(parsed: names.ParsedName) -> OptimizerSpec:
 
 def find_policy_loss(name: str) -> PolicyLoss:
     """A policy loss by name; raises UserError for an unknown one."""
-    if name not in POLICY_LOSSES:
-        raise UserError(
-            f"unknown policy loss '{name}'.{near_matches(name, list(POLICY_LOSSES))} Known: {', '.join(POLICY_LOSSES)}"
-        )
+    check_known("policy loss", name, POLICY_LOSSES)
     return POLICY_LOSSES[name]
 
 
@@ -130,14 +127,3 @@ def _check_range(spec: OptimizerSpec, key: str, value: float) -> None:
         allowed = [f"at least {low:g}"] if low is not None else []
         allowed += [f"below {high:g}"] if high is not None else []
         raise UserError(f"{spec.name}: {key} = {value!r} makes no sense: it must be {' and '.join(allowed)}")
-
-
-def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
-    return {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
-
-
-def _load_plugin(point: importlib.metadata.EntryPoint) -> Any:
-    try:
-        return point.load()
-    except Exception as error:
-        raise UserError(f"plug-in '{point.name}' ({point.value}) cannot be loaded: {error}") from error

@@ -79,9 +79,9 @@ class ResolvedOptimizer:
         of_theta = functools.partial(loss, inputs["policy_loss"]) if loss is not None else None
         return Learning(optimizer, self.spec.eval_params or params_themselves, of_theta)
 
-    def with_theta(self, theta: Theta, label: str | None = None) -> "ResolvedOptimizer":
+    def with_theta(self, theta: Theta) -> "ResolvedOptimizer":
         """The same with another θ."""
-        return dataclasses.replace(self, weights=Weights(theta, {}, ""), source=None, label=label or self.label)
+        return dataclasses.replace(self, weights=Weights(theta, {}, ""), source=None)
 
     def _is_traced(self, key: str) -> bool:
         return self.spec.hyperparameters[key].traced
@@ -174,14 +174,8 @@ def _hyperparameters(
         found_at, table = chosen
         values |= {key: registry.check_value(spec, key, value) for key, value in table["values"].items()}
         # Published settings, for any budget, were tuned at the full one; a family's on one of its environments.
-        origin, tuned_on = (
-            table["origin"],
-            (
-                table.get("environment", task.base),
-                algorithm,
-                found_at.replace("any", "full"),
-            ),
-        )
+        origin = table["origin"]
+        tuned_on = table.get("environment", task.base), algorithm, found_at.replace("any", "full")
     if given:
         return values | dict(given), "given", None
     return values, origin, tuned_on
@@ -265,15 +259,14 @@ def how_to_get_weights(found: ResolvedOptimizer, task: Task | None) -> str:
     message = f"{found.label} is a learned optimizer, and {absent}. Name some with {use}@NAME or {use}@FILE; "
     if own in FETCHED:
         return message + f"`openbench weights fetch {own}` downloads the official ones."
-    where = "-e ENVIRONMENT" if task is None else f"-e {task.base} {_length_option(task.budget)}"
+    where = "-e ENVIRONMENT"
+    if task is not None:
+        steps = task.budget.removeprefix("steps-")
+        where = f"-e {task.base} " + (f"--budget {task.budget}" if steps == task.budget else f"--steps {steps}")
     return message + (
         f"{others}`openbench meta-train {use} {where} --name {name}` evolves some, as does "
         f"`openbench compare` with --meta-train, and {use}@zero has θ = 0."
     )
-
-
-def _length_option(budget: str) -> str:
-    return f"--steps {budget.removeprefix('steps-')}" if budget.startswith("steps-") else f"--budget {budget}"
 
 
 # --- checks --------------------------------------------------------------------------------------------------------
@@ -288,29 +281,17 @@ def _dry_run(found: ResolvedOptimizer) -> None:
     done = (found.label, found.spec.make, static, found.theta_hash)
     if done in _dry_runs:
         return
-    layer = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
-    params = {"actor": {"layer_00_dense": layer, "log_std": jnp.zeros(2)}, "critic": {"layer_00_dense": layer}}
-    unit = {"layer_00_dense": jnp.ones(2)}
-
-    def step(params: Any, key: jax.Array) -> Any:
-        optimizer = found.learning(TrainingLength(2, 2, 2), found.inputs).optimizer
-        zero = jnp.float32(0)
-        extras = {"training_fraction": zero, "epoch_fraction": zero, "loss": zero, "value": zero}
-        state = optimizer.init(params)
-        return state, optimizer.update(
-            params, state, params, activations={"actor": unit, "critic": unit}, new_rollout=jnp.bool_(True),
-            acting_network="actor", key=key, **extras,
-        )  # fmt: skip
-
     try:
-        before, (updates, after) = jax.eval_shape(step, params, jax.random.key(0))
+        params, before, updates, after = jax.eval_shape(
+            lambda: adapters.dry_step(found.learning(TrainingLength(2, 2, 2), found.inputs).optimizer)
+        )
     except UserError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}{plugins.line_of(error)}"
         raise UserError(f"{found.label} cannot make an update from gradients and extras: {reason}") from error
     for what, shown, expected in (("updates", updates, params), ("state", after, before)):
-        if _kinds(shown) != _kinds(expected):
+        if kinds(shown) != kinds(expected):
             whose = "the parameters" if what == "updates" else "the state of init"
             raise UserError(
                 f"{found.label} returns {what} of another structure, shape or dtype than {whose}; "
@@ -319,8 +300,9 @@ def _dry_run(found: ResolvedOptimizer) -> None:
     _dry_runs.add(done)
 
 
-def _kinds(tree: Any) -> Any:
-    return jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+def kinds(tree: Any) -> Any:
+    """Structure, shapes and dtypes."""
+    return jax.tree.structure(tree), [(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree)]
 
 
 def _stable_name(value: Any) -> str:

@@ -46,11 +46,10 @@ def validate(theta: Theta, spec: OptimizerSpec, where: str | Path = "θ") -> Non
 def _same_shapes(found: Any, init: Any) -> None:
     """Compare with the shapes that meta-training would start from, which are computed without running anything."""
     expected = jax.eval_shape(init, jax.ShapeDtypeStruct((2,), np.uint32))
-    wanted, present = ({n: tuple(a.shape) for n, a in _named(tree)} for tree in (expected, found))
+    wanted, present = (
+        {jax.tree_util.keystr(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        for tree in (expected, found)
+    )
     for name in sorted(wanted | present):
         if wanted.get(name) != present.get(name):
             raise ValueError(f"array {name}: expected {wanted.get(name, 'none')}, found {present.get(name, 'none')}")
-
-
-def _named(tree: Any) -> list[tuple[str, Any]]:
-    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]

@@ -98,12 +98,17 @@ def _use_compilation_cache() -> None:
 
 def _processor_kind() -> str:
     """A short name for this processor's instruction set: CPU programs of one kind may not run on another."""
+    flags = processor_says("flags", "Features")
+    return f"{platform.machine()}-{hashlib.sha256(' '.join(sorted(flags.split())).encode()).hexdigest()[:8]}"
+
+
+def processor_says(*names: str) -> str:
+    """The first line of /proc/cpuinfo that begins with one of ``names``; "" where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.machine()
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{platform.machine()}-{hashlib.sha256(' '.join(sorted(flags.split())).encode()).hexdigest()[:8]}"
+        return ""
+    return next((line for line in lines if line.startswith(names)), "")
 
 
 def _join(cluster: Cluster) -> None:

@@ -87,12 +87,8 @@ class Program:
         if found != [(x.shape, x.dtype) for x in (jax.eval_shape(_key_data, leaf) for leaf in expected)]:
             raise ValueError("the saved arrays have other shapes than this program's state")
         placed = [_sharded(array, self.mesh) for array in arrays]
-        keyed = [
-            jax.random.wrap_key_data(array, impl=str(jax.random.key_impl(jax.random.key(0))))
-            if _is_key(leaf)
-            else array
-            for array, leaf in zip(placed, expected, strict=True)
-        ]
+        pairs = zip(placed, expected, strict=True)
+        keyed = [jax.random.wrap_key_data(array) if _is_key(leaf) else array for array, leaf in pairs]
         return jax.tree.unflatten(structure, keyed)
 
 

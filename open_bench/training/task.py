@@ -140,7 +140,8 @@ def make_task(
     named = _renamed(config, before, after, {**config.options, **read_files(config, options or {})})
     env_steps = config.budget_steps(budget) if steps is None else steps
     find_algorithm(chosen).check(make_environment(named), named.name)
-    task = Task(named, chosen, after, _budget_name(config, env_steps), env_steps, config.name)
+    name = next((name for name, steps in config.budgets.items() if steps == env_steps), f"steps-{env_steps}")
+    task = Task(named, chosen, after, name, env_steps, config.name)
     _ = task.num_updates  # too few steps are an error now
     return task
 
@@ -177,11 +178,6 @@ def _settings(config: EnvironmentConfig, tables: Mapping[str, AlgorithmConfig], 
             f"[algorithms.{algorithm}] to a .toml of yours"
         )
     return build_config(algorithm, {}, config.name)
-
-
-def _budget_name(config: EnvironmentConfig, env_steps: int) -> str:
-    named = [name for name, steps in config.budgets.items() if steps == env_steps]
-    return named[0] if named else f"steps-{env_steps}"
 
 
 def _renamed(

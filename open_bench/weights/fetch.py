@@ -151,8 +151,7 @@ def _fetch_file(published: Published, folder: Path, address: str, progress: Prog
         if there is None or file.sha256 not in (None, there):
             raise WeightsError(f"{path} holds other weights; remove it, or choose another folder")
         return path
-    stage = _stage(folder)
-    digests = _bring(published, stage, address, None, progress)
+    stage, digests = _bring(published, folder, address, None, progress)
     found = library.import_file(stage / file.name, registry.known()[published.optimizer])
     facts: dict[str, Any] = {
         "imported_from": file.name,
@@ -174,8 +173,7 @@ def _fetch_folder(published: Published, folder: Path, address: str, progress: Pr
     if all((folder / file.name).is_file() for file in published.files):
         digests = _verify(published, folder, record)
     else:
-        stage = _stage(folder)
-        digests = _bring(published, stage, address, record, progress)
+        stage, digests = _bring(published, folder, address, record, progress)
         for file in published.files:
             (stage / file.name).replace(folder / file.name)
         shutil.rmtree(stage)
@@ -184,26 +182,28 @@ def _fetch_folder(published: Published, folder: Path, address: str, progress: Pr
     return folder
 
 
-def _stage(folder: Path) -> Path:
+def _bring(
+    published: Published, folder: Path, address: str, record: Digests | None, progress: Progress | None
+) -> tuple[Path, Digests]:
+    """Get all files into a stage below ``folder`` and verify them there: (stage, digests).
+
+    What is wrong is removed, what arrived whole stays.
+    """
+    stage, base = folder / STAGE, _base(address)
     try:
-        (folder / STAGE).mkdir(parents=True, exist_ok=True)
+        stage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WeightsError(f"{folder} cannot be created: {error.strerror or error}") from error
-    return folder / STAGE
-
-
-def _bring(
-    published: Published, stage: Path, address: str, record: Digests | None, progress: Progress | None
-) -> Digests:
-    """Get all files into the stage and verify them there. What is wrong is removed, what arrived whole stays."""
-    base = _base(address)
     for file in published.files:
-        if isinstance(base, Path):
-            _copy(base / file.name, stage / file.name)
-        else:
+        if not isinstance(base, Path):
             _download(base, file, stage, [other.name for other in published.files], progress)
+            continue
+        try:
+            shutil.copyfile(base / file.name, stage / file.name)
+        except OSError as error:
+            raise WeightsError(f"{base / file.name} cannot be copied: {error.strerror or error}") from error
     try:
-        return _verify(published, stage, record)
+        return stage, _verify(published, stage, record)
     except WeightsError:
         shutil.rmtree(stage)
         raise
@@ -216,13 +216,6 @@ def _base(address: str) -> str | Path:
     if "://" in address or not Path(address).is_dir():
         raise WeightsError(f"{address} is neither an http(s) address nor a local folder")
     return Path(address)
-
-
-def _copy(source: Path, target: Path) -> None:
-    try:
-        shutil.copyfile(source, target)
-    except OSError as error:
-        raise WeightsError(f"{source} cannot be copied: {error.strerror or error}") from error
 
 
 # --- verification --------------------------------------------------------------------------------------------------
@@ -312,31 +305,24 @@ def _check_redirect(response: Any, *_: Any, **__: Any) -> None:
 class _Meter:
     """What pooch tells of a download: passed on as progress, and stopped when it cannot be the file."""
 
+    total = 0  # bytes; 0: the server does not say
+
     def __init__(self, url: str, file: File, progress: Progress | None):
-        self.done, self._total = 0, 0  # bytes; 0: the server does not say
-        self._url, self._file, self._progress = url, file, progress
-
-    @property
-    def total(self) -> int:
-        return self._total
-
-    @total.setter
-    def total(self, total: int) -> None:
-        size = self._file.size
-        if total and size not in (None, total):
-            raise WeightsError(
-                f"{self._url} has {total} bytes and {size} were expected: another file, or an error page"
-            )
-        self._total = total
+        self.done, self._url, self._file, self._progress = 0, url, file, progress
 
     def update(self, count: int) -> None:
         """``count`` more bytes, rounded up to a whole chunk."""
-        limit = MAX_BYTES if self._file.size is None else self._file.size
+        size = self._file.size
+        if self.total and size not in (None, self.total):
+            raise WeightsError(
+                f"{self._url} has {self.total} bytes and {size} were expected: another file, or an error page"
+            )
+        limit = MAX_BYTES if size is None else size
         if self.done > limit:
             raise WeightsError(f"{self._url} sends more than the {limit} bytes expected")
         self.done += count
         if self._progress:
-            self._progress(self._file.name, min(self.done, self._total or self.done), self._total or None)
+            self._progress(self._file.name, min(self.done, self.total or self.done), self.total or None)
 
     def reset(self) -> None:
         self.done = 0

@@ -230,39 +230,38 @@ def search_path() -> list[Path]:
     return [baselines_dir() / "weights", library_dir()]
 
 
-def kept(name: str, folders: Sequence[Path] | None = None) -> Path | None:
+def kept(name: str) -> Path | None:
     """Where the weights of that name lie, or None when there are none."""
-    for folder in search_path() if folders is None else folders:
+    for folder in search_path():
         if name in (found := _names(folder)):
             return found[name]
     return None
 
 
-def locate(name: str, folders: Sequence[Path] | None = None) -> Path:
+def locate(name: str) -> Path:
     """The file or directory of named weights.
 
     Raises:
         WeightsError: no such weights, with near matches and the places that were searched.
     """
     validate_name(name)
-    folders = search_path() if folders is None else folders
-    if found := kept(name, folders):
+    if found := kept(name):
         return found
-    known = [known for folder in folders for known in _names(folder)]
-    places = " nor in ".join(str(folder) for folder in folders)
+    known = [known for folder in search_path() for known in _names(folder)]
+    places = " nor in ".join(map(str, search_path()))
     raise WeightsError(
         f"no weights named {name!r} in {places}.{near_matches(name, known)} Known: {', '.join(known) or 'none'}. "
         "Put a file there, or give a path."
     )
 
 
-def load_reference(reference: str, spec: OptimizerSpec, folders: Sequence[Path] | None = None) -> Weights:
+def load_reference(reference: str, spec: OptimizerSpec) -> Weights:
     """Load what stands after "@" in an optimizer's name: a path when it looks like one or exists, else a name."""
     path = _expanded(reference)
     if os.sep in reference or path.suffix in SUFFIXES or reference.startswith(("~", ".")):
         return import_file(path, spec)
     try:
-        located = locate(reference, folders)
+        located = locate(reference)
     except WeightsError:
         if not path.exists():
             raise
@@ -335,11 +334,10 @@ def import_named(
     return save_named(name, found.theta, metadata), found._replace(metadata=metadata)
 
 
-def list_weights(folders: Sequence[Path] | None = None) -> list[Listed]:
+def list_weights() -> list[Listed]:
     """All named weights in the order of the search path, then by name; damaged ones are listed with their error."""
-    shipped, *others = search_path() if folders is None else folders
     listed = []
-    for place, folder in [("shipped", shipped), *(("library", other) for other in others)]:
+    for place, folder in zip(("shipped", "library"), search_path(), strict=True):
         for name, path in _names(folder).items():
             try:
                 report = inspect(path)
@@ -356,13 +354,9 @@ def _names(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir(), key=lambda p: (p.is_dir(), _rank(p), p.name)):
+    for path in sorted(folder.iterdir(), key=lambda p: (p.is_dir(), [*SUFFIXES, p.suffix].index(p.suffix), p.name)):
         weights = (path / "params").is_file() if path.is_dir() else path.suffix in SUFFIXES
         name = path.name if path.is_dir() else path.name.removesuffix(path.suffix)
         if weights and _NAME.fullmatch(name):
             found.setdefault(name, path)
     return dict(sorted(found.items()))
-
-
-def _rank(path: Path) -> int:
-    return SUFFIXES.index(path.suffix) if path.suffix in SUFFIXES else len(SUFFIXES)

@@ -10,7 +10,7 @@ from tiny import STEPS, experiments, random_policy, train
 
 from open_bench.errors import UserError
 from open_bench.experiments import estimate as module
-from open_bench.experiments.estimate import Estimate, Part, announce, estimate, lifetime_seconds
+from open_bench.experiments.estimate import Estimate, announce, estimate, lifetime_seconds
 from open_bench.experiments.store import Store
 from open_bench.training.task import make_task
 
@@ -20,7 +20,8 @@ CPU = jax.devices()
 def test_what_is_stored_is_not_ahead(tmp_path: Path) -> None:
     store = train(tmp_path, [random_policy()], num_seeds=3)
     ahead = estimate([random_policy(), *experiments()], 5, store, CPU)
-    assert [(part.optimizer, part.missing) for part in ahead.parts] == [("random", 2), ("adam", 5)]
+    assert estimate([random_policy()], 5, store, CPU).lifetimes == 2
+    assert estimate(experiments(), 5, store, CPU).lifetimes == 5
     assert ahead.lifetimes == 7
     assert ahead.env_steps == 7 * STEPS
     nothing = estimate([random_policy()], 2, store, CPU)
@@ -44,35 +45,37 @@ def test_learned_optimizers_and_slow_environments_take_longer() -> None:
     assert (lifetime_seconds(slow, False, CPU) or 0.0) > 2 * plain
 
 
-def part(seconds: float | None) -> Part:
-    return Part("breakout", "adam", 10, 1000, 3, seconds)
+def test_nothing_is_guessed_of_accelerators(tmp_path: Path) -> None:
+    class Accelerator:
+        platform = "gpu"
 
-
-def test_nothing_is_guessed_of_accelerators() -> None:
-    assert Estimate((part(1.0), part(None))).seconds is None
-    assert Estimate((part(1.0), part(2.0))).seconds == 3.0
+    chosen, store = [random_policy(), *experiments()], Store(tmp_path)
+    assert estimate(chosen, 3, store, [Accelerator()]).seconds is None  # type: ignore[list-item]
+    alone = [estimate([each], 3, store, CPU).seconds or 0.0 for each in chosen]
+    assert estimate(chosen, 3, store, CPU).seconds == pytest.approx(sum(alone))
+    assert min(alone) > 0
 
 
 def test_long_work_is_announced() -> None:
     with pytest.warns(UserWarning, match=r"6 lifetimes with 6,000 env steps are ahead: about 3\.0 h on this CPU"):
-        announce(Estimate((part(5400.0), part(5400.0))), experiments(), CPU)
+        announce(Estimate(6, 6000, 10_800.0), experiments(), CPU)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        announce(Estimate((part(60.0),)), experiments(), CPU)
+        announce(Estimate(3, 3000, 60.0), experiments(), CPU)
 
 
 def test_what_does_not_fit_in_memory_is_refused() -> None:
     (huge,) = experiments(changes={"num_envs": 2**24, "num_steps": 2**10, "num_minibatches": 1}, steps=2**34)
     with pytest.raises(UserError, match=r"1 lifetimes on each of 4 devices need about .* GiB, and this machine has"):
-        announce(Estimate((part(1.0),)), [huge], CPU)
+        announce(Estimate(3, 3000, 1.0), [huge], CPU)
     wide = dataclasses.replace(experiments()[0], vmap_size=10**6)
     with pytest.raises(UserError, match=r"1000000 lifetimes .*lower --vmap-size"):
-        announce(Estimate((part(1.0),)), [wide], CPU)
+        announce(Estimate(3, 3000, 1.0), [wide], CPU)
 
 
 def test_budgets_that_are_too_short_to_be_scored_are_warned_of() -> None:
     """An episode of Freeway lasts 2,500 steps in every copy."""
     (short,) = experiments(environments=("freeway",), steps=64 * 2500 * 2, changes={"num_envs": 64, "num_steps": 100})
     with pytest.warns(UserWarning, match=r"each of 64 copies finishes 2 episodes at most"):
-        announce(Estimate((part(1.0),)), [short], CPU)
+        announce(Estimate(3, 3000, 1.0), [short], CPU)
     assert module.ENOUGH_EPISODES == 3

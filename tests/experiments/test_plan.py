@@ -8,8 +8,8 @@ from tiny import SETTINGS, STEPS, experiments
 
 from open_bench.config import StudyConfig, load_study
 from open_bench.errors import UserError
+from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.experiments.plan import Plan, adjust, make_plan, random_experiments
-from open_bench.experiments.session import baseline_returns
 
 BASE = StudyConfig(name="x", optimizers=("adam",), environments=("cartpole",))
 
@@ -70,7 +70,7 @@ def test_a_bad_study_is_an_error(changes: dict[str, Any], message: str) -> None:
 
 def planned(steps: int | None = None, settings: Any = None, **study: Any) -> Plan:
     chosen = adjust(BASE, **study)
-    return make_plan(chosen, jax.devices(), steps, settings, baseline_returns=baseline_returns())
+    return make_plan(chosen, jax.devices(), steps, settings, baseline_returns=load_baseline_returns())
 
 
 def test_steps_equal_to_a_budget_are_that_budget() -> None:

@@ -13,8 +13,7 @@ import open_bench
 from open_bench.environments.gridworld.optimal import optimal_return
 from open_bench.errors import UserError
 from open_bench.experiments.plan import make_experiments
-from open_bench.generalization.run import make_plan
-from open_bench.generalization.scales import optimal_returns
+from open_bench.generalization.run import make_plan, optimal_returns
 from open_bench.generalization.study import load_preset, make_points
 from open_bench.training.keys import lifetime_keys, stream
 

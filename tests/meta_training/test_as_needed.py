@@ -17,8 +17,8 @@ from tiny_meta import STEPS_PER_UPDATE, TINY, Watch, flags, vector
 import open_bench
 from open_bench.config import StudyConfig, load_study
 from open_bench.errors import UserError
+from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.experiments.provenance import provenance
-from open_bench.experiments.session import baseline_returns
 from open_bench.meta_training import as_needed as needed
 from open_bench.meta_training.request import Request
 from open_bench.meta_training.request import make_request as request_of
@@ -75,7 +75,7 @@ def test_weights_are_evolved_once_then_used_again_and_continued(tmp_path: Path) 
 
 
 def make_request() -> Request:
-    return request_of("open", needed.settings_for(STUDY, STEPS), baseline_returns(), jax.devices()[:2], TINY)
+    return request_of("open", needed.settings_for(STUDY, STEPS), load_baseline_returns(), jax.devices()[:2], TINY)
 
 
 def test_a_second_process_waits_for_the_first_and_uses_its_weights(

@@ -27,7 +27,7 @@ from open_bench.events import Compiled, Ended, Evaluated, Event, Generation, Sta
 from open_bench.experiments.execute import stream
 from open_bench.meta_training.figure import history_figure, save_history
 from open_bench.meta_training.logging import Figure, Logged, TensorBoard, WeightsAndBiases, scalars
-from open_bench.progress import Tally, lines, picture
+from open_bench.progress import Lines, Tally, picture
 from open_bench.weights.format import load_weights
 
 SETTINGS = TINY | {"update_epochs": 1, "hidden": (4,)}
@@ -78,7 +78,7 @@ def test_lines_show_fitness_time_left_and_the_mean_against_adam() -> None:
         Generation(row(30), 0.0),
         Ended(),
     )
-    watch = lines(console, clock=lambda: 0.0)
+    watch = Lines(console, clock=lambda: 0.0)
     for event in told:
         watch(event)
     text = [line.partition("] ")[2] for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]

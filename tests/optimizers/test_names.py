@@ -12,6 +12,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 
+from open_bench import plugins
 from open_bench.errors import UserError
 from open_bench.optimizers import (
     OptimizerSpec,
@@ -107,13 +108,7 @@ def test_module_attribute_and_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     np.testing.assert_allclose(updates["w"], -1.5)
 
-    class Point:
-        name, value = "plugged", "my_optimizers:fast"
-
-        def load(self) -> Any:
-            return fast
-
-    monkeypatch.setattr(registry, "_plugins", lambda: {"plugged": Point()})
+    monkeypatch.setattr(plugins, "installed", lambda group: {"plugged": "my_optimizers:fast"})
     assert resolve("plugged").spec.description == "Fast"
     assert "plugged" in available()
 

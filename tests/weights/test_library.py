@@ -194,7 +194,9 @@ def folders(tmp_path, monkeypatch):
     """A shipped folder and the user's folder."""
     monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "mine"))
     (tmp_path / "shipped").mkdir()
-    return [tmp_path / "shipped", library.library_dir()]
+    searched = [tmp_path / "shipped", library.library_dir()]
+    monkeypatch.setattr(library, "search_path", lambda: searched)
+    return searched
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ def folders(tmp_path, monkeypatch):
 )
 def test_names_hold_no_path(folders, name):
     with pytest.raises(WeightsError, match="no name"):
-        library.locate(name, folders)
+        library.locate(name)
     with pytest.raises(WeightsError, match="no name"):
         library.save_named(name, {"optimizer": {"a": np.ones(1)}})
 
@@ -222,19 +224,19 @@ def test_library_dir(monkeypatch, tmp_path):
 def test_find_prefers_what_ships(folders, theta):
     path = library.save_named("mine-1.0", theta, {"seed": 3})
     assert path.parent == folders[1]
-    assert library.load_reference("mine-1.0", OPEN, folders).metadata == {"seed": 3}
+    assert library.load_reference("mine-1.0", OPEN).metadata == {"seed": 3}
     library.save_named("mine-1.0", theta, {"seed": 4})  # the same θ may be described anew
     other = jax.tree.map(lambda x: x + 1, theta)
     with pytest.raises(WeightsError, match="other weights"):
         library.save_named("mine-1.0", other)
     save_weights(folders[0] / "mine-1.0.safetensors", other)
-    assert library.load_reference("mine-1.0", OPEN, folders).hash == content_hash(other)
+    assert library.load_reference("mine-1.0", OPEN).hash == content_hash(other)
     np.save(folders[1] / "vector.npy", np.zeros(1211, np.float32))
     shutil.copytree(CHECKPOINT, folders[1] / "velo")
-    assert library.load_reference("vector", OPEN, folders).theta
-    assert library.load_reference("velo", VELO, folders).theta
+    assert library.load_reference("vector", OPEN).theta
+    assert library.load_reference("velo", VELO).theta
     with pytest.raises(WeightsError, match=r"no weights named 'mine'.*Did you mean mine-1.0.*Known: .*vector"):
-        library.load_reference("mine", OPEN, folders)
+        library.load_reference("mine", OPEN)
 
 
 def test_references(folders, tmp_path, monkeypatch, theta):
@@ -242,24 +244,24 @@ def test_references(folders, tmp_path, monkeypatch, theta):
     monkeypatch.chdir(tmp_path)
     np.save("b.npy", np.zeros(1211, np.float32))
     shutil.copytree(CHECKPOINT, "folder")
-    assert library.load_reference("a", OPEN, folders).hash == content_hash(theta)
-    assert library.load_reference("b.npy", OPEN, folders).theta
-    assert library.load_reference(str(tmp_path / "b.npy"), OPEN, folders).theta
-    assert library.load_reference("folder", VELO, folders).theta
-    assert library.load_reference("./folder", VELO, folders).theta
+    assert library.load_reference("a", OPEN).hash == content_hash(theta)
+    assert library.load_reference("b.npy", OPEN).theta
+    assert library.load_reference(str(tmp_path / "b.npy"), OPEN).theta
+    assert library.load_reference("folder", VELO).theta
+    assert library.load_reference("./folder", VELO).theta
     for absent, message in [("c", "no weights named"), ("c.npy", "does not exist"), ("x/c", "does not exist")]:
         with pytest.raises(WeightsError, match=message):
-            library.load_reference(absent, OPEN, folders)
+            library.load_reference(absent, OPEN)
 
 
 def test_list_weights(folders, theta):
-    assert library.list_weights(folders) == []
+    assert library.list_weights() == []
     library.save_named("b", theta, {"optimizer": "open", "environments": {"cartpole": {"env_steps": 1}}})
     np.save(folders[1] / "a.npy", np.zeros(707, np.float32))
     np.save(folders[1] / "c.npy", np.zeros(700, np.float32))
     (folders[0] / "broken.safetensors").write_bytes(b"x" * 20)
     (folders[0] / "README.md").write_text("no weights")
-    broken, a, b, c = library.list_weights(folders)
+    broken, a, b, c = library.list_weights()
     assert (broken.name, broken.place, bool(broken.error)) == ("broken", "shipped", True)
     assert (a.name, a.place, a.parameters, a.error, a.trained_on) == ("a", "library", 707, None, ())
     assert a.belongs_to == "open-feedforward"

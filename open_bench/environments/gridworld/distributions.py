@@ -11,7 +11,7 @@ from pydantic import Field
 
 from open_bench.config import Config, Fraction, build
 from open_bench.environments.gridworld.mazes import MAX_SIZE, mazes, read_maze
-from open_bench.errors import UserError, near_matches
+from open_bench.errors import UserError, check_known
 
 Range = tuple[float, float]  # lowest and highest value, both included; equal ends: a constant
 
@@ -186,9 +186,7 @@ def named_distribution(name: str, values: dict[str, bool | int | float | str]) -
     """
     origin = f"options of gridworld:{name}"
     options = build(LevelOptions, dict(values), origin)
-    known = [*DISTRIBUTIONS, *mazes(), "maze"]
-    if name not in known:
-        raise UserError(f"unknown gridworld '{name}'.{near_matches(name, known)} Known: {', '.join(known)}")
+    check_known("gridworld", name, [*DISTRIBUTIONS, *mazes(), "maze"])
     if name in DISTRIBUTIONS:
         base = DISTRIBUTIONS[name]
     elif name == "maze":

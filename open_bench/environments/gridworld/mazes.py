@@ -55,7 +55,7 @@ def _read_map(maze: str) -> tuple[str, str]:
         return str(path), path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(
-            f"maze '{maze}': neither a file nor a maze that ships.{near_matches(maze, list(shipped))} "
+            f"maze '{maze}': neither a file nor a maze that ships.{near_matches(maze, shipped)} "
             f"Known: {', '.join(shipped)}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:

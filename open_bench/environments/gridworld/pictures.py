@@ -54,7 +54,9 @@ def show_level(
     state: State = jax.tree.map(lambda x: x[0], jax.jit(environment.reset_copies, static_argnums=1)(key, 1)[1])
     level = state.level._replace(start=state.cell, cells=state.cells)
     lines: list[str] = []
-    played: tuple[str, Policy] | None = ("the random policy", _random_action) if path == "random" else None
+    played: tuple[str, Policy] | None = None
+    if path == "random":
+        played = "the random policy", lambda key, *_: jax.random.randint(key, (), 0, len(ACTIONS))
     if known:
         solution = solve(level)
         lines.append(f"Expected return: optimal {solution.value:.3f}, random policy {random_return(level):.3f}.")
@@ -64,16 +66,18 @@ def show_level(
     if played is not None:
         who, policy = played
         episode = jax.jit(lambda level, key: play(environment, level, policy, key))(level, key)
-        lines.append(f"An episode of {who}: {episode_line(episode)}.")
-    title = level_title(name, level)
+        end = "an object ended it" if episode.terminated else "at the horizon"
+        summary = f"return {float(episode.reward.sum()):.3f} in {int(episode.length)} env steps ({end})"
+        lines.append(f"An episode of {who}: {summary}.")
+    size, horizon = int(level.size), int(level.horizon)
+    title = f"{name}: {size} × {size} cells, episodes of at most {horizon} env steps"
     if png is not None:
-        save_picture(png, title, level, episode, lines)
+        figure = level_figure(title, level, episode, lines)
+        try:
+            figure.savefig(png, format="png", dpi=_DPI, metadata={"Software": None})
+        except OSError as error:
+            raise UserError(f"{png}: {error}") from None
     return "\n".join([title, level_text(level, episode), "", *lines]).rstrip()
-
-
-def _random_action(key: jax.Array, state: Any, observation: Any) -> jax.Array:
-    del state, observation
-    return jax.random.randint(key, (), 0, len(ACTIONS))
 
 
 def level_text(level: Level, episode: Episode | None = None) -> str:
@@ -97,31 +101,8 @@ def level_text(level: Level, episode: Episode | None = None) -> str:
         area[cells[i]] = _letter(i)
     border = "+" + "-" * (2 * size + 1) + "+"
     rows = ["| " + " ".join(row) + " |" for row in area.reshape(size, size)]
-    legend = ["", *(_object_line(level, i) for i in _used(level))]
-    return "\n".join([border, *rows, border, *legend])
-
-
-def level_title(name: str, level: Level) -> str:
-    """Name, size and horizon."""
-    size = int(level.size)
-    return f"{name}: {size} × {size} cells, episodes of at most {int(level.horizon)} env steps"
-
-
-def episode_line(episode: Episode) -> str:
-    """Return, length and end of an episode, in one line."""
-    end = "an object ended it" if episode.terminated else "at the horizon"
-    return f"return {float(episode.reward.sum()):.3f} in {int(episode.length)} env steps ({end})"
-
-
-def save_picture(
-    path: Path, title: str, level: Level, episode: Episode | None = None, notes: Sequence[str] = ()
-) -> None:
-    """Write ``level_figure`` as a PNG; raises UserError when it cannot be written."""
-    figure = level_figure(title, level, episode, notes)
-    try:
-        figure.savefig(path, format="png", dpi=_DPI, metadata={"Software": None})
-    except OSError as error:
-        raise UserError(f"{path}: {error}") from None
+    legend = ["{}  {:<16}{:<27}{}".format(_letter(i), *_facts(level, i)) for i in _used(level)]
+    return "\n".join([border, *rows, border, "", *legend])
 
 
 def level_figure(title: str, level: Level, episode: Episode | None = None, notes: Sequence[str] = ()) -> "Figure":
@@ -141,7 +122,7 @@ def level_figure(title: str, level: Level, episode: Episode | None = None, notes
     if episode is not None:
         _draw_path(grid, level, episode)
     _draw_objects(grid, level, cells)
-    _draw_start(grid, level, start)
+    grid.plot(*_center(level, start), marker="D", color=_START, markersize=9, zorder=3)
     _draw_legend(text, level, episode is not None, notes)
     figure.text(0.1 / width, 1 - 0.12 / height, title, ha="left", va="top", fontsize=11, color=_INK)
     return figure
@@ -169,11 +150,6 @@ def _facts(level: Level, i: int) -> tuple[str, str, str]:
         f"ends the episode: {100 * float(level.terminate[i]):.3g} %",
         f"comes back: {100 * float(level.respawn[i]):.3g} % a step",
     )
-
-
-def _object_line(level: Level, i: int) -> str:
-    reward, terminate, respawn = _facts(level, i)
-    return f"{_letter(i)}  {reward:<16}{terminate:<27}{respawn}"
 
 
 def _center(level: Level, cells: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -213,9 +189,9 @@ def _draw_path(axes: "Axes", level: Level, episode: Episode) -> None:
     axes.add_patch(Rectangle(tuple(points[-1] - 0.43), 0.86, 0.86, fill=False, color=_END, linewidth=2, zorder=3))
 
 
-def _way(middles: np.ndarray, aside: float = 0.13) -> np.ndarray:
-    """A line through the cells' middles (steps, 2) that keeps ``aside`` to the right of its direction."""
-    moves = np.diff(middles, axis=0)
+def _way(middles: np.ndarray) -> np.ndarray:
+    """A line through the cells' middles (steps, 2) that keeps a little to the right of its direction."""
+    aside, moves = 0.13, np.diff(middles, axis=0)
     moving = moves.any(1)
     moves = moves[moving]
     if not len(moves):
@@ -241,11 +217,6 @@ def _draw_objects(axes: "Axes", level: Level, cells: np.ndarray) -> None:
         x, y = (float(value) for value in _center(level, cells[i]))
         axes.add_patch(Circle((x, y), 0.36, color=_GOOD if level.rewards[i] >= 0 else _BAD, zorder=3))
         axes.text(x, y, _letter(i), color="white", ha="center", va="center", zorder=4, weight="bold")
-
-
-def _draw_start(axes: "Axes", level: Level, start: int) -> None:
-    x, y = _center(level, start)
-    axes.plot(x, y, marker="D", color=_START, markersize=9, zorder=3)
 
 
 def _draw_legend(axes: "Axes", level: Level, path: bool, notes: Sequence[str]) -> None:

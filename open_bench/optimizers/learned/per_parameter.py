@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
 from open_bench.optimizers.spec import Reader
@@ -246,7 +248,7 @@ def gru_shapes(inputs: int, size: int) -> Shapes:
 
 def size_of(shapes: Shapes) -> int:
     """Number of meta-parameters."""
-    return sum(int(np.prod(shape)) for shape in _leaves(shapes).values())
+    return sum(int(np.prod(shape)) for shape in flatten_dict(shapes).values())
 
 
 def zeros(shapes: Shapes) -> Any:
@@ -265,15 +267,13 @@ def from_flat(name: str, shapes: Shapes, vector: Any) -> Any:
         raise ValueError(
             f"{name} has {expected:,} meta-parameters, expected a vector of shape ({expected},); found {vector.shape}"
         )
-    leaves, treedef = jax.tree.flatten(shapes, is_leaf=_is_shape)
-    ends = np.cumsum([int(np.prod(shape)) for shape in leaves])
-    arrays = [vector[end - int(np.prod(shape)) : end].reshape(shape) for shape, end in zip(leaves, ends, strict=True)]
-    return jax.tree.unflatten(treedef, arrays)
+    _, unravel = ravel_pytree(zeros(shapes))
+    return jax.tree.map(np.asarray, unravel(vector))
 
 
 def to_flat(theta: Any) -> np.ndarray:
     """The inverse of ``from_flat``: all arrays of θ in sorted-key order as one float32 vector."""
-    return np.concatenate([np.ravel(leaf).astype(np.float32) for leaf in jax.tree.leaves(theta)])
+    return np.asarray(ravel_pytree(theta)[0], np.float32)
 
 
 def flat_reader(from_vector: Callable[[np.ndarray], Any]) -> Reader:
@@ -292,7 +292,7 @@ def flat_reader(from_vector: Callable[[np.ndarray], Any]) -> Reader:
 
 def check(name: str, shapes: Shapes, theta: Any) -> None:
     """Raise ValueError, naming the array, unless ``theta`` has exactly these arrays."""
-    found, expected = _leaves(theta), _leaves(shapes)
+    found, expected = (flatten_dict(tree, sep="/") for tree in (theta, shapes))
     for path in sorted(found.keys() | expected.keys()):
         if path not in found:
             raise ValueError(f"{name}: θ lacks the array {path} of shape {expected[path]}")
@@ -307,12 +307,6 @@ def shape_at(theta: Any, *path: str) -> tuple[int, ...]:
     for key in path:
         theta = theta.get(key, {}) if isinstance(theta, Mapping) else {}
     return () if isinstance(theta, Mapping) else tuple(jnp.shape(theta))
-
-
-def _leaves(tree: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {"/".join(path): tree}
-    return {name: leaf for key, child in tree.items() for name, leaf in _leaves(child, (*path, key)).items()}
 
 
 def _is_shape(node: Any) -> bool:

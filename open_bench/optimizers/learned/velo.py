@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float, Int
 
 from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Reader, TrainingLength
@@ -481,29 +482,9 @@ def expected_shapes(hidden: int, inits: int, width: tuple[int, int], outputs: in
     )
 
 
-def _flat_shapes(tree: Any, prefix: str = "") -> dict[str, tuple[int, ...]]:
-    if not hasattr(tree, "items"):
-        return {prefix: tuple(np.shape(tree))}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, value in tree.items():
-        shapes |= _flat_shapes(value, f"{prefix}/{name}" if prefix else str(name))
-    return shapes
-
-
-def _nest(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *levels, last = name.split("/")
-        inside = nested
-        for level in levels:
-            inside = inside.setdefault(level, {})
-        inside[last] = value
-    return nested
-
-
 def validate(theta: Any) -> None:
     """Raise ValueError, naming the first array that does not fit, unless ``theta`` is a θ of VeLO of some size."""
-    found = _flat_shapes(theta)
+    found = {name: tuple(np.shape(value)) for name, value in flatten_dict(theta, sep="/").items()}
     sizes = [found.get(name, ()) for name in ("rnn_params/rnn_to_controls/w", "ff_mod_stack/~/w1", "ff_mod_stack/~/b2")]
     if [len(size) for size in sizes] != [2, 3, 2] or not all(map(all, sizes)) or sizes[2][1] < 2:
         raise ValueError(
@@ -540,7 +521,7 @@ def init_theta(
         scale = math.sqrt(inits) / 100.0 if name.startswith("ff_mod_stack") else 1.0
         return scale / math.sqrt(fan_in) * jax.random.normal(keys[name], shape, jnp.float32)
 
-    return _nest({name: draw(name, shape) for name, shape in shapes.items()})
+    return unflatten_dict({name: draw(name, shape) for name, shape in shapes.items()}, sep="/")
 
 
 # --- published checkpoints -----------------------------------------------------------------------------------------
@@ -566,7 +547,7 @@ def read_checkpoint(directory: str | Path) -> tuple[dict[str, Any], dict[str, An
     _check_gin(directory / "config.gin")
     content = _decode(data, directory / "params")
     flat = _flat_arrays(content["params"], directory / "params")
-    theta = _nest(flat)
+    theta = unflatten_dict(flat, sep="/")
     try:
         validate(theta)
     except ValueError as error:
@@ -588,15 +569,14 @@ def _decode(data: bytes, path: Path) -> dict[str, Any]:
     return content
 
 
-def _flat_arrays(tree: Any, path: Path, prefix: str = "") -> dict[str, np.ndarray]:
-    if isinstance(tree, dict):
-        flat: dict[str, np.ndarray] = {}
-        for name, value in tree.items():
-            flat |= _flat_arrays(value, path, f"{prefix}/{name}" if prefix else str(name))
-        return flat
-    if not isinstance(tree, np.ndarray) or not jnp.issubdtype(tree.dtype, jnp.floating):
-        raise ValueError(f"{path}: {prefix} is no array of floats but {getattr(tree, 'dtype', type(tree).__name__)}")
-    return {prefix: np.array(tree, np.float32)}
+def _flat_arrays(tree: dict[Any, Any], path: Path) -> dict[str, np.ndarray]:
+    flat: dict[str, np.ndarray] = {}
+    for keys, leaf in flatten_dict(tree).items():
+        name = "/".join(map(str, keys))
+        if not isinstance(leaf, np.ndarray) or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"{path}: {name} is no array of floats but {getattr(leaf, 'dtype', type(leaf).__name__)}")
+        flat[name] = np.array(leaf, np.float32)
+    return flat
 
 
 def _check_gin(path: Path) -> None:

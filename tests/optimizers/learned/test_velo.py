@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import serialization
+from flax.traverse_util import unflatten_dict
 
 from open_bench.optimizers.learned import velo
 from open_bench.optimizers.spec import TrainingLength
@@ -30,7 +31,8 @@ def golden():
 
 
 def subtree(arrays, prefix):
-    return velo._nest({name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)})
+    flat = {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
+    return unflatten_dict(flat, sep="/")
 
 
 def run(optimizer, params, gradients, losses):

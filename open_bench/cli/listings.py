@@ -220,15 +220,15 @@ def _meta_trainings() -> list[tuple[Any, str]]:
 
 
 def _generalizations() -> list[tuple[Any, str]]:
-    from open_bench.generalization.study import load_preset, make_points
+    from open_bench.generalization.study import load_preset
 
     listed = []
     for name in config.shipped("generalize"):
         each = load_preset(name)
-        points = make_points(each)
-        axes = ", ".join(dict.fromkeys(point.axis for point in points))
-        tasks = len({point.key for point in points})
-        listed.append((each, f"{axes}: {tasks} tasks, {each.num_seeds} seeds"))
+        axes = ", ".join(dict.fromkeys(sweep.axis for sweep in each.sweeps))
+        # Counted as written: to make the points is to make their environments, which takes seconds.
+        points = sum(len(sweep.environments) * max(1, len(sweep.values)) for sweep in each.sweeps)
+        listed.append((each, f"{axes}: {points} points, {each.num_seeds} seeds"))
     return listed
 
 

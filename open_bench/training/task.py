@@ -13,7 +13,7 @@ from open_bench.algorithms.base import Algorithm, AlgorithmConfig
 from open_bench.algorithms.registry import ALGORITHMS, RANDOM, build_config, code_identity, find_algorithm
 from open_bench.config import TrainingLength
 from open_bench.environments.base import Environment
-from open_bench.environments.config import EnvironmentConfig, Option
+from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.registry import load_environment, make_environment, read_files
 from open_bench.errors import UserError
 
@@ -118,7 +118,7 @@ def make_task(
     budget: str = "quick",
     steps: int | None = None,
     settings: Mapping[str, Any] | None = None,
-    options: Mapping[str, Option] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Task:
     """A task, with every name and value checked.
 
@@ -181,7 +181,7 @@ def _settings(config: EnvironmentConfig, tables: Mapping[str, AlgorithmConfig], 
 
 
 def _renamed(
-    config: EnvironmentConfig, before: AlgorithmConfig, after: AlgorithmConfig, options: Mapping[str, Option]
+    config: EnvironmentConfig, before: AlgorithmConfig, after: AlgorithmConfig, options: Mapping[str, Any]
 ) -> EnvironmentConfig:
     """The configuration called ``name{options}[settings]`` by what differs.
 

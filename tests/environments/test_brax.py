@@ -285,15 +285,18 @@ def test_every_backend_is_known_to_brax() -> None:
 
 
 def test_ant_through_the_command_line(tmp_path: Path) -> None:
-    """A lifetime of 400 env steps: its returns are printed and stored, and nothing else is printed."""
+    """A lifetime of 400 env steps: its returns are printed and stored, and the folder is named."""
     code = "import sys; sys.argv[0] = 'openbench'; from open_bench.cli.main import main; main()"
     settings = ("num_envs=4", "num_steps=10", "num_minibatches=2", "update_epochs=1")
     sets = [word for setting in settings for word in ("--set", setting)]
     answer = python(code, tmp_path, "train", "adam", "-e", "ant", "--steps", "400", "--devices", "1", "-q", *sets)
     assert answer.err == ""
-    header, row = answer.out.strip().splitlines()
+    header, row, stored = answer.out.strip().splitlines()
     assert header.split() == ["seed", "final", "return", "mean", "return", "env", "steps"]
     final, mean, env_steps = row.split()[1:]
     assert np.isfinite([float(final), float(mean)]).all()
     assert env_steps == "400"
-    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    assert (
+        stored.startswith("Stored in results/experiments/ant_")
+        and (tmp_path / stored.removeprefix("Stored in ")).is_dir()
+    )

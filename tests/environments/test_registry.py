@@ -163,12 +163,14 @@ def test_a_class_in_a_toml_gets_its_options(corridors: Callable[[str], Path]) ->
 def test_an_edited_file_is_another_task(corridors: Callable[[str], Path]) -> None:
     def load(code: str) -> tuple[EnvironmentConfig, EnvironmentConfig]:
         folder = corridors(code)
-        return load_environment("corridors:Walk"), load_environment(toml(folder, "corridors:Walk"))
+        found = load_environment("corridors:Walk"), load_environment(toml(folder, "corridors:Walk"))
+        for config in found:  # the digest stays with it
+            assert changed(config, {"num_envs": 8}).task_identity == config.task_identity
+        return found
 
     first, again, edited = load(WALK), load(WALK), load(WALK.replace("prize: float = 1.0", "prize: float = 2.0"))
     for before, same, after in zip(first, again, edited, strict=True):
         assert before.task_identity == same.task_identity != after.task_identity
-        assert changed(before, {"num_envs": 8}).task_identity == before.task_identity  # the digest stays with it
     assert first[0].name == again[0].name != edited[0].name
 
 

@@ -119,7 +119,7 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     answer = openbench("generalize", *request, "--normalize", "adam")
     assert answer.code == 0, answer.err
-    assert answer.err.count("stored already") == 6  # the random policy's two among them
+    assert answer.err.count("done, stored already") == 6  # the random policy's two among them
     assert {path: path.read_bytes() for path in before} == before
 
 

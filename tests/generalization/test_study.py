@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from studies import placed, preset_of
 
+from open_bench.config import shipped
 from open_bench.environments.gridworld.mazes import mazes
 from open_bench.environments.registry import make_environment
 from open_bench.errors import UserError
@@ -16,6 +17,7 @@ from open_bench.generalization.study import AXES, Point, load_preset, make_point
 SEVEN = ("sixteen_rooms", "labyrinth", "rand_sparse", "rand_dense", "rand_long", "standard_maze", "rand_all")
 
 
+@pytest.mark.parametrize("name", shipped("generalize"))
 def test_every_point_of_a_shipped_preset_can_be_made(name: str) -> None:
     preset = load_preset(name)
     assert preset.name == name

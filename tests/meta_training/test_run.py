@@ -356,7 +356,7 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
         meta_train(tmp_path)
 
 
-def test_a_name_that_is_taken_is_refused_at_once(tmp_path: Path, library: Path) -> None:
+def test_a_name_that_is_taken_is_refused_at_once(tmp_path: Path) -> None:
     library.save_named("mine", theta_of(1.0), {})
     with pytest.raises(UserError, match="holds other weights; choose another --name"):
         meta_train(tmp_path)

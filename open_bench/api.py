@@ -132,6 +132,7 @@ def _session(
     from open_bench.experiments.session import Session
 
     session = Session(study, steps, settings, execution.but(where), ranked)
+    session.store.check_writable()
     if study.meta is not None:
         from open_bench.meta_training.as_needed import with_weights
 
@@ -177,11 +178,13 @@ def meta_train(
     from open_bench.evaluation.baseline_returns import load_baseline_returns
     from open_bench.experiments.provenance import provenance
     from open_bench.experiments.session import watcher_of
+    from open_bench.experiments.store import Store
     from open_bench.meta_training import logging, request, run, spec
     from open_bench.training import devices
 
     fields = {field.name for field in dataclasses.fields(Execution)} - {"vmap_size"}
     execution = execution.but({key: changes.pop(key) for key in list(changes) if key in fields})
+    Store(execution.folder).check_writable()
     changes |= {"environments": environments, "env_steps": steps}
     changes["vmap_size"] = changes.get("vmap_size") or execution.vmap_size
     chosen = spec.adjusted(config, changes)

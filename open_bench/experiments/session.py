@@ -86,7 +86,6 @@ class Session:
             if scale.kind != "stored":
                 warnings.warn(scale.reason, stacklevel=2)
         announce(self.estimate(), self.experiments, self.devices)
-        self.store.prepare()
         execute(
             self.experiments, self.study.num_seeds, self.store, self.devices, self.watcher, title=self.study.name,
             save_agents=self.execution.save_agents,

@@ -126,13 +126,13 @@ def study(
     """``open_bench.generalize``: plan, train what is missing, score, write."""
     check_known("normalizer", normalizer, NORMALIZERS)
     chosen = load_preset(preset) if isinstance(preset, str) else preset
+    store = Store(execution.folder)
+    store.check_writable()
     devices = start(execution.devices, execution.executor)
     plan = make_plan(
         chosen, optimizers, devices, train_on=train_on, axes=axes, num_seeds=num_seeds, root_seed=root_seed,
         vmap_size=execution.vmap_size,
     )  # fmt: skip
-    store = Store(execution.folder)
-    store.prepare()
     evidence = run(plan, store, devices, watcher_of(execution), execution.save_agents)
     scored = generalization(evidence, normalizer, BASELINE)
     write(scored, folder_of(execution.folder, chosen.name))

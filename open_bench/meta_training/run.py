@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from open_bench.meta_training.request import COMPARED, Request
 from open_bench.optimizers.spec import EMPTY_THETA, Theta
 from open_bench.weights import library
 from open_bench.weights.format import WeightsError, content_hash, load_weights, save_weights
+
+LOCK = ".lock"  # held by the process that evolves in a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +76,25 @@ def meta_train(
     name = library.check_can_keep(name or request.default_name)
     folder, leader = results / "meta" / name, jax.process_index() == 0
     check_name_is_free(name, request)
-    with _lock(folder) if leader else nullcontext(), stream(watcher):
+    if leader and (folder / LOCK).exists():
+        with _lock(folder):  # a busy folder is known before anything is told, and nothing is made before that
+            pass
+    with ExitStack() as held, stream(watcher):
         checkpoints = Checkpoints(folder, request.identity)
-        if leader:
-            checkpoints.clear_temporaries()
         population = _Population(request, devices, watcher)
+
+        def begin() -> None:
+            if leader:
+                held.enter_context(_lock(folder))
+                checkpoints.clear_temporaries()
+
         evolved = evolve(
             request.config,
             request.start,
             population.evaluate,
             checkpoints=checkpoints,
             watcher=watcher,
+            begin=begin,
             prepare=population.prepare,
             evaluate_mean=population.evaluate_mean,
             writes=leader,
@@ -188,7 +198,7 @@ class Busy(UserError):
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the folder; freed by the system when the process dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:

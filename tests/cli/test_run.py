@@ -200,6 +200,28 @@ def test_a_dry_run_knows_what_is_stored(compared: tuple[Path, Answer], openbench
     assert sorted(compared[0].rglob("*")) == before
 
 
+PLANS = {
+    "train": ["train", "adam", "-e", "cartpole"],
+    "compare": ["compare", *REQUEST],
+    "compare that meta-trains": ["compare", "-o", "optim4rl", "-e", "cartpole", "--meta-train", "open-cartpole"],
+    "generalize": ["generalize", "adam"],
+    "meta-train": ["meta-train", "open", "-e", "cartpole"],
+}
+
+
+@pytest.mark.parametrize("command", PLANS)
+def test_a_dry_run_makes_nothing_in_a_folder_that_is_there(
+    command: str, tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "there", tmp_path / "not there"):
+        answer = openbench(*PLANS[command], "--results", folder, "--dry-run")
+        assert answer.code == 0, answer.err
+        assert "  ahead: " in answer.out
+        assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
 # --- JSON -----------------------------------------------------------------------------------------------------------
 
 

@@ -28,13 +28,14 @@ def train(execution: Execution, as_json: bool, **request: Any) -> None:
     """
     from open_bench import api
     from open_bench.evaluation.tables import rich_scores
+    from open_bench.training.record import METRICS
 
     scores = api.train(execution=execution, **request)
     folders = [str(execution.folder / "experiments" / name) for name in scores["experiment"].unique()]
     if as_json:
         console.show_json({"folder": folders[0], "scores": console.records(scores)})
     else:
-        console.show(rich_scores(scores))
+        console.show(rich_scores(scores, {key: each.label for key, each in METRICS.items() if key in scores}))
         console.say(f"Stored in {', '.join(folders)}")
 
 

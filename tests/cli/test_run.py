@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from commands import Answer, OpenBench, check_refused, subprocess_of
+from tiny import PQN_SETTINGS
 
 import open_bench
 
@@ -105,6 +106,15 @@ def test_the_api_gives_the_same_bytes(compared: tuple[Path, Answer], tmp_path: P
     stored = open_bench.load_runs(tmp_path).select(optimizer="sgd").scores
     assert scores["final_return"].iloc[0] == stored["final_return"].iloc[0]
     assert csvs(tmp_path) == csvs(compared[0])
+
+
+def test_train_shows_every_metric_of_the_algorithm(tmp_path: Path, openbench: OpenBench) -> None:
+    answer = openbench("train", "adam", "-e", "cartpole", "--algorithm", "pqn", "--steps", STEPS, "--results", tmp_path,
+                       "--devices", 1, *(f"--set={key}={value}" for key, value in PQN_SETTINGS.items()))  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert "final return of the greedy policy" in answer.out.splitlines()[0]
+    stored = open_bench.load_runs(tmp_path).scores
+    assert f"{stored['greedy_return'].item():.4g}" in answer.out.splitlines()[1]
 
 
 def test_what_is_stored_is_not_trained_again(

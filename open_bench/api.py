@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from open_bench.meta_training.run import MetaTrained
     from open_bench.meta_training.spec import MetaConfig
 
-DEFAULT_STUDY = "quick"
+DEFAULT_STUDY, CUSTOM = "quick", "custom"  # CUSTOM: of which neither optimizers nor environments are left
 HERE = Execution()
 
 
@@ -97,41 +97,44 @@ def prepare(
     root_seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
     meta_train: "str | MetaConfig | bool | None" = None,
+    baseline: bool = True,
     execution: Execution = HERE,
     **where: Any,
 ) -> "Session":
     """A study that is ready to run: everything in it has been checked, and nothing is trained.
 
     Args:
-        study: a shipped one, a TOML of yours, or settings; what follows replaces its values. See ``train``.
+        study: a shipped one, a TOML of yours, or settings; what follows replaces its values. See ``train``. With other
+            optimizers and other environments it is another study, called "custom".
         meta_train: how learned optimizers without weights get some first: a recipe, settings, or True for those of the
             study, which are OPEN's published ones where it has none; by default what the study says, if anything;
             False: not at all. Environments and length of a lifetime are the study's unless the recipe has its own.
             The weights stay in the library under a name that follows from the settings, and are used again.
+        baseline: let Adam join where scores need it: the study lacks it, and stored returns do not fit.
     """
     from open_bench.experiments.plan import adjust
 
     chosen = study if isinstance(study, StudyConfig) else load_study(study or DEFAULT_STUDY)
     changes = {
         "optimizers": optimizers, "environments": environments, "algorithm": algorithm, "budget": budget,
-        "num_seeds": num_seeds, "root_seed": root_seed,
+        "num_seeds": num_seeds, "root_seed": root_seed, "name": CUSTOM if optimizers and environments else None,
     }  # fmt: skip
     chosen = adjust(chosen, **{key: tuple(x) if isinstance(x, list) else x for key, x in changes.items()})
     if isinstance(meta_train, bool):
         chosen = chosen.model_copy(update={"meta": (chosen.meta or {}) if meta_train else None})
     else:
         chosen = adjust(chosen, meta=meta_train)
-    return _session(chosen, steps, settings, execution, where)
+    return _session(chosen, steps, settings, execution, where, baseline=baseline)
 
 
 def _session(
     study: StudyConfig, steps: int | None, settings: Mapping[str, Any] | None, execution: Execution,
-    where: Mapping[str, Any], ranked: bool = True,
+    where: Mapping[str, Any], ranked: bool = True, baseline: bool = True,
 ) -> "Session":  # fmt: skip
     quiet_xla()
     from open_bench.experiments.session import Session
 
-    session = Session(study, steps, settings, execution.but(where), ranked)
+    session = Session(study, steps, settings, execution.but(where), ranked, baseline)
     session.store.check_writable()
     if study.meta is not None:
         from open_bench.meta_training.as_needed import with_weights

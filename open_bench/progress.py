@@ -305,14 +305,17 @@ def bars(console: Console) -> Watcher:
         drawn = picture(tally, console.width - 1, time.monotonic() - tally.since)
         return Text("\n".join(drawn), no_wrap=True, overflow="crop")
 
-    live = Live(console=console, get_renderable=draw, transient=True, refresh_per_second=4)
+    live: Live | None = None  # one a stream
 
     def watch(event: Event) -> None:
+        nonlocal live
         tally(event)
-        if isinstance(event, Ended):
-            live.stop()
-        elif isinstance(event, Started):
+        if live is None and isinstance(event, Started):
+            live = Live(console=console, get_renderable=draw, transient=True, refresh_per_second=4)
             live.start()
+        elif live is not None and isinstance(event, Ended):
+            live.stop()
+            live = None
 
     return watch
 

@@ -118,11 +118,12 @@ def _explained(tally: Any, settings: dict[str, Any]) -> Iterator[None]:
     except KeyboardInterrupt:
         raise Stopped(tally.interrupted()) from None
     except UserError as error:
-        from open_bench.optimizers.registry import known
-
-        of_optimizers = {key for spec in known().values() for key in spec.hyperparameters}
         for key, value in settings.items():
-            if f"unknown key '{key}'" in str(error) and key in of_optimizers:
+            if f"unknown key '{key}'" not in str(error):
+                continue
+            from open_bench.optimizers.registry import known
+
+            if any(key in spec.hyperparameters for spec in known().values()):
                 raise UserError(
                     f"--set {key}={value}: '{key}' is no setting of the algorithm but of optimizers, and stands in "
                     f"their names: adam:{key}={value}"

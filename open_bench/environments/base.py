@@ -134,7 +134,7 @@ def check_options(task: str, options: Options, defaults: Mapping[str, Any], othe
         if key not in defaults:
             raise UserError(f"{task} has no option '{key}'.{near_matches(key, known)} It has: {', '.join(known)}.")
         default = defaults[key]
-        if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
+        if type(value) not in ((int, float) if isinstance(default, float) else (type(default),)):
             raise UserError(f"{task}: {key} = {value!r} does not fit; it is such as {default!r}")
 
 

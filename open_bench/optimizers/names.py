@@ -6,8 +6,8 @@
     policy_loss = "ppo" | "dpo" | "lpo"
     source    = everything after the first "@": a weights name, a file or directory, or "zero"
 
-The source comes last and is taken as it stands, so a path may hold any character; settings and policy_losses never
-hold an "@". In ``lr=1e+3`` the "+" belongs to the number: an policy_loss begins with a letter.
+The source comes last and is taken as it stands, so a path may hold any character; settings and policy losses never
+hold an "@". In ``lr=1e+3`` the "+" belongs to the number: a policy loss begins with a letter.
 """
 
 import dataclasses

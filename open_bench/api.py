@@ -106,9 +106,9 @@ def prepare(
     Args:
         study: a shipped one, a TOML of yours, or settings; what follows replaces its values. See ``train``. With other
             optimizers and other environments it is another study, called "custom".
-        meta_train: how learned optimizers without weights get some first: a recipe, settings, or True for those of the
+        meta_train: how learned optimizers without weights get some first: a study, settings, or True for those of the
             study, which are OPEN's published ones where it has none; by default what the study says, if anything;
-            False: not at all. Environments and length of a lifetime are the study's unless the recipe has its own.
+            False: not at all. Environments and length of a lifetime are the study's unless that has its own.
             The weights stay in the library under a name that follows from the settings, and are used again.
         baseline: let Adam join where scores need it: the study lacks it, and stored returns do not fit.
     """
@@ -148,7 +148,7 @@ def meta_train(
     optimizer: str,
     environments: Sequence[str] | None = None,
     *,
-    config: "str | MetaConfig | None" = None,
+    study: "str | MetaConfig | None" = None,
     steps: int | None = None,
     settings: Mapping[str, Any] | None = None,
     name: str | None = None,
@@ -164,15 +164,15 @@ def meta_train(
 
     Args:
         optimizer: such as "open" or "lpo"; with "open@NAME" evolution starts from those weights.
-        environments: what fitness is measured on, in place of the configuration's.
-        config: a shipped recipe, a TOML of yours, or settings; by default the published ones of OPEN.
+        environments: what fitness is measured on, in place of the study's.
+        study: a shipped one, a TOML of yours, or settings; by default the published ones of OPEN.
         steps: env steps of a lifetime, in place of a budget's.
         settings: settings of the algorithm to replace, such as ``{"num_envs": 32}``.
         name: of the weights; afterwards they are used as "open@NAME". By default it follows from the settings.
         tensorboard: write event files to ``<results>/meta/<name>/tensorboard``.
         wandb: project of Weights & Biases to log to; the only thing here that contacts a network.
         execution: where and how to run; the evolution lies in ``<results>/meta/<name>``.
-        **changes: fields of ``MetaConfig`` or ``Execution`` that replace the configuration's; None leaves one as it is.
+        **changes: fields of ``MetaConfig`` or ``Execution`` that replace the study's; None leaves one as it is.
 
     Raises:
         UserError: whatever the request has wrong, before anything is compiled.
@@ -190,7 +190,7 @@ def meta_train(
     Store(execution.folder).check_writable()
     changes |= {"environments": environments, "env_steps": steps}
     changes["vmap_size"] = changes.get("vmap_size") or execution.vmap_size
-    chosen = spec.adjusted(config, changes)
+    chosen = spec.adjusted(study, changes)
     found = devices.start(execution.devices, execution.executor)
     wanted = request.make_request(optimizer, chosen, load_baseline_returns(), found, settings)
     watcher = logging.logged(watcher_of(execution), wanted, execution.folder, name, tensorboard, wandb)
@@ -200,7 +200,7 @@ def meta_train(
 def generalize(
     optimizers: Any,
     *,
-    preset: "str | GeneralizationConfig" = "smoke",
+    study: "str | GeneralizationConfig" = "smoke",
     train_on: Sequence[str] = (),
     axes: Sequence[str] = (),
     num_seeds: int | None = None,
@@ -212,15 +212,15 @@ def generalize(
     """Study how optimizers carry over to what they were not trained or tuned on.
 
     Points along several axes, each with everything else fixed, are run as ordinary experiments; what is stored is not
-    trained again. Tables and figures are written to ``<results>/generalization/<preset>``. Adam is always there, as
+    trained again. Tables and figures are written to ``<results>/generalization/<study>``. Adam is always there, as
     what all are compared with.
 
     Args:
         optimizers: one or several; see ``train``.
-        preset: a shipped one (smoke, gridworld, full), a TOML of yours, or settings.
+        study: a shipped one (smoke, gridworld, full), a TOML of yours, or settings.
         train_on: environments that count as the training distribution of those optimizers of which it is not known,
             such as imported weights; of the others the weights' metadata say, or where hyperparameters were tuned.
-        axes: only these of the preset's.
+        axes: only these of the study's.
         num_seeds: lifetimes at each point.
         root_seed: the root of all keys.
         normalize: "adam" (scores relative to Adam at the same point), "optimal" (absolute, where the optimal return of
@@ -234,12 +234,12 @@ def generalize(
         UserError: whatever the request has wrong, before anything trains.
     """
     quiet_xla()
-    from open_bench.generalization.run import study
+    from open_bench.generalization.run import generalize as run
 
     named = (
         list(optimizers) if isinstance(optimizers, list | tuple) and not hasattr(optimizers, "update") else [optimizers]
     )
-    return study(preset, named, train_on, axes, num_seeds, root_seed, normalize, execution.but(where))
+    return run(study, named, train_on, axes, num_seeds, root_seed, normalize, execution.but(where))
 
 
 def load_runs(results: str | Path = "results") -> "Runs":

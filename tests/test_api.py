@@ -237,7 +237,7 @@ def test_an_algorithm_from_outside_refuses_what_it_has_not(reinforce: Path, tmp_
 def test_a_new_statistic_is_one_entry_of_the_table(
     tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is stored, described, read and labelled; what was stored without it stays readable beside it."""
+    """It is stored, described, read and labeled; what was stored without it stays readable beside it."""
     without = open_bench.train("adam", "cartpole", results=tmp_path, **REQUEST)
     best = Metric(
         "best return",

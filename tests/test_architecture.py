@@ -1,4 +1,4 @@
-"""The house plan, held by tests: which way imports point, that importing does nothing, what may never appear."""
+"""The architecture, held by tests: which way imports point, that importing does nothing, what may never appear."""
 
 import ast
 import functools

@@ -111,12 +111,12 @@ def test_the_documented_statistic_is_a_column(files: Path) -> None:
     assert (rows["best_return"] >= rows["mean_return"]).all()
 
 
-def test_the_documented_study_and_preset_are_accepted(files: Path) -> None:
+def test_the_documented_studies_are_accepted(files: Path) -> None:
     from open_bench.config import load_study
-    from open_bench.generalization.study import load_preset
+    from open_bench.generalization.study import load_generalization
 
     assert load_study("my_study.toml").num_seeds == 4
-    assert load_preset("my_preset.toml").num_seeds == 8
+    assert load_generalization("my_generalization.toml").num_seeds == 8
 
 
 # --- what they name exists --------------------------------------------------------------------------------------------

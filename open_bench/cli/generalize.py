@@ -13,7 +13,7 @@ WRITTEN = ("generalization.csv", "points.csv", "axes.csv", "summary.csv", "gener
 
 @click.command()
 @click.argument("optimizers", nargs=-1, required=True, metavar="OPTIMIZER...")
-@click.option("--study", "--preset", "preset", default="smoke", show_default=True,
+@click.option("--study", default="smoke", show_default=True,
               help="smoke, gridworld, full, or a .toml of yours.")  # fmt: skip
 @click.option("--train-on", multiple=True, metavar="ENV",
               help="Where weights were trained that do not say; repeatable.")  # fmt: skip
@@ -37,7 +37,7 @@ def generalize(optimizers: tuple[str, ...], execution: Execution, as_json: bool,
     from open_bench.generalization.run import folder_of
 
     study = api.generalize(list(optimizers), execution=execution, **request)
-    folder = folder_of(execution.folder, study.preset)
+    folder = folder_of(execution.folder, study.name)
     if as_json:
         tables = {name: console.records(getattr(study, name)) for name in ("summary", "axes", "points")}
         console.show_json({**tables, "notes": list(study.notes), "written": [str(folder / name) for name in WRITTEN]})

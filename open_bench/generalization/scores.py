@@ -47,7 +47,7 @@ class Evidence:
     """What was measured.
 
     Attributes:
-        preset: its name.
+        name: of the study.
         points: a row a point, in order: axis, point, x (NaN where it is no number), environment, budget, env_steps,
             num_updates.
         placements: a row an optimizer and task: optimizer, environment, budget, distribution (in ``PLACEMENTS``),
@@ -58,7 +58,7 @@ class Evidence:
         notes: what a reader has to know.
     """
 
-    preset: str
+    name: str
     points: pd.DataFrame
     placements: pd.DataFrame
     runs: Runs
@@ -72,7 +72,7 @@ class Generalization:
     """A scored study.
 
     Attributes:
-        preset, normalize, baseline: name, what 1 is, and optimizer that all are compared with.
+        name, normalize, baseline: the study's name, what 1 is, and optimizer that all are compared with.
         optimizers: the baseline first, the others by name.
         rows: a row a point, optimizer and seed; ``random`` and ``one`` are the returns that score 0 and 1.
         points: a row a point and optimizer, with intervals over seeds.
@@ -81,7 +81,7 @@ class Generalization:
         notes: what a reader has to know.
     """
 
-    preset: str
+    name: str
     normalize: str
     baseline: str
     optimizers: tuple[str, ...]
@@ -143,7 +143,7 @@ class _Scorer:
             for name in self.optimizers
         ]
         return Generalization(
-            self.evidence.preset, self.normalizer, self.baseline, self.optimizers, self._tidy(), points,
+            self.evidence.name, self.normalizer, self.baseline, self.optimizers, self._tidy(), points,
             pd.DataFrame(axes), pd.DataFrame(summary), (*self.evidence.notes, *self._notes(points)),
         )  # fmt: skip
 

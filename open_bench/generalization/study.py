@@ -1,4 +1,4 @@
-"""Points of a generalization study: presets as data, and the environments that their sweeps describe."""
+"""Points of a generalization study, which is data, and the environments that their sweeps describe."""
 
 import dataclasses
 import math
@@ -61,7 +61,7 @@ class Sweep(Config):
 
 
 class GeneralizationConfig(Config):
-    """A preset: sweeps, and how often each point is repeated."""
+    """A study: sweeps, and how often each point is repeated."""
 
     name: Name
     description: str = ""
@@ -103,30 +103,30 @@ def _algorithm(task: Task) -> str:
     return "" if task.algorithm == task.environment.algorithm else f" · {task.algorithm}"
 
 
-def load_preset(name: str) -> GeneralizationConfig:
-    """A preset by name or by path to a TOML."""
-    return load_named(GeneralizationConfig, "generalize", ("preset", "presets"), name)
+def load_generalization(name: str) -> GeneralizationConfig:
+    """A study by name or by path to a TOML."""
+    return load_named(GeneralizationConfig, "generalize", name)
 
 
-def make_points(preset: GeneralizationConfig, axes: Sequence[str] = ()) -> tuple[Point, ...]:
-    """The points of a preset, every one checked, in its order; ``axes`` leaves the others out.
+def make_points(study: GeneralizationConfig, axes: Sequence[str] = ()) -> tuple[Point, ...]:
+    """The points of a study, every one checked, in its order; ``axes`` leaves the others out.
 
     Raises:
-        UserError: an axis that is unknown or that the preset has not, or a point that cannot be.
+        UserError: an axis that is unknown or that the study has not, or a point that cannot be.
     """
-    known = tuple(dict.fromkeys(sweep.axis for sweep in preset.sweeps))
+    known = tuple(dict.fromkeys(sweep.axis for sweep in study.sweeps))
     for axis in axes:
         check_known("axis", axis, AXES)
         if axis not in known:
-            raise UserError(f"preset {preset.name} has no axis '{axis}'; it has {', '.join(known)}")
+            raise UserError(f"study {study.name} has no axis '{axis}'; it has {', '.join(known)}")
     points = []
-    for sweep in preset.sweeps:
+    for sweep in study.sweeps:
         if not axes or sweep.axis in axes:
             try:
                 points += _points_of(sweep)
             except UserError as error:
-                raise UserError(f"preset {preset.name}, axis {sweep.axis}: {error}") from None
-    check_labels(points, preset.name)
+                raise UserError(f"study {study.name}, axis {sweep.axis}: {error}") from None
+    check_labels(points, study.name)
     return tuple(points)
 
 
@@ -213,10 +213,10 @@ def _number(value: Any, axis: str) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
-def check_labels(points: Sequence[Point], preset: str) -> None:
+def check_labels(points: Sequence[Point], study: str) -> None:
     """Raise UserError where two points could not be told apart."""
     seen: set[tuple[str, str]] = set()
     for point in points:
         if (point.axis, point.label) in seen:
-            raise UserError(f"preset {preset}, axis {point.axis}: the point {point.label} is there twice")
+            raise UserError(f"study {study}, axis {point.axis}: the point {point.label} is there twice")
         seen.add((point.axis, point.label))

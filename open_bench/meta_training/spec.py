@@ -62,7 +62,7 @@ class MetaConfig(Config):
 
 def load_meta(name: str) -> MetaConfig:
     """Settings of meta-training by name or by path to a TOML."""
-    return load_named(MetaConfig, "meta", ("meta-training recipe", "recipes"), name)
+    return load_named(MetaConfig, "meta", name)
 
 
 def adjusted(config: str | MetaConfig | None, changes: Mapping[str, Any]) -> MetaConfig:

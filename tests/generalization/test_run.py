@@ -7,19 +7,19 @@ import jax
 import pandas as pd
 import pytest
 from commands import OpenBench
-from studies import preset_of, task, trained_weights
+from studies import study_of, task, trained_weights
 
 import open_bench
 from open_bench.environments.gridworld.optimal import optimal_return
 from open_bench.errors import UserError
 from open_bench.experiments.plan import make_experiments
 from open_bench.generalization.run import make_plan, optimal_returns
-from open_bench.generalization.study import load_preset, make_points
+from open_bench.generalization.study import load_generalization, make_points
 from open_bench.training.keys import lifetime_keys, stream
 
 
 def test_variants_share_the_keys_of_their_base_and_the_base_its_runs_with_compare() -> None:
-    points = make_points(preset_of(vary=["settings.hidden"], values=[[16, 16], [64, 64]]))
+    points = make_points(study_of(vary=["settings.hidden"], values=[[16, 16], [64, 64]]))
     specs = ["adam"]
     variant, base = make_experiments(specs, [point.task for point in points], jax.devices(), 0, share_keys=True)
     assert variant.keys_name == base.keys_name == "cartpole"
@@ -30,26 +30,26 @@ def test_variants_share_the_keys_of_their_base_and_the_base_its_runs_with_compar
 
 
 def test_a_training_environment_named_twice_is_one_point() -> None:
-    plan = make_plan(load_preset("smoke"), ["adam"], jax.devices(), train_on=["acrobot", "acrobot"])
+    plan = make_plan(load_generalization("smoke"), ["adam"], jax.devices(), train_on=["acrobot", "acrobot"])
     assert [point.label for point in plan.points if point.axis == "training"] == ["acrobot 200,000"]
     both = ["brax/inverted_pendulum/spring", "brax/inverted_double_pendulum/spring"]
-    labels = [point.label for point in make_points(preset_of(axis="families", environments=both))]
+    labels = [point.label for point in make_points(study_of(axis="families", environments=both))]
     assert labels == [name.removeprefix("brax/") for name in both]
 
 
 def test_training_environments_are_points_too(tmp_path: Path) -> None:
     mine = f"open-feedforward@{trained_weights(tmp_path, task('acrobot', 20_480, hidden=[8]))}"
-    preset = preset_of()
-    plan = make_plan(preset, [mine], jax.devices())
+    study = study_of()
+    plan = make_plan(study, [mine], jax.devices())
     assert [(point.axis, point.label) for point in plan.points] == [
         ("training", "acrobot[hidden=8] 20,480"), ("width", "cartpole"),
     ]  # fmt: skip
     assert {experiment.label for experiment in plan.experiments} == {"adam", "open-feedforward@mine"}
     assert any("adam was not named" in note for note in plan.notes)
-    short = preset.model_copy(update={"longest_training": 10_000})
+    short = study.model_copy(update={"longest_training": 10_000})
     plan = make_plan(short, [mine, "adam"], jax.devices())
     assert [point.axis for point in plan.points] == ["width"]
-    assert any("longer than the preset's longest_training" in note for note in plan.notes)
+    assert any("longer than the study's longest_training" in note for note in plan.notes)
     plan = make_plan(short, ["adam"], jax.devices(), train_on=["cartpole", "breakout"])
     added = [point for point in plan.points if point.axis == "training"]
     assert [(point.task.base, point.task.env_steps) for point in added] == [("breakout", 10_000)]
@@ -69,8 +69,8 @@ def test_optimal_returns_are_those_of_each_seeds_level() -> None:
 
 def test_hyperparameters_carry_over_to_another_algorithm() -> None:
     """Adam, the baseline, is tuned for each algorithm; others keep those of the environment's own."""
-    preset = preset_of(axis="algorithm", vary=["algorithm"], values=["ppo", "pqn"], env_steps=None, budget="quick")
-    plan = make_plan(preset, ["adamw", "open-feedforward"], jax.devices())
+    study = study_of(axis="algorithm", vary=["algorithm"], values=["ppo", "pqn"], env_steps=None, budget="quick")
+    plan = make_plan(study, ["adamw", "open-feedforward"], jax.devices())
     found = {(each.label, each.task.algorithm): each.optimizer for each in plan.experiments}
     carried = found["adamw", "pqn"]
     assert carried is not None
@@ -97,7 +97,7 @@ env_steps = 1_280
 
 def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
-    request = ["sgd", "--preset", tmp_path / "tiny.toml", "--results", tmp_path / "results", "--plain"]
+    request = ["sgd", "--study", tmp_path / "tiny.toml", "--results", tmp_path / "results", "--plain"]
     answer = openbench("generalize", *request)
     assert answer.code == 0, answer.err
     assert "adam was not named" in answer.out
@@ -127,10 +127,10 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     ("arguments", "message"),
     [
         ([], "Missing argument 'OPTIMIZER...'"),
-        (["adam", "--preset", "smok"], "unknown preset 'smok'. Did you mean smoke"),
-        (["adam", "--preset", "mine.toml"], "mine.toml: no such file"),
+        (["adam", "--study", "smok"], "unknown study 'smok'. Did you mean smoke"),
+        (["adam", "--study", "mine.toml"], "mine.toml: no such file"),
         (["adam", "--axis", "widht"], "unknown axis 'widht'. Did you mean width"),
-        (["adam", "--preset", "gridworld", "--axis", "width"], "preset gridworld has no axis 'width'; it has levels"),
+        (["adam", "--study", "gridworld", "--axis", "width"], "study gridworld has no axis 'width'; it has levels"),
         (["adam", "--train-on", "cartpoel"], "unknown environment 'cartpoel'. Did you mean cartpole"),
         (["l2lgd2"], "l2lgd2 is a learned optimizer, and no weights"),
         (["open@nowhere.npy"], "nowhere.npy"),

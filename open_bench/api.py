@@ -203,8 +203,12 @@ def generalize(
     study: "str | GeneralizationConfig" = "smoke",
     train_on: Sequence[str] = (),
     axes: Sequence[str] = (),
+    algorithm: str | None = None,
+    budget: str | None = None,
+    steps: int | None = None,
     num_seeds: int | None = None,
     root_seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
     normalize: str = "adam",
     execution: Execution = HERE,
     **where: Any,
@@ -221,8 +225,10 @@ def generalize(
         train_on: environments that count as the training distribution of those optimizers of which it is not known,
             such as imported weights; of the others the weights' metadata say, or where hyperparameters were tuned.
         axes: only these of the study's.
-        num_seeds: lifetimes at each point.
-        root_seed: the root of all keys.
+        algorithm: at all points that do not vary it; the study is then filed as ``<study>-<algorithm>``.
+        budget: of a lifetime at all points that do not vary its length; ``steps`` (env steps) replaces it.
+        num_seeds, root_seed: lifetimes at each point; the root of all keys.
+        settings: settings of the algorithm, replaced at all points that do not vary them.
         normalize: "adam" (scores relative to Adam at the same point), "optimal" (absolute, where the optimal return of
             a gridworld can be computed) or "none".
         execution: where and how to run; see ``train``.
@@ -239,7 +245,10 @@ def generalize(
     named = (
         list(optimizers) if isinstance(optimizers, list | tuple) and not hasattr(optimizers, "update") else [optimizers]
     )
-    return run(study, named, train_on, axes, num_seeds, root_seed, normalize, execution.but(where))
+    return run(
+        study, named, train_on, axes, normalize, execution.but(where), algorithm=algorithm, budget=budget, steps=steps,
+        settings=settings, num_seeds=num_seeds, root_seed=root_seed,
+    )  # fmt: skip
 
 
 def load_runs(results: str | Path = "results") -> "Runs":

@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from open_bench import files
 from open_bench.errors import UserError, near_matches
 from open_bench.events import Watcher
 
+MOST_LIFETIMES = 1_000_000  # of an experiment or a generation
+
+
+def check_count(count: int, what: str = "seeds") -> int:
+    """``count``, or ValueError where it is absurd: lifetimes are listed before the first is trained."""
+    if count > MOST_LIFETIMES:
+        raise ValueError(f"{count:,} {what} are too many: ask for at most {MOST_LIFETIMES:,}")
+    return count
+
+
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[Positive, AfterValidator(check_count)]  # of seeds
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 
 PROTOCOL_VERSION = 2  # raised whenever results stop being comparable; see CHANGELOG.md
@@ -49,7 +60,7 @@ class StudyConfig(Config):
     environments: tuple[Any, ...] = Field(min_length=1)  # likewise
     algorithm: str | None = None  # each environment's own by default
     budget: str = "quick"
-    num_seeds: Positive = 4
+    num_seeds: Count = 4
     # Root of all keys; larger ones are kept for baseline returns and tuning.
     root_seed: Annotated[int, Field(ge=0, lt=1_000_000, strict=True)] = 0
     meta: str | dict[str, Any] | None = None  # study, or settings, that optimizers without weights are meta-trained by

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from open_bench.config import Execution, build
+from open_bench.config import Execution
 from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError, check_known
 from open_bench.evaluation.schema import Runs
@@ -27,6 +27,7 @@ from open_bench.generalization.study import (
     TRAINING,
     GeneralizationConfig,
     Point,
+    adjusted,
     check_labels,
     load_generalization,
     make_points,
@@ -47,7 +48,7 @@ class Plan:
     """A study ready to run.
 
     Attributes:
-        study: with the seeds in force.
+        study: what is run.
         points: in order.
         experiments: every optimizer at every task.
         train_on: environments that the user names as the training distribution.
@@ -68,8 +69,6 @@ def make_plan(
     *,
     train_on: Sequence[str] = (),
     axes: Sequence[str] = (),
-    num_seeds: int | None = None,
-    root_seed: int | None = None,
     vmap_size: int | None = None,
 ) -> Plan:
     """Check everything that can be wrong before anything trains.
@@ -80,7 +79,6 @@ def make_plan(
         devices: where it will run; decides the default vmap size.
         train_on: environments that count as what those optimizers were trained on of which it is not known.
         axes: only these.
-        num_seeds, root_seed: in place of the study's.
         vmap_size: lifetimes vmapped on one device.
 
     Raises:
@@ -88,8 +86,6 @@ def make_plan(
     """
     if not optimizers:
         raise UserError("no optimizer: name at least one, such as open")
-    given = {key: value for key, value in (("num_seeds", num_seeds), ("root_seed", root_seed)) if value is not None}
-    study = build(GeneralizationConfig, study.model_dump() | given, f"study {study.name}")
     trained = list(dict.fromkeys(load_environment(name).name for name in train_on))
     found = [resolve(each) for each in optimizers]
     named, notes = list(optimizers), []
@@ -121,17 +117,16 @@ def _carried_over(optimizer: Any, task: Task) -> ResolvedOptimizer:
 
 def generalize(
     study: str | GeneralizationConfig, optimizers: Sequence[Any], train_on: Sequence[str], axes: Sequence[str],
-    num_seeds: int | None, root_seed: int | None, normalizer: str, execution: Execution,
+    normalizer: str, execution: Execution, **changes: Any,
 ) -> Generalization:  # fmt: skip
     """``open_bench.generalize``: plan, train what is missing, score, write."""
     check_known("normalizer", normalizer, NORMALIZERS)
-    chosen = load_generalization(study) if isinstance(study, str) else study
+    chosen = adjusted(load_generalization(study) if isinstance(study, str) else study, **changes)
     store = Store(execution.folder)
     store.check_writable()
     devices = start(execution.devices, execution.executor)
     plan = make_plan(
-        chosen, optimizers, devices, train_on=train_on, axes=axes, num_seeds=num_seeds, root_seed=root_seed,
-        vmap_size=execution.vmap_size,
+        chosen, optimizers, devices, train_on=train_on, axes=axes, vmap_size=execution.vmap_size
     )  # fmt: skip
     evidence = run(plan, store, devices, watcher_of(execution), execution.save_agents)
     scored = generalization(evidence, normalizer, BASELINE)
@@ -246,8 +241,9 @@ def _given_points(points: Sequence[Point], train_on: Sequence[str], longest: int
 
 def _point_rows(plan: Plan) -> pd.DataFrame:
     return pd.DataFrame([
-        {"axis": point.axis, "point": point.label, "x": point.x, "environment": point.key[0], "budget": point.key[1],
-         "env_steps": point.task.env_steps, "num_updates": point.task.num_updates}
+        {"axis": point.axis, "point": point.label, "x": point.x, "environment": point.key[0],
+         "algorithm": point.task.algorithm, "budget": point.key[1], "env_steps": point.task.env_steps,
+         "num_updates": point.task.num_updates}
         for point in plan.points
     ])  # fmt: skip
 

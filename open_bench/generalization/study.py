@@ -2,14 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
-from open_bench.config import Config, Name, Positive, load_named
+from open_bench.config import Config, Count, Name, Positive, build, load_named
 from open_bench.environments.base import Discrete
 from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.registry import load_environment, make_environment, read_files, same_task
@@ -35,6 +36,7 @@ class Sweep(Config):
     values: tuple[Any, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)  # of the algorithm, the same at every point
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)  # likewise of the task
+    algorithm: str | None = None  # each environment's own by default
     budget: str | None = None  # of a lifetime; either this or env_steps, unless these are varied
     env_steps: Positive | tuple[Positive, ...] | None = None  # one for all environments, or one each
 
@@ -65,7 +67,7 @@ class GeneralizationConfig(Config):
 
     name: Name
     description: str = ""
-    num_seeds: Positive = 4  # seeds of each point
+    num_seeds: Count = 4  # seeds of each point
     root_seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0  # root seed
     # Env steps: an environment that θ was trained on is a point too, unless its lifetimes were longer than this.
     longest_training: Positive | None = None
@@ -108,6 +110,26 @@ def load_generalization(name: str) -> GeneralizationConfig:
     return load_named(GeneralizationConfig, "generalize", name)
 
 
+def adjusted(
+    study: GeneralizationConfig, *, algorithm: str | None = None, budget: str | None = None, steps: int | None = None,
+    settings: Mapping[str, Any] | None = None, num_seeds: int | None = None, root_seed: int | None = None,
+) -> GeneralizationConfig:  # fmt: skip
+    """The study with a user's changes; a sweep keeps what it varies. Under another algorithm it is another study."""
+    values = study.model_dump()
+    length = {"budget": None, "env_steps": steps} if steps is not None else {"budget": budget, "env_steps": None}
+    for sweep in values["sweeps"]:
+        sweep["settings"] |= settings or {}
+        if algorithm is not None and "algorithm" not in sweep["vary"]:
+            sweep["algorithm"] = algorithm
+        if (steps, budget) != (None, None) and "env_steps" not in sweep["vary"]:
+            sweep |= length
+    if algorithm is not None:
+        values["name"] += "-" + re.sub(r"[^A-Za-z0-9._-]+", "-", algorithm)
+    values |= {} if num_seeds is None else {"num_seeds": num_seeds}
+    values |= {} if root_seed is None else {"root_seed": root_seed}
+    return build(GeneralizationConfig, values, f"study {study.name}")
+
+
 def make_points(study: GeneralizationConfig, axes: Sequence[str] = ()) -> tuple[Point, ...]:
     """The points of a study, every one checked, in its order; ``axes`` leaves the others out.
 
@@ -143,7 +165,7 @@ def _points_of(sweep: Sweep) -> list[Point]:
             varied = dict.fromkeys(sweep.vary, value)
             task = make_task(
                 base,
-                algorithm=varied.get("algorithm"),
+                algorithm=varied.get("algorithm", sweep.algorithm),
                 steps=_env_steps(sweep, index, base, varied),
                 settings=sweep.settings | _part(varied, "settings."),
                 options=_options(base, {**sweep.options, **_part(varied, "options.")}),

@@ -112,7 +112,8 @@ def meta_train(
 
 def work_of(task: FitnessTask, lifetimes: int) -> Work:
     """A task's part of a generation, as watchers know it."""
-    return Work(task.task.name, task.task.name, task.task.num_updates, task.task.lifetime_steps, lifetimes)
+    label = f"{task.task.name} · {task.task.algorithm}"
+    return Work(task.task.name, label, task.task.num_updates, task.task.lifetime_steps, lifetimes)
 
 
 def _lifetimes(request: Request) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from open_bench.config import Config, Name, Positive, build, load_named
+from open_bench.config import Config, Name, Positive, build, check_count, load_named
 
 ANTITHETIC = ("Open_ES", "ARS", "PGPE", "GuidedES")  # strategies that sample mirrored pairs
 
@@ -48,6 +48,11 @@ class MetaConfig(Config):
                 f"population = {self.population} is odd, and {self.strategy} samples antithetic pairs: "
                 f"take {self.population - 1} or {self.population + 1}"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _a_generation_can_be_listed(self) -> "MetaConfig":
+        check_count(self.population * self.rollouts, "lifetimes of a generation (population × rollouts)")
         return self
 
     @pydantic.model_validator(mode="after")

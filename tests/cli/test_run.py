@@ -194,6 +194,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path, openbench:
     assert answer.code == 0, answer.err
     first, *parts, last = answer.out.splitlines()
     assert first == "custom: 3 experiments, 2 seeds each"
+    assert all(" · ppo · " in part for part in parts[:2])
     assert [part.rpartition(" · ")[2] for part in parts] == [
         f"{name}: 2 lifetimes of 40 updates ({STEPS:,} env steps)" for name in ("adam", "sgd", "random")
     ]
@@ -230,6 +231,18 @@ def test_a_dry_run_makes_nothing_in_a_folder_that_is_there(
         assert answer.code == 0, answer.err
         assert "  ahead: " in answer.out
         assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_dry_run_warns_of_what_takes_long(tmp_path: Path, openbench: OpenBench) -> None:
+    """By the one estimate that the plan ends with."""
+    for command in (["meta-train", "open"], ["train", "adam", "--seeds", 1000]):
+        answer = openbench(*command, "-e", "breakout", "--budget", "full", "--results", tmp_path / "x", "--dry-run")
+        about = answer.out.rpartition(", about ")[2].removesuffix(" on this machine\n")
+        assert (
+            f"are ahead: about {about} on this CPU" in answer.err or f"env steps are ahead: about {about}" in answer.err
+        )
+    answer = openbench("meta-train", "open", "-e", "breakout", "--population", 10**8, "--results", tmp_path / "x")
+    check_refused(answer, "100,000,000 lifetimes of a generation (population × rollouts) are too many", tmp_path / "x")
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -280,6 +293,7 @@ BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
     "zero steps": ({"--steps": "0"}, "0 steps on cartpole"),
     "too few steps": ({"--steps": "511"}, "4 × 128 = 512 env steps. Ask for more steps, or"),
     "no seeds": ({"--seeds": "0"}, "num_seeds = 0"),
+    "too many seeds": ({"--seeds": "100000000"}, "100,000,000 seeds are too many: ask for at most 1,000,000"),
     "negative seeds": ({"--seeds": "-1"}, "num_seeds = -1"),
     "negative seed": ({"--seed": "-1"}, "root_seed = -1"),
     "seed out of range": ({"--seed": "1000000"}, "root_seed = 1000000"),

@@ -1,5 +1,6 @@
 """A whole generalization study: planned, run, scored, by command."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     folder = tmp_path / "results" / "generalization" / "tiny"
     rows = pd.read_csv(folder / "generalization.csv")
     assert len(rows) == 2 * 2 * 2
+    assert set(rows["algorithm"]) == set(pd.read_csv(folder / "points.csv")["algorithm"]) == {"ppo"}
     assert set(rows["optimizer"]) == {"adam", "sgd"}
     assert rows["random"].between(8, 40).all()
     assert rows["random"].nunique() == 1  # both widths meet one random policy: same environment, same keys
@@ -138,6 +140,11 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
         (["lion", "lion"], "optimizer 'lion' is listed twice"),
         (["adam", "--normalize", "best"], "unknown normalizer 'best'"),
         (["adam", "--seeds", "0"], "num_seeds = 0"),
+        (["adam", "--seeds", "2000000"], "2,000,000 seeds are too many: ask for at most 1,000,000"),
+        (["adam", "--algorithm", "pqm"], "unknown algorithm 'pqm'. Did you mean pqn"),
+        (["adam", "--budget", "quik"], "has no budget 'quik'"),
+        (["adam", "--steps", "5"], "5 steps on gridworld/rand_sparse are fewer"),
+        (["adam", "--set", "num_env=4"], "unknown key 'num_env'. Did you mean num_envs"),
         (["adam", "--seed", "-1"], "root_seed = -1"),
         (["adam", "--vmap-size", "0"], "--vmap-size must be from 1"),
         (["adam", "--devices", "0"], "--devices must be from 1"),
@@ -155,6 +162,18 @@ def test_bad_requests_are_refused_before_anything_trains(
     assert answer.code == 2
     assert message in answer.err
     assert not (tmp_path / "results").exists()
+
+
+def test_options_hold_at_every_point_that_does_not_vary_them(tmp_path: Path, openbench: OpenBench) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY.split("settings =")[0] + "env_steps = 1_280\n")
+    given = ["--algorithm", "pqn", "--steps", 640, "--set=num_steps=8", "--set=num_envs=4", "--set=hidden=[2]"]
+    answer = openbench("generalize", "sgd", "--study", tmp_path / "tiny.toml", "--dry-run", "--json", *given)
+    assert answer.code == 0, answer.err
+    plan = json.loads(answer.out)
+    assert plan["title"] == "tiny-pqn"
+    assert {part["env_steps"] for part in plan["work"]} == {640}
+    assert {part["label"].split(" · ")[1] for part in plan["work"]} == {"pqn", "random"}
+    assert {part["label"].split("[")[1].split(",")[0] for part in plan["work"]} == {"hidden=4", "hidden=8"}
 
 
 def test_no_optimizer_is_refused_from_python_too() -> None:

@@ -1,6 +1,5 @@
 """The public functions. The command line calls these and prints what they return."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +43,7 @@ def train(
         environment: a shipped environment, a TOML of yours, a gymnax id; or an environment object or configuration.
         algorithm: "ppo", "pqn", or a class of yours as "module:Class"; by default the environment's own.
         budget: one of the environment's budgets; ``steps`` (env steps) replaces it.
-        num_seeds: how many lifetimes; those that are stored already are not trained again.
-        root_seed: the root of all keys.
+        num_seeds, root_seed: how many lifetimes (those that are stored are not trained again); the root of all keys.
         settings: settings of the algorithm to replace, such as ``{"num_envs": 32}``.
         execution: where and how to run; ``**where`` replaces fields of it, as in ``results="mine", devices=1``.
 
@@ -178,23 +176,10 @@ def meta_train(
         UserError: whatever the request has wrong, before anything is compiled.
     """
     quiet_xla()
-    from open_bench.evaluation.baseline_returns import load_baseline_returns
-    from open_bench.experiments.provenance import provenance
-    from open_bench.experiments.session import watcher_of
-    from open_bench.experiments.store import Store
-    from open_bench.meta_training import logging, request, run, spec
-    from open_bench.training import devices
+    from open_bench.meta_training.run import evolve_weights
 
-    fields = {field.name for field in dataclasses.fields(Execution)} - {"vmap_size"}
-    execution = execution.but({key: changes.pop(key) for key in list(changes) if key in fields})
-    Store(execution.folder).check_writable()
     changes |= {"environments": environments, "env_steps": steps}
-    changes["vmap_size"] = changes.get("vmap_size") or execution.vmap_size
-    chosen = spec.adjusted(study, changes)
-    found = devices.start(execution.devices, execution.executor)
-    wanted = request.make_request(optimizer, chosen, load_baseline_returns(), found, settings)
-    watcher = logging.logged(watcher_of(execution), wanted, execution.folder, name, tensorboard, wandb)
-    return run.meta_train(wanted, execution.folder, name, found, watcher, provenance())
+    return evolve_weights(optimizer, study, changes, settings, execution, name, tensorboard, wandb)
 
 
 def generalize(
@@ -229,8 +214,7 @@ def generalize(
         budget: of a lifetime at all points that do not vary its length; ``steps`` (env steps) replaces it.
         num_seeds, root_seed: lifetimes at each point; the root of all keys.
         settings: settings of the algorithm, replaced at all points that do not vary them.
-        normalize: "adam" (scores relative to Adam at the same point), "optimal" (absolute, where the optimal return of
-            a gridworld can be computed) or "none".
+        normalize: "adam" (relative to Adam at the same point), "optimal" (absolute, for gridworlds) or "none".
         execution: where and how to run; see ``train``.
 
     Returns:
@@ -242,12 +226,9 @@ def generalize(
     quiet_xla()
     from open_bench.generalization.run import generalize as run
 
-    named = (
-        list(optimizers) if isinstance(optimizers, list | tuple) and not hasattr(optimizers, "update") else [optimizers]
-    )
     return run(
-        study, named, train_on, axes, normalize, execution.but(where), algorithm=algorithm, budget=budget, steps=steps,
-        settings=settings, num_seeds=num_seeds, root_seed=root_seed,
+        study, optimizers, train_on, axes, normalize, execution.but(where), algorithm=algorithm, budget=budget,
+        steps=steps, settings=settings, num_seeds=num_seeds, root_seed=root_seed,
     )  # fmt: skip
 
 

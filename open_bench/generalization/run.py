@@ -116,17 +116,19 @@ def _carried_over(optimizer: Any, task: Task) -> ResolvedOptimizer:
 
 
 def generalize(
-    study: str | GeneralizationConfig, optimizers: Sequence[Any], train_on: Sequence[str], axes: Sequence[str],
+    study: str | GeneralizationConfig, optimizers: Any, train_on: Sequence[str], axes: Sequence[str],
     normalizer: str, execution: Execution, **changes: Any,
 ) -> Generalization:  # fmt: skip
     """``open_bench.generalize``: plan, train what is missing, score, write."""
     check_known("normalizer", normalizer, NORMALIZERS)
+    several = isinstance(optimizers, list | tuple) and not hasattr(optimizers, "update")
     chosen = adjusted(load_generalization(study) if isinstance(study, str) else study, **changes)
     store = Store(execution.folder)
     store.check_writable()
     devices = start(execution.devices, execution.executor)
     plan = make_plan(
-        chosen, optimizers, devices, train_on=train_on, axes=axes, vmap_size=execution.vmap_size
+        chosen, list(optimizers) if several else [optimizers], devices, train_on=train_on, axes=axes,
+        vmap_size=execution.vmap_size,
     )  # fmt: skip
     evidence = run(plan, store, devices, watcher_of(execution), execution.save_agents)
     scored = generalization(evidence, normalizer, BASELINE)

@@ -13,16 +13,24 @@ import jax
 import numpy as np
 import pandas as pd
 
+from open_bench.config import Execution
 from open_bench.errors import UserError
+from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.events import Compiled, Evaluated, Watcher, Work
 from open_bench.experiments.estimate import lifetime_seconds
 from open_bench.experiments.execute import stream, tell
+from open_bench.experiments.provenance import provenance
+from open_bench.experiments.session import watcher_of
+from open_bench.experiments.store import Store
 from open_bench.meta_training import fitness as work
 from open_bench.meta_training.checkpoint import Checkpoints
 from open_bench.meta_training.evolution import Evolved, evolve
 from open_bench.meta_training.fitness import Evaluator, Fitness, FitnessTask
-from open_bench.meta_training.request import COMPARED, Request
+from open_bench.meta_training.logging import logged
+from open_bench.meta_training.request import COMPARED, Request, make_request
+from open_bench.meta_training.spec import MetaConfig, adjusted
 from open_bench.optimizers.spec import EMPTY_THETA, Theta
+from open_bench.training.devices import start
 from open_bench.weights import library
 from open_bench.weights.format import WeightsError, content_hash, load_weights, save_weights
 
@@ -52,13 +60,29 @@ class MetaTrained:
     folder: Path
 
 
+def evolve_weights(
+    optimizer: str, study: str | MetaConfig | None, changes: Mapping[str, Any], settings: Mapping[str, Any] | None,
+    execution: Execution, name: str | None, tensorboard: bool, wandb: str | None,
+) -> MetaTrained:  # fmt: skip
+    """``open_bench.meta_train``: check the request, evolve, store."""
+    fields = {field.name for field in dataclasses.fields(Execution)} - {"vmap_size"}
+    execution = execution.but({key: value for key, value in changes.items() if key in fields})
+    Store(execution.folder).check_writable()
+    changes = {key: value for key, value in changes.items() if key not in fields}
+    config = adjusted(study, {**changes, "vmap_size": changes.get("vmap_size") or execution.vmap_size})
+    devices = start(execution.devices, execution.executor)
+    request = make_request(optimizer, config, load_baseline_returns(), devices, settings)
+    watcher = logged(watcher_of(execution), request, execution.folder, name, tensorboard, wandb)
+    return meta_train(request, execution.folder, name, devices, watcher, provenance())
+
+
 def meta_train(
     request: Request,
     results: Path,
     name: str | None,
     devices: Sequence[jax.Device],
     watcher: Watcher,
-    provenance: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> MetaTrained:
     """Evolve θ, or go on with it, and store the weights.
 
@@ -68,7 +92,7 @@ def meta_train(
         name: of the weights and of the folder under ``<results>/meta``; by default it follows from the request.
         devices: devices of all processes.
         watcher: of the events.
-        provenance: facts about machine and packages, for the weights' metadata.
+        facts: about machine and packages, for the weights' metadata.
 
     Raises:
         UserError: the name is taken, another process is at work in the folder, or evolution cannot go on.
@@ -103,7 +127,7 @@ def meta_train(
         )
         if leader:
             checkpoints.write_history(evolved.history)
-            _store(request, evolved, name, folder, provenance, len(devices))
+            _store(request, evolved, name, folder, facts, len(devices))
     path = library.library_dir() / f"{name}.safetensors"
     history = pd.DataFrame(evolved.history)
     optimizer = f"{request.optimizer}@{name}"
@@ -217,10 +241,8 @@ def check_name_is_free(name: str, request: Request) -> None:
         raise WeightsError(f"{path} holds other weights; choose another --name or remove that file")
 
 
-def _store(
-    request: Request, evolved: Evolved, name: str, folder: Path, provenance: Mapping[str, Any], devices: int
-) -> None:
-    metadata = describe(request, evolved, provenance, devices)
+def _store(request: Request, evolved: Evolved, name: str, folder: Path, facts: Mapping[str, Any], devices: int) -> None:
+    metadata = describe(request, evolved, facts, devices)
     best = {**metadata, "which": "best", "fitness": evolved.best_fitness}
     save_weights(folder / "best.safetensors", evolved.best, best)
     save_weights(folder / "latest.safetensors", evolved.theta, metadata)
@@ -230,7 +252,7 @@ def _store(
     library.save_named(name, evolved.theta, metadata)
 
 
-def describe(request: Request, evolved: Evolved, provenance: Mapping[str, Any], devices: int) -> dict[str, Any]:
+def describe(request: Request, evolved: Evolved, facts: Mapping[str, Any], devices: int) -> dict[str, Any]:
     """How weights were made, as JSON values: for their metadata."""
     last = evolved.history[-1]
     return {
@@ -253,7 +275,7 @@ def describe(request: Request, evolved: Evolved, provenance: Mapping[str, Any], 
             "generations": last["generation"],
             "seconds": round(evolved.seconds, 3),
             "devices": devices,
-            "device": provenance.get("hardware", "unknown"),
+            "device": facts.get("hardware", "unknown"),
         },
-        "provenance": {**provenance, "packages": {**provenance.get("packages", {}), "evosax": version("evosax")}},
+        "provenance": {**facts, "packages": {**facts.get("packages", {}), "evosax": version("evosax")}},
     }

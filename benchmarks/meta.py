@@ -2,14 +2,14 @@
 
     python benchmarks/meta.py                          OPEN on CartPole, populations of 8, 16, 32 and 64
     python benchmarks/meta.py -o lpo@zero -p 64 --vmap-size 8
-    python benchmarks/meta.py --published --vmap-size 16   the published recipe's first updates on Breakout
+    python benchmarks/meta.py --published --vmap-size 16   the published study's first updates on Breakout
 
 Each population size has a process of its own, so that peak memory is its own. `× Adam` is the median, over alternated
 repeats, of a generation's time (ask, lifetimes, tell, checkpoint) over the time of as many lifetimes with Adam, on the
 same devices with the same vmap size, by the same code. The first generation warms up and is left out; compilation has
 a column.
 
-The published recipe (configs/meta/open.toml: 64 members, lifetimes of 1e7 env steps, 500 generations) is compiled
+The published study (configs/meta/open.toml: 64 members, lifetimes of 1e7 env steps, 500 generations) is compiled
 whole and runs the first updates of its first device batch. What the whole would take is computed from that, for this
 machine, and for one GPU from the assumptions that the flags name; both are projections.
 """
@@ -134,11 +134,11 @@ def populations_table(
     return table
 
 
-# --- the published recipe ---------------------------------------------------------------------------------------------
+# --- the published study ---------------------------------------------------------------------------------------------
 
 
 def published(environment: str, vmap_size: int | None, count: int | None, updates: int) -> dict[str, Any]:
-    """Compile the published recipe and run the first updates of its first device batch."""
+    """Compile the published study and run the first updates of its first device batch."""
     devices = start(count)
     config = load_meta("open").model_copy(update={"environments": (environment,), "vmap_size": vmap_size})
     request = make_request("open", config, load_baseline_returns(), devices)
@@ -188,7 +188,7 @@ def first_batch(request: Request, evaluator: Evaluator) -> dict[str, Any]:
 
 def published_table(m: dict[str, Any], environment: str) -> Table:
     """What was measured."""
-    table = Table("the published recipe's first updates", environment, box=None)
+    table = Table("the published study's first updates", environment, box=None)
     for name, value in (
         ("devices × vmap_size", f"{m['devices']} × {m['vmap_size']} ({m['kind']})"),
         ("compilation", f"{m['compile']:.1f} s"),
@@ -233,14 +233,14 @@ def size_of(number: int | None) -> str:
 
 @click.command()
 @click.option("--optimizer", "-o", default="open", show_default=True, help="A learned one.")
-@click.option("--env", "-e", "environment", help="CartPole by default, Breakout for the published recipe.")
+@click.option("--env", "-e", "environment", help="CartPole by default, Breakout for the published study.")
 @click.option("--population", "-p", "sizes", type=int, multiple=True, default=(8, 16, 32, 64), show_default=True)
 @click.option("--steps", default=5120, show_default=True, help="Env steps of a lifetime.")
 @click.option("--repeats", default=3, show_default=True, help="Generations that count.")
 @click.option("--vmap-size", type=int, help="Lifetimes vmapped on one device; by default as in meta-train.")
 @click.option("--devices", type=int, help="All by default.")
-@click.option("--published", "whole", is_flag=True, help="The published recipe in place of the table of populations.")
-@click.option("--updates", default=2, show_default=True, help="Updates of the published recipe that count.")
+@click.option("--published", "whole", is_flag=True, help="The published study in place of the table of populations.")
+@click.option("--updates", default=2, show_default=True, help="Updates of the published study that count.")
 @click.option("--gpu-bandwidth", default=2000.0, show_default=True, help="GB/s of memory, for the projection.")
 @click.option("--gpu-kernels", default=100, show_default=True, help="Kernels in an optimizer step, for the projection.")
 @click.option("--gpu-launch", default=5.0, show_default=True, help="Microseconds a kernel, for the projection.")

@@ -1,6 +1,5 @@
 """The public functions. The command line calls these and prints what they return."""
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
     from open_bench.meta_training.run import MetaTrained
     from open_bench.meta_training.spec import MetaConfig
 
-DEFAULT_STUDY = "quick"
+DEFAULT_STUDY, CUSTOM = "quick", "custom"  # CUSTOM: of which neither optimizers nor environments are left
 HERE = Execution()
 
 
@@ -44,8 +43,7 @@ def train(
         environment: a shipped environment, a TOML of yours, a gymnax id; or an environment object or configuration.
         algorithm: "ppo", "pqn", or a class of yours as "module:Class"; by default the environment's own.
         budget: one of the environment's budgets; ``steps`` (env steps) replaces it.
-        num_seeds: how many lifetimes; those that are stored already are not trained again.
-        root_seed: the root of all keys.
+        num_seeds, root_seed: how many lifetimes (those that are stored are not trained again); the root of all keys.
         settings: settings of the algorithm to replace, such as ``{"num_envs": 32}``.
         execution: where and how to run; ``**where`` replaces fields of it, as in ``results="mine", devices=1``.
 
@@ -97,41 +95,45 @@ def prepare(
     root_seed: int | None = None,
     settings: Mapping[str, Any] | None = None,
     meta_train: "str | MetaConfig | bool | None" = None,
+    baseline: bool = True,
     execution: Execution = HERE,
     **where: Any,
 ) -> "Session":
     """A study that is ready to run: everything in it has been checked, and nothing is trained.
 
     Args:
-        study: a shipped one, a TOML of yours, or settings; what follows replaces its values. See ``train``.
-        meta_train: how learned optimizers without weights get some first: a recipe, settings, or True for those of the
+        study: a shipped one, a TOML of yours, or settings; what follows replaces its values. See ``train``. With other
+            optimizers and other environments it is another study, called "custom".
+        meta_train: how learned optimizers without weights get some first: a study, settings, or True for those of the
             study, which are OPEN's published ones where it has none; by default what the study says, if anything;
-            False: not at all. Environments and length of a lifetime are the study's unless the recipe has its own.
+            False: not at all. Environments and length of a lifetime are the study's unless that has its own.
             The weights stay in the library under a name that follows from the settings, and are used again.
+        baseline: let Adam join where scores need it: the study lacks it, and stored returns do not fit.
     """
     from open_bench.experiments.plan import adjust
 
     chosen = study if isinstance(study, StudyConfig) else load_study(study or DEFAULT_STUDY)
     changes = {
         "optimizers": optimizers, "environments": environments, "algorithm": algorithm, "budget": budget,
-        "num_seeds": num_seeds, "root_seed": root_seed,
+        "num_seeds": num_seeds, "root_seed": root_seed, "name": CUSTOM if optimizers and environments else None,
     }  # fmt: skip
     chosen = adjust(chosen, **{key: tuple(x) if isinstance(x, list) else x for key, x in changes.items()})
     if isinstance(meta_train, bool):
         chosen = chosen.model_copy(update={"meta": (chosen.meta or {}) if meta_train else None})
     else:
         chosen = adjust(chosen, meta=meta_train)
-    return _session(chosen, steps, settings, execution, where)
+    return _session(chosen, steps, settings, execution, where, baseline=baseline)
 
 
 def _session(
     study: StudyConfig, steps: int | None, settings: Mapping[str, Any] | None, execution: Execution,
-    where: Mapping[str, Any], ranked: bool = True,
+    where: Mapping[str, Any], ranked: bool = True, baseline: bool = True,
 ) -> "Session":  # fmt: skip
     quiet_xla()
     from open_bench.experiments.session import Session
 
-    session = Session(study, steps, settings, execution.but(where), ranked)
+    session = Session(study, steps, settings, execution.but(where), ranked, baseline)
+    session.store.check_writable()
     if study.meta is not None:
         from open_bench.meta_training.as_needed import with_weights
 
@@ -144,7 +146,7 @@ def meta_train(
     optimizer: str,
     environments: Sequence[str] | None = None,
     *,
-    config: "str | MetaConfig | None" = None,
+    study: "str | MetaConfig | None" = None,
     steps: int | None = None,
     settings: Mapping[str, Any] | None = None,
     name: str | None = None,
@@ -160,45 +162,38 @@ def meta_train(
 
     Args:
         optimizer: such as "open" or "lpo"; with "open@NAME" evolution starts from those weights.
-        environments: what fitness is measured on, in place of the configuration's.
-        config: a shipped recipe, a TOML of yours, or settings; by default the published ones of OPEN.
+        environments: what fitness is measured on, in place of the study's.
+        study: a shipped one, a TOML of yours, or settings; by default the published ones of OPEN.
         steps: env steps of a lifetime, in place of a budget's.
         settings: settings of the algorithm to replace, such as ``{"num_envs": 32}``.
         name: of the weights; afterwards they are used as "open@NAME". By default it follows from the settings.
         tensorboard: write event files to ``<results>/meta/<name>/tensorboard``.
         wandb: project of Weights & Biases to log to; the only thing here that contacts a network.
         execution: where and how to run; the evolution lies in ``<results>/meta/<name>``.
-        **changes: fields of ``MetaConfig`` or ``Execution`` that replace the configuration's; None leaves one as it is.
+        **changes: fields of ``MetaConfig`` or ``Execution`` that replace the study's; None leaves one as it is.
 
     Raises:
         UserError: whatever the request has wrong, before anything is compiled.
     """
     quiet_xla()
-    from open_bench.evaluation.baseline_returns import load_baseline_returns
-    from open_bench.experiments.provenance import provenance
-    from open_bench.experiments.session import watcher_of
-    from open_bench.meta_training import logging, request, run, spec
-    from open_bench.training import devices
+    from open_bench.meta_training.run import evolve_weights
 
-    fields = {field.name for field in dataclasses.fields(Execution)} - {"vmap_size"}
-    execution = execution.but({key: changes.pop(key) for key in list(changes) if key in fields})
     changes |= {"environments": environments, "env_steps": steps}
-    changes["vmap_size"] = changes.get("vmap_size") or execution.vmap_size
-    chosen = spec.adjusted(config, changes)
-    found = devices.start(execution.devices, execution.executor)
-    wanted = request.make_request(optimizer, chosen, load_baseline_returns(), found, settings)
-    watcher = logging.logged(watcher_of(execution), wanted, execution.folder, name, tensorboard, wandb)
-    return run.meta_train(wanted, execution.folder, name, found, watcher, provenance())
+    return evolve_weights(optimizer, study, changes, settings, execution, name, tensorboard, wandb)
 
 
 def generalize(
     optimizers: Any,
     *,
-    preset: "str | GeneralizationConfig" = "smoke",
+    study: "str | GeneralizationConfig" = "smoke",
     train_on: Sequence[str] = (),
     axes: Sequence[str] = (),
+    algorithm: str | None = None,
+    budget: str | None = None,
+    steps: int | None = None,
     num_seeds: int | None = None,
     root_seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
     normalize: str = "adam",
     execution: Execution = HERE,
     **where: Any,
@@ -206,19 +201,20 @@ def generalize(
     """Study how optimizers carry over to what they were not trained or tuned on.
 
     Points along several axes, each with everything else fixed, are run as ordinary experiments; what is stored is not
-    trained again. Tables and figures are written to ``<results>/generalization/<preset>``. Adam is always there, as
+    trained again. Tables and figures are written to ``<results>/generalization/<study>``. Adam is always there, as
     what all are compared with.
 
     Args:
         optimizers: one or several; see ``train``.
-        preset: a shipped one (smoke, gridworld, full), a TOML of yours, or settings.
+        study: a shipped one (smoke, gridworld, full), a TOML of yours, or settings.
         train_on: environments that count as the training distribution of those optimizers of which it is not known,
             such as imported weights; of the others the weights' metadata say, or where hyperparameters were tuned.
-        axes: only these of the preset's.
-        num_seeds: lifetimes at each point.
-        root_seed: the root of all keys.
-        normalize: "adam" (scores relative to Adam at the same point), "optimal" (absolute, where the optimal return of
-            a gridworld can be computed) or "none".
+        axes: only these of the study's.
+        algorithm: at all points that do not vary it; the study is then filed as ``<study>-<algorithm>``.
+        budget: of a lifetime at all points that do not vary its length; ``steps`` (env steps) replaces it.
+        num_seeds, root_seed: lifetimes at each point; the root of all keys.
+        settings: settings of the algorithm, replaced at all points that do not vary them.
+        normalize: "adam" (relative to Adam at the same point), "optimal" (absolute, for gridworlds) or "none".
         execution: where and how to run; see ``train``.
 
     Returns:
@@ -228,12 +224,12 @@ def generalize(
         UserError: whatever the request has wrong, before anything trains.
     """
     quiet_xla()
-    from open_bench.generalization.run import study
+    from open_bench.generalization.run import generalize as run
 
-    named = (
-        list(optimizers) if isinstance(optimizers, list | tuple) and not hasattr(optimizers, "update") else [optimizers]
-    )
-    return study(preset, named, train_on, axes, num_seeds, root_seed, normalize, execution.but(where))
+    return run(
+        study, optimizers, train_on, axes, normalize, execution.but(where), algorithm=algorithm, budget=budget,
+        steps=steps, settings=settings, num_seeds=num_seeds, root_seed=root_seed,
+    )  # fmt: skip
 
 
 def load_runs(results: str | Path = "results") -> "Runs":

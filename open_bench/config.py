@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from open_bench import files
 from open_bench.errors import UserError, near_matches
 from open_bench.events import Watcher
 
+MOST_LIFETIMES = 1_000_000  # of an experiment or a generation
+
+
+def check_count(count: int, what: str = "seeds") -> int:
+    """``count``, or ValueError where it is absurd: lifetimes are listed before the first is trained."""
+    if count > MOST_LIFETIMES:
+        raise ValueError(f"{count:,} {what} are too many: ask for at most {MOST_LIFETIMES:,}")
+    return count
+
+
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[Positive, AfterValidator(check_count)]  # of seeds
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 
 PROTOCOL_VERSION = 2  # raised whenever results stop being comparable; see CHANGELOG.md
@@ -49,10 +60,10 @@ class StudyConfig(Config):
     environments: tuple[Any, ...] = Field(min_length=1)  # likewise
     algorithm: str | None = None  # each environment's own by default
     budget: str = "quick"
-    num_seeds: Positive = 4
+    num_seeds: Count = 4
     # Root of all keys; larger ones are kept for baseline returns and tuning.
     root_seed: Annotated[int, Field(ge=0, lt=1_000_000, strict=True)] = 0
-    meta: str | dict[str, Any] | None = None  # recipe, or settings, that optimizers without weights are meta-trained by
+    meta: str | dict[str, Any] | None = None  # study, or settings, that optimizers without weights are meta-trained by
 
     @pydantic.field_validator("optimizers", "environments", mode="after")
     @classmethod
@@ -69,7 +80,7 @@ class StudyConfig(Config):
             return value
         if isinstance(value, Config):
             return value.model_dump(exclude_unset=True)
-        raise ValueError(f"{value!r} is neither the name of a recipe nor a table of settings ([meta])")
+        raise ValueError(f"{value!r} is neither the name of a study nor a table of settings ([meta])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,17 +184,17 @@ def shipped(kind: str) -> dict[str, Path]:
 
 def load_study(name: str) -> StudyConfig:
     """A study by name or by path to a TOML."""
-    return load_named(StudyConfig, "studies", ("study", "studies"), name)
+    return load_named(StudyConfig, "studies", name)
 
 
-def load_named(model: type[_Model], kind: str, words: tuple[str, str], name: str) -> _Model:
-    """A configuration of some kind by name or by path to a TOML; ``words`` are what people call one and several."""
+def load_named(model: type[_Model], kind: str, name: str) -> _Model:
+    """A study of some kind by name or by path to a TOML."""
     files = shipped(kind)
     if name in files:
         return load(model, files[name])
     if name.endswith(".toml"):
         return load(model, Path(name))
     raise UserError(
-        f"unknown {words[0]} '{name}'.{near_matches(name, files)} "
-        f"Known {words[1]}: {', '.join(files)}; or give the path of a .toml file."
+        f"unknown study '{name}'.{near_matches(name, files)} "
+        f"Known studies: {', '.join(files)}; or give the path of a .toml file."
     )

@@ -1,4 +1,4 @@
-"""Tasks, presets and weights for the tests of generalization."""
+"""Tasks, studies and weights for the tests of generalization."""
 
 import json
 from pathlib import Path
@@ -15,8 +15,8 @@ from open_bench.training.task import Task, make_task
 from open_bench.weights.format import save_weights
 
 
-def preset_of(**sweep: Any) -> GeneralizationConfig:
-    """A preset with one sweep."""
+def study_of(**sweep: Any) -> GeneralizationConfig:
+    """A study with one sweep."""
     values = {"axis": "width", "environments": ["cartpole"], "env_steps": 20_480} | sweep
     kept = {key: value for key, value in values.items() if value is not None}
     return build(GeneralizationConfig, {"name": "mine", "sweeps": [kept]}, "mine.toml")

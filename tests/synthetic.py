@@ -132,8 +132,8 @@ def evidence(
         "hand",
         pd.DataFrame(
             [
-                {"axis": axis, "point": label, "x": float(i), "environment": task, "budget": "b", "env_steps": 10,
-                 "num_updates": 1}
+                {"axis": axis, "point": label, "x": float(i), "environment": task, "algorithm": "ppo",
+                 "budget": "b", "env_steps": 10, "num_updates": 1}
                 for i, (axis, label, task) in enumerate(points)
             ]
         ),

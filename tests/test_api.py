@@ -234,8 +234,10 @@ def test_an_algorithm_from_outside_refuses_what_it_has_not(reinforce: Path, tmp_
 # --- statistics -------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_statistic_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is stored, described, read and labelled; what was stored without it stays readable beside it."""
+def test_a_new_statistic_is_one_entry_of_the_table(
+    tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stored, described, read and labeled; what was stored without it stays readable beside it."""
     without = open_bench.train("adam", "cartpole", results=tmp_path, **REQUEST)
     best = Metric(
         "best return",
@@ -255,5 +257,8 @@ def test_a_new_statistic_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: 
     assert runs.metrics["best_return"] == "best return"
     (folder,) = (tmp_path / "experiments").glob("*--sgd--*")
     assert json.loads((folder / "experiment.json").read_text())["metrics"]["best_return"] == "best return"
+    given = ["--steps", STEPS, "--devices", 1, *(f"--set={key}={value}" for key, value in SETTINGS.items())]
+    answer = openbench("train", "sgd", "-e", "cartpole", "--results", tmp_path, *given)
+    assert "best return" in answer.out
     header = next(folder.glob("shard-*/scores.csv")).read_text().splitlines()[0]
     assert "best_return" in header.split(",")

@@ -1,8 +1,9 @@
-"""The house plan, held by tests: which way imports point, that importing does nothing, what may never appear."""
+"""The architecture, held by tests: which way imports point, that importing does nothing, what may never appear."""
 
 import ast
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -127,6 +128,19 @@ def test_no_part_is_above_itself() -> None:
         assert lowest, f"these import each other: {sorted(left)}"
         for source in lowest:
             del left[source]
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_the_documented_order_is_the_tables(page: str) -> None:
+    """Every part stands in it once, after all that it may import."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    order = text[text.index("errors, text, events") : text.index("→ cli")] + "→ cli"
+    steps = [re.sub(r" \(.*?\)", "", step).strip().split(", ") for step in order.split("→")]
+    place = {name: at for at, names in enumerate(steps) for name in names}
+    assert place.keys() == MAY_IMPORT.keys()
+    for source, targets in MAY_IMPORT.items():
+        if source not in ("api", "cli", "experiments", "meta_training", "generalization"):  # these may all below them
+            assert not [target for target in targets if place[target] >= place[source]], source
 
 
 def test_there_are_no_cycles() -> None:

@@ -111,12 +111,12 @@ def test_the_documented_statistic_is_a_column(files: Path) -> None:
     assert (rows["best_return"] >= rows["mean_return"]).all()
 
 
-def test_the_documented_study_and_preset_are_accepted(files: Path) -> None:
+def test_the_documented_studies_are_accepted(files: Path) -> None:
     from open_bench.config import load_study
-    from open_bench.generalization.study import load_preset
+    from open_bench.generalization.study import load_generalization
 
     assert load_study("my_study.toml").num_seeds == 4
-    assert load_preset("my_preset.toml").num_seeds == 8
+    assert load_generalization("my_generalization.toml").num_seeds == 8
 
 
 # --- what they name exists --------------------------------------------------------------------------------------------
@@ -157,6 +157,29 @@ def test_commands_and_their_options_exist(page: str) -> None:
     for words in commands(PAGES[page]):
         name, given, known = options(words)
         assert given <= {*known, "-h", "--help", "--version"}, f"{page}: openbench {name}"
+
+
+def test_the_table_of_options_says_which_commands_have_them() -> None:
+    from open_bench.cli.main import cli
+
+    commands: dict[str, click.Command] = {}
+    for name, command in cli.commands.items():
+        below = command.commands if isinstance(command, click.Group) else {}
+        commands |= {f"{name} {other}": found for other, found in below.items()} or {name: command}
+    training = ["train", "compare", "generalize", "meta-train"]
+    table = PAGES["docs/install.md"].partition("## Options")[2].partition("\n## ")[0]
+    listed = set()
+    for flags, _, where in (
+        re.split(r" \| ", line.strip("| ")) for line in table.splitlines() if line.startswith("| `")
+    ):
+        told = set(where.replace("all that train", ", ".join(training)).split(", "))
+        for flag in re.findall(r"`(--?[a-z-]+)", flags):
+            listed.add(flag)
+            have = {name for name, found in commands.items() if flag in {o for p in found.params for o in p.opts}}
+            assert told == have, flag
+    shared = ("--coordinator", "--num-processes", "--process-id", "--seed")  # told below the table, and in a row of it
+    several = [option for name in training for p in commands[name].params for option in p.opts if option[:2] == "--"]
+    assert {option for option in several if several.count(option) > 1} <= {*listed, *shared}
 
 
 def anchors(text: str) -> set[str]:

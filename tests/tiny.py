@@ -135,7 +135,7 @@ def train(
 ) -> Store:  # fmt: skip
     """Run experiments into a folder."""
     store = Store(folder)
-    store.prepare()
+    store.check_writable()
     execute(chosen, num_seeds, store, jax.devices()[:devices], watcher, **options)
     return store
 

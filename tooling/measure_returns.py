@@ -47,7 +47,7 @@ def interval(values: pd.Series) -> ReturnInterval:
 def measure(experiment: Experiment, num_seeds: int, devices: list[Any]) -> BaselineReturn:
     """An experiment's returns over its seeds."""
     store = Store(RUNS)
-    store.prepare()
+    store.check_writable()
     execute([experiment], num_seeds, store, devices, default_watcher())
     stored = store.load([experiment], num_seeds)
     optimizer = experiment.optimizer

@@ -56,7 +56,7 @@ def _made(facts: dict[str, Any]) -> str:
     seed = facts["root_seed"] if "root_seed" in facts else facts["seed"]  # as version 1 called it
     lines = [
         f"- Trained on: {trained}. Fitness: {config['fitness']}. Root seed {seed}.",
-        f"- Recipe `{config['name']}`: {config['strategy']}, population {config['population']}, "
+        f"- Study `{config['name']}`: {config['strategy']}, population {config['population']}, "
         f"σ {config['sigma']} × {config['sigma_decay']} a generation, learning rate {config['learning_rate']} × "
         f"{config['learning_rate_decay']}, b1 {config['b1']}, rollouts {config['rollouts']}.",
         f"- Started from: {_ancestry(facts)}.",

@@ -10,20 +10,17 @@ from rich.markup import escape
 from open_bench.cli import console
 from open_bench.cli.options import ALGORITHM, JSON, RESULTS, SET
 
-# Words of version 1 for two kinds of study, which still work.
-FORMER = {"recipes": "meta-training", "presets": "generalization"}
 LISTED = ("optimizers", "algorithms", "environments", "studies", "weights")
 
 
 @click.command("list")
-@click.argument("kind", type=click.Choice([*LISTED, *FORMER]), metavar="KIND")
+@click.argument("kind", type=click.Choice(LISTED), metavar="KIND")
 @JSON
 def list_(kind: str, as_json: bool) -> None:
     """Show what there is. KIND is optimizers, algorithms, environments, studies or weights."""
     from open_bench.cli import listings
 
-    listing = listings.studies([FORMER[kind]]) if kind in FORMER else getattr(listings, kind)()
-    listing.print(as_json)
+    getattr(listings, kind)().print(as_json)
 
 
 @click.command()

@@ -220,11 +220,11 @@ def _meta_trainings() -> list[tuple[Any, str]]:
 
 
 def _generalizations() -> list[tuple[Any, str]]:
-    from open_bench.generalization.study import load_preset
+    from open_bench.generalization.study import load_generalization
 
     listed = []
     for name in config.shipped("generalize"):
-        each = load_preset(name)
+        each = load_generalization(name)
         axes = ", ".join(dict.fromkeys(sweep.axis for sweep in each.sweeps))
         # Counted as written: to make the points is to make their environments, which takes seconds.
         points = sum(len(sweep.environments) * max(1, len(sweep.values)) for sweep in each.sweeps)

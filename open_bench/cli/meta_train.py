@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.argument("optimizer")
 @click.option("--env", "-e", "environments", multiple=True, help="Environment to train on; repeatable.")
 @click.option("--held-out", multiple=True, help="Environment that is only evaluated; repeatable.")
-@click.option("--study", "--config", "config", metavar="NAME|FILE",
+@click.option("--study", metavar="NAME|FILE",
               help="Settings that ship, or a .toml of yours; options replace its values.")  # fmt: skip
 @click.option("--strategy", help="An evosax strategy (Open_ES by default).")
 @click.option("--population", type=int, help="Members of a generation.")

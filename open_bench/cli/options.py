@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,7 +96,7 @@ def trains(command: Command) -> Command:
         tally = Tally()
         watcher = _plan_only(as_json) if dry_run else _watcher(tally, quiet, plain)
         execution = Execution(results, devices, vmap_size, save_agents, cluster, watcher)
-        with _explained(tally, request.get("settings") or {}), _planning(execution, dry_run) as execution:
+        with _explained(tally, request.get("settings") or {}), contextlib.suppress(_Planned):
             command(execution=execution, as_json=as_json, **request)
 
     return _HOW_TO_RUN(run)
@@ -133,7 +132,7 @@ def _explained(tally: Any, settings: dict[str, Any]) -> Iterator[None]:
 
 
 def _plan_only(as_json: bool) -> Any:
-    """A watcher that prints what is ahead, which every stream of events begins with, and goes no further."""
+    """A watcher that prints what is ahead and goes no further: every stream begins with it, before anything is made."""
     from open_bench.events import Event, Started
     from open_bench.progress import plan_report
 
@@ -146,17 +145,3 @@ def _plan_only(as_json: bool) -> Any:
             raise _Planned
 
     return watch
-
-
-@contextlib.contextmanager
-def _planning(execution: Execution, dry_run: bool) -> Iterator[Execution]:
-    """A plan trains nothing and makes no folder of results: where there is none yet, it looks at an empty one."""
-    if not dry_run:
-        yield execution
-        return
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.suppress(_Planned))
-        if not execution.folder.exists():
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            execution = dataclasses.replace(execution, results=folder)
-        yield execution

@@ -28,13 +28,14 @@ def train(execution: Execution, as_json: bool, **request: Any) -> None:
     """
     from open_bench import api
     from open_bench.evaluation.tables import rich_scores
+    from open_bench.training.record import METRICS
 
     scores = api.train(execution=execution, **request)
     folders = [str(execution.folder / "experiments" / name) for name in scores["experiment"].unique()]
     if as_json:
         console.show_json({"folder": folders[0], "scores": console.records(scores)})
     else:
-        console.show(rich_scores(scores))
+        console.show(rich_scores(scores, {key: each.label for key, each in METRICS.items() if key in scores}))
         console.say(f"Stored in {', '.join(folders)}")
 
 
@@ -45,12 +46,14 @@ def train(execution: Execution, as_json: bool, **request: Any) -> None:
 @BUDGET
 @num_seeds()
 @root_seed()
+@click.option("--no-baseline", is_flag=True,
+              help="Adam does not join where scores need it: rank raw returns.")  # fmt: skip
 @click.option("--meta-train", is_flag=False, flag_value="", metavar="[STUDY]",
               help="Meta-train learned optimizers that have no weights first, with a study's settings.")  # fmt: skip
 @_REQUEST
 def compare(
-    optimizers: tuple[str, ...], environments: tuple[str, ...], meta_train: str | None, execution: Execution,
-    as_json: bool, **request: Any,
+    optimizers: tuple[str, ...], environments: tuple[str, ...], meta_train: str | None, no_baseline: bool,
+    execution: Execution, as_json: bool, **request: Any,
 ) -> None:  # fmt: skip
     """Train what is missing of STUDY (by default "quick") and print its leaderboard.
 
@@ -58,13 +61,13 @@ def compare(
     openbench compare quick -o adam -o lion --num-seeds 8
     openbench compare -e cartpole -o adam -o optim4rl --meta-train open-cartpole
 
-    STUDY is a shipped name or a .toml of yours. Killed at any moment, the same command goes on; several processes
-    started on one results folder share the work.
+    STUDY is a shipped name or a .toml of yours. Adam joins where scores need it. Killed at any moment, the same command
+    goes on; several processes started on one results folder share the work.
     """
     from open_bench import api
 
     board = api.compare_board(
         optimizers=optimizers or None, environments=environments or None,
-        meta_train=True if meta_train == "" else meta_train, execution=execution, **request,
+        meta_train=True if meta_train == "" else meta_train, baseline=not no_baseline, execution=execution, **request,
     )  # fmt: skip
     print_board(board, execution.folder, as_json)

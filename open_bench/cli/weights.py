@@ -67,7 +67,7 @@ def export(source: str, target: Path, optimizer: str, kind: str | None, overwrit
     from open_bench.weights import library
 
     spec = learned_spec(optimizer)
-    found = library.load_reference(source, spec)
+    found = library.load_source(source, spec)
     library.export(found.theta, target, kind, spec=spec, metadata=found.metadata, overwrite=overwrite)
     console.say(f"{target}  {found.hash[:12]}")
 

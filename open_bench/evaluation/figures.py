@@ -48,10 +48,10 @@ def save_figures(
 ) -> list[Path]:
     """Draw every board of ``budget`` (None: of all) into ``directory``; returns the files, in order.
 
-    ``<study or budget>_learning_curves.png`` (where curves are stored), ``…_returns.png`` and, where an environment has
-    a scale and an optimizer has run in all of those, ``…_aggregates.png`` and ``…_profiles.png``. Boards that would
-    share a name have algorithm, protocol, root seed and vmap size in it. ``ranked`` saves computing the leaderboard
-    again. Raises what ``leaderboard`` raises.
+    ``<study or budget>_<algorithm>_learning_curves.png`` (where curves are stored), ``…_returns.png`` and, where an
+    environment has a scale and an optimizer has run in all of those, ``…_aggregates.png`` and ``…_profiles.png``.
+    Boards that would share a name have protocol, root seed and vmap size in it. ``ranked`` saves computing the
+    leaderboard again. Raises what ``leaderboard`` raises.
     """
     if ranked is None:
         ranked = leaderboard(runs, baseline_returns, budget, resamples=resamples)
@@ -67,14 +67,16 @@ def save_figures(
 
 def _stem(board: Board) -> str:
     key = board.scores.key
-    study = re.sub(r"[^A-Za-z0-9.-]+", "-", board.study or "").strip("-.")
-    return key.budget if study in ("", key.budget) else f"{study}_{key.budget}"
+    study, algorithm = (
+        re.sub(r"[^A-Za-z0-9.-]+", "-", name or "").strip("-.") for name in (board.study, key.algorithm)
+    )
+    return "_".join([*([] if study in ("", key.budget) else [study]), key.budget, algorithm])
 
 
 def _suffix(board: Board) -> str:
     key, vmap_size = board.scores.key, board.scores.vmap_size
     apart = "" if vmap_size is None else f"_vmap{vmap_size}"
-    return f"_{key.algorithm}_protocol{key.protocol}_seed{key.root_seed}{apart}"
+    return f"_protocol{key.protocol}_seed{key.root_seed}{apart}"
 
 
 def learning_curves(

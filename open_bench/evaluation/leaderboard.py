@@ -146,6 +146,7 @@ def leaderboard(
     baseline: str = metrics.ADAM,
     resamples: int = RESAMPLES,
     title: str | None = None,
+    joined: bool = False,
 ) -> Leaderboard:
     """Rank the optimizers in ``runs``.
 
@@ -157,16 +158,18 @@ def leaderboard(
         baseline: optimizer that win rates and paired differences compare with, by its label.
         resamples: bootstrap resamples of each interval.
         title: name of the study, which heads every board.
+        joined: whether Adam was not named and joined where scores need it; boards say so.
 
     Raises:
         UserError: there is nothing to rank, the budget or metric is unknown, or experiments do not compare.
         BadRows: the tables break the schema.
     """
     found = boards(runs, baseline_returns, budget, metric)
-    return Leaderboard(tuple(_make_board(scores, baseline, resamples, title) for scores in found), metric, baseline)
+    made = tuple(_make_board(scores, baseline, resamples, title, joined) for scores in found)
+    return Leaderboard(made, metric, baseline)
 
 
-def _make_board(scores: BoardScores, baseline: str, resamples: int, study: str | None) -> Board:
+def _make_board(scores: BoardScores, baseline: str, resamples: int, study: str | None, joined: bool) -> Board:
     per_environment = _per_environment(scores, baseline, resamples)
     mean_ranks = _mean_ranks(scores, per_environment)
     own_notes = {optimizer: _own_notes(scores, optimizer) for optimizer in scores.optimizers}
@@ -182,7 +185,8 @@ def _make_board(scores: BoardScores, baseline: str, resamples: int, study: str |
     ]
     table = _ranked(pd.DataFrame(rows), by_score=bool(scores.normalized))
     mine = [f"{optimizer}: {note}" for optimizer in table["optimizer"] for note in own_notes[optimizer]]
-    return Board(scores, table, per_environment, (*scores.notes, *_board_notes(scores, baseline), *mine), study)
+    notes = [*scores.notes, *([metrics.JOINED] if joined and scores.plan.kind == "own" else [])]
+    return Board(scores, table, per_environment, (*notes, *_board_notes(scores, baseline), *mine), study)
 
 
 def _estimates(scores: BoardScores, optimizer: str, baseline: str, resamples: int) -> dict[str, Estimate]:

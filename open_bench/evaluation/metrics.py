@@ -26,6 +26,7 @@ from open_bench.evaluation.bootstrap import ScoreMatrix, mean_bands
 from open_bench.text import listed
 
 ADAM = "adam"  # the label whose lifetimes are 1
+JOINED = f"{ADAM} was not named: it joins as what scores are measured against"
 NOISE = 0.5  # standard deviations of random's returns
 
 

@@ -1,7 +1,7 @@
 """Columns of stored rows, said once: what the store writes and reads, and what scores, tables and figures are made of.
 
 Each table is a mapping of names to ``Column``. A scores table has one further number a metric: an experiment lists its
-metrics as ``{column: label}``, and whatever it lists is stored, checked, ranked and labelled without an edit here.
+metrics as ``{column: label}``, and whatever it lists is stored, checked, ranked and labeled without an edit here.
 ``final_return`` and ``mean_return`` are always there. Further columns are welcome and ignored.
 
 Rows of one experiment that break any of this are a ``BadRows``, so that a reader can name the experiment and skip it.

@@ -2,11 +2,12 @@
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from open_bench.evaluation.schema import METRICS
 from open_bench.text import duration, interval, number, rate
 
 if TYPE_CHECKING:
@@ -170,20 +171,23 @@ def _fits(table: Any, width: int) -> bool:
     return Measurement.get(console, console.options, table).maximum <= width
 
 
-def rich_scores(scores: pd.DataFrame) -> Any:
-    """A rich table of single seeds, a row each, and their mean."""
+def rich_scores(scores: pd.DataFrame, metrics: Mapping[str, str] = METRICS) -> Any:
+    """A rich table of single seeds, a row each, and their mean; ``metrics`` are labels by column."""
     from rich.table import Table
 
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for column in ("seed", "final return", "mean return", "env steps", ""):
-        table.add_column(column, justify="left" if column == "" else "right", no_wrap=True)
-    for row in scores.itertuples():
-        state = "diverged" if row.diverged else "no episode" if pd.isna(row.final_return) else ""
-        returns = (number(row.final_return), number(row.mean_return))
-        table.add_row(str(row.seed), *returns, f"{row.env_steps:,}", state)
+    rows = [
+        [str(row["seed"]), *(number(row[name]) for name in metrics), f"{row['env_steps']:,}",
+         "diverged" if row["diverged"] else "no episode" if pd.isna(row["final_return"]) else ""]
+        for row in scores.to_dict("records")
+    ]  # fmt: skip
     known = scores.dropna(subset=["final_return"])
     if len(scores) > 1 and len(known):
-        table.add_section()
-        means = (number(known["final_return"].mean()), number(known["mean_return"].mean()))
-        table.add_row("mean", *means, "", "" if len(known) == len(scores) else f"of {len(known)} of {len(scores)}")
+        some = "" if len(known) == len(scores) else f"of {len(known)} of {len(scores)}"
+        rows.append(["mean", *(number(known[name].mean()) for name in metrics), "", some])
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for heading, cells in zip(("seed", *metrics.values(), "env steps", ""), zip(*rows, strict=True), strict=True):
+        # Headings may fold, numbers never.
+        table.add_column(heading, justify="right" if heading else "left", min_width=max(map(len, cells)))
+    for row in rows:
+        table.add_row(*row, end_section=row is rows[len(scores) - 1])
     return table

@@ -14,11 +14,11 @@ AGENTS = "agents.safetensors"
 
 
 def write_agents(path: Path, params: Any, seeds: list[int]) -> None:
-    """Save parameters whose leading axis is slots; the first ``len(seeds)`` slots are kept."""
+    """Save parameters with a leading axis of lifetimes, the first of which are the seeds'."""
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     arrays = {
-        f"{seed}/{name}": np.ascontiguousarray(array[slot])
-        for slot, seed in enumerate(seeds)
+        f"{seed}/{name}": np.ascontiguousarray(array[index])
+        for index, seed in enumerate(seeds)
         for name, array in flat.items()
     }
     safetensors.numpy.save_file(arrays, path)

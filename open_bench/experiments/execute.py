@@ -101,7 +101,7 @@ class _Run:
     def work(self, experiment: Experiment) -> Work:
         """The experiment as watchers know it."""
         task, stored = experiment.task, self.store.seeds(experiment) if self.leader else set()
-        label = f"{task.name} · {experiment.label}"
+        label = " · ".join(dict.fromkeys((task.name, task.algorithm, experiment.label)))
         done = len(stored & set(range(self.num_seeds)))
         return Work(experiment.name, label, task.num_updates, task.lifetime_steps, self.num_seeds, done)
 

@@ -9,7 +9,7 @@ import jax
 from open_bench.config import StudyConfig, build
 from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import BaselineReturns
-from open_bench.evaluation.metrics import ScalePlan, scale_plan
+from open_bench.evaluation.metrics import ADAM, JOINED, ScalePlan, scale_plan
 from open_bench.experiments.experiment import Experiment
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
 from open_bench.training.devices import default_vmap_size
@@ -25,12 +25,14 @@ class Plan:
     Attributes:
         study: what was asked for.
         experiments: optimizer by optimizer within each environment.
+        joined: Adam on every environment, where scores need it and nobody named it.
         random: the random policy on every environment, where scores need it.
         scales: what scores are measured against, one an algorithm's board.
     """
 
     study: StudyConfig
     experiments: tuple[Experiment, ...]
+    joined: tuple[Experiment, ...] = ()
     random: tuple[Experiment, ...] = ()
     scales: tuple[ScalePlan, ...] = ()
 
@@ -43,6 +45,7 @@ def make_plan(
     vmap_size: int | None = None,
     find: Find = resolve,
     baseline_returns: BaselineReturns | None = None,
+    baseline: bool = True,
 ) -> Plan:
     """The experiments of a study.
 
@@ -54,6 +57,7 @@ def make_plan(
         vmap_size: lifetimes vmapped on one device.
         find: what an optimizer's name means for a task.
         baseline_returns: stored returns that scores may be measured against.
+        baseline: whether Adam joins where neither they nor the study's own Adam can measure.
 
     Raises:
         UserError: naming what is wrong: an unknown name, a bad setting, too few steps, missing weights.
@@ -68,24 +72,25 @@ def make_plan(
     experiments = make_experiments(study.optimizers, tasks, devices, study.root_seed, vmap_size, find=find)
     if baseline_returns is None:
         return Plan(study, experiments)
-    random, scales = _scales(experiments, baseline_returns)
-    return Plan(study, experiments, random, scales)
-
-
-def _scales(
-    experiments: Sequence[Experiment], baseline_returns: BaselineReturns
-) -> tuple[tuple[Experiment, ...], tuple[ScalePlan, ...]]:
-    """The random policy's experiments that scores need, and what they are measured against, board by board."""
+    joined: list[Experiment] = []
     random: list[Experiment] = []
     scales = []
-    for algorithm in dict.fromkeys(each.task.algorithm for each in experiments):
-        board = [each for each in experiments if each.task.algorithm == algorithm]
-        lengths = {each.task.name: each.task.lifetime_steps for each in board}
-        labels = {each.label for each in board}
-        plan = scale_plan(lengths, algorithm, board[0].task.budget, labels, baseline_returns, env_steps=lengths)
-        scales.append(plan)
-        random += random_experiments(board) if plan.kind == "own" else ()
-    return tuple(random), tuple(scales)
+    for algorithm in dict.fromkeys(task.algorithm for task in tasks):  # each has a board of its own
+        board = [task for task in tasks if task.algorithm == algorithm]
+        mine = [each for each in experiments if each.task.algorithm == algorithm]
+        scale = _scale(board, {each.label for each in mine}, baseline_returns)
+        if scale.kind == "none" and baseline:
+            joined += make_experiments([ADAM], board, devices, study.root_seed, vmap_size, find=find)
+            scale = _scale(board, {ADAM}, baseline_returns)
+            scale = scale._replace(reason=f"{scale.reason}; {JOINED}")
+        scales.append(scale)
+        random += random_experiments(mine) if scale.kind == "own" else ()
+    return Plan(study, experiments, tuple(joined), tuple(random), tuple(scales))
+
+
+def _scale(board: Sequence[Task], optimizers: set[str], baseline_returns: BaselineReturns) -> ScalePlan:
+    lengths = {task.name: task.lifetime_steps for task in board}
+    return scale_plan(lengths, board[0].algorithm, board[0].budget, optimizers, baseline_returns, env_steps=lengths)
 
 
 def make_experiments(

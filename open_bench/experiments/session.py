@@ -38,6 +38,7 @@ class Session:
         settings: settings of the algorithm to replace.
         execution: where and how.
         ranked: whether a board is wanted, and so what scores are measured against.
+        baseline: whether Adam joins where scores need it.
     """
 
     study: StudyConfig
@@ -45,6 +46,7 @@ class Session:
     settings: Mapping[str, Any] | None
     execution: Execution
     ranked: bool = True
+    baseline: bool = True
 
     @functools.cached_property
     def devices(self) -> list[jax.Device]:
@@ -64,12 +66,12 @@ class Session:
     def plan_with(self, find: Find) -> Plan:
         """The plan where names mean what ``find`` says."""
         vmap_size, returns = self.execution.vmap_size, load_baseline_returns() if self.ranked else None
-        return make_plan(self.study, self.devices, self.steps, self.settings, vmap_size, find, returns)
+        return make_plan(self.study, self.devices, self.steps, self.settings, vmap_size, find, returns, self.baseline)
 
     @property
     def experiments(self) -> tuple[Experiment, ...]:
-        """All that is run: the plan's, and the random policy where scores need it."""
-        return (*self.plan.experiments, *self.plan.random)
+        """All that is run: what is asked for, and Adam and the random policy where scores need them."""
+        return (*self.plan.experiments, *self.plan.joined, *self.plan.random)
 
     @property
     def watcher(self) -> Watcher:
@@ -86,7 +88,6 @@ class Session:
             if scale.kind != "stored":
                 warnings.warn(scale.reason, stacklevel=2)
         announce(self.estimate(), self.experiments, self.devices)
-        self.store.prepare()
         execute(
             self.experiments, self.study.num_seeds, self.store, self.devices, self.watcher, title=self.study.name,
             save_agents=self.execution.save_agents,
@@ -95,11 +96,12 @@ class Session:
 
     def board(self, runs: Runs) -> Leaderboard:
         """The study's leaderboard."""
-        return rank(runs, load_baseline_returns(), title=self.study.name)
+        return rank(runs, load_baseline_returns(), title=self.study.name, joined=bool(self.plan.joined))
 
     def write(self, runs: Runs, board: Leaderboard) -> None:
         """Write what is returned: tables and figures of this study."""
-        content = {"study": self.study.name, "experiments": sorted(each.name for each in self.experiments)}
+        names = sorted(each.name for each in self.experiments)
+        content = {"study": self.study.name, "experiments": names, "joined": bool(self.plan.joined)}
         folder = self.execution.folder
         write_atomically(folder / STUDY_FILE, json.dumps(content, indent=1) + "\n")
         _write(folder, runs, board, None)
@@ -118,17 +120,21 @@ def watcher_of(execution: Execution) -> Watcher:
 
 def write_board(folder: Path, runs: Runs, budget: str | None) -> Leaderboard:
     """Rank stored runs and write tables and figures; the study that made all of them names the board."""
-    board = rank(runs, load_baseline_returns(), budget, title=_study_name(folder, runs))
+    title, joined = _study_of(folder, runs)
+    board = rank(runs, load_baseline_returns(), budget, title=title, joined=joined)
     _write(folder, runs, board, budget)
     return board
 
 
-def _study_name(folder: Path, runs: Runs) -> str | None:
+def _study_of(folder: Path, runs: Runs) -> tuple[str | None, bool]:
+    """Name of the study that all of the folder's runs belong to, None where there is none; whether Adam joined it."""
     try:
         content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
-        return str(content["study"]) if set(runs.experiments["experiment"]) <= set(content["experiments"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        if set(runs.experiments["experiment"]) <= set(content["experiments"]):
+            return str(content["study"]), bool(content.get("joined"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None, False
 
 
 def _write(folder: Path, runs: Runs, board: Leaderboard, budget: str | None) -> None:

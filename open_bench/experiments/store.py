@@ -7,6 +7,7 @@ written under a temporary name and renamed whole, so it is complete or absent. R
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import uuid
 import warnings
@@ -49,34 +50,45 @@ class Store:
         self.results = Path(results)
         self.experiments = self.results / EXPERIMENTS
 
-    def prepare(self) -> None:
-        """Make the folder; raises UserError when nothing can be written there, or it is version 1's."""
+    def check_writable(self) -> None:
+        """Raise UserError when nothing can be written there, or it is version 1's folder. Makes nothing."""
         self.refuse_version_1()
         try:
-            (self.experiments / ".locks").mkdir(parents=True, exist_ok=True)
-            probe = self.experiments / f"{TEMPORARY}{uuid.uuid4().hex}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise UserError(f"cannot write results to {self.results}: {error.strerror or error}") from None
+            there = next(path for path in (self.experiments, *self.experiments.parents) if path.exists())
+        except (OSError, StopIteration):
+            raise self._unwritable("Permission denied") from None
+        if not there.is_dir():
+            raise self._unwritable("Not a directory")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise self._unwritable("Permission denied")
+
+    def _unwritable(self, why: object) -> UserError:
+        return UserError(f"cannot write results to {self.results}: {why}; name another --results folder")
 
     def refuse_version_1(self) -> None:
-        """Raise UserError for a folder of version 1, whose protocol and layout were others."""
-        if (self.results / "runs").is_dir() and not self.experiments.is_dir():
+        """Raise UserError for a folder of version 1, or its ``runs``, whose protocol and layout were others."""
+        if self.experiments.is_dir():
+            return
+        runs = self.results if any(self.results.glob("*/cell.json")) else self.results / "runs"
+        if runs.is_dir():
             raise UserError(
-                f"{self.results} holds runs of version 1 (protocol 1) in {self.results / 'runs'}, which do not compare "
-                "with today's: name another --results folder, or read it with version 1 (revision 9a82065)"
+                f"{self.results} holds runs of version 1 (protocol 1) in {runs}, which do not compare with today's: "
+                "name another --results folder, or read it with version 1 (revision 9a82065)"
             )
 
     @contextlib.contextmanager
     def lock(self, experiment: Experiment, wait: bool = False) -> Iterator[bool]:
         """Hold the experiment's lock, yielding whether it was free. The system releases it when its owner dies."""
-        lock = filelock.FileLock(self.experiments / ".locks" / f"{experiment.name}.lock", timeout=-1 if wait else 0)
+        folder = self.experiments / ".locks"
+        lock = filelock.FileLock(folder / f"{experiment.name}.lock", timeout=-1 if wait else 0)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except filelock.Timeout:
             yield False
             return
+        except OSError as error:
+            raise self._unwritable(error.strerror or error) from None
         try:
             yield True
         finally:

@@ -31,7 +31,7 @@ def write(study: Generalization, folder: str | Path) -> list[Path]:
 def markdown(study: Generalization) -> str:
     """Summary, axes, points and notes."""
     parts = [
-        f"# Generalization: {study.preset}\n",
+        f"# Generalization: {study.name}\n",
         f"Scores: {scale_in_words(study)}. Intervals: 95 % bootstrap over seeds, stratified by task.\n",
         "## In and out of the training distribution\n",
         markdown_table(*_summary(study)),
@@ -62,7 +62,7 @@ def rich_tables(study: Generalization, width: int = 80) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    title = Text(f"generalization · {study.preset} · {scale_in_words(study)}", style="italic")
+    title = Text(f"generalization · {study.name} · {scale_in_words(study)}", style="italic")
     notes = [Text(f"· {note}", style="dim") for note in study.notes]
     return Group(title, *_summary_tables(study, width), *_axes_tables(study, width), *notes)
 

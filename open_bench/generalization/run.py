@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 
-from open_bench.config import Execution, build
+from open_bench.config import Execution
 from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError, check_known
 from open_bench.evaluation.schema import Runs
@@ -27,8 +27,9 @@ from open_bench.generalization.study import (
     TRAINING,
     GeneralizationConfig,
     Point,
+    adjusted,
     check_labels,
-    load_preset,
+    load_generalization,
     make_points,
     task_name,
     training_point,
@@ -47,14 +48,14 @@ class Plan:
     """A study ready to run.
 
     Attributes:
-        preset: with the seeds in force.
+        study: what is run.
         points: in order.
         experiments: every optimizer at every task.
         train_on: environments that the user names as the training distribution.
         notes: what a reader has to know.
     """
 
-    preset: GeneralizationConfig
+    study: GeneralizationConfig
     points: tuple[Point, ...]
     experiments: tuple[Experiment, ...]
     train_on: tuple[str, ...]
@@ -62,25 +63,22 @@ class Plan:
 
 
 def make_plan(
-    preset: GeneralizationConfig,
+    study: GeneralizationConfig,
     optimizers: Sequence[Any],
     devices: Sequence[jax.Device],
     *,
     train_on: Sequence[str] = (),
     axes: Sequence[str] = (),
-    num_seeds: int | None = None,
-    root_seed: int | None = None,
     vmap_size: int | None = None,
 ) -> Plan:
     """Check everything that can be wrong before anything trains.
 
     Args:
-        preset: the sweeps.
+        study: the sweeps.
         optimizers: names in the registry's grammar; Adam joins them.
         devices: where it will run; decides the default vmap size.
         train_on: environments that count as what those optimizers were trained on of which it is not known.
         axes: only these.
-        num_seeds, root_seed: in place of the preset's.
         vmap_size: lifetimes vmapped on one device.
 
     Raises:
@@ -88,29 +86,27 @@ def make_plan(
     """
     if not optimizers:
         raise UserError("no optimizer: name at least one, such as open")
-    given = {key: value for key, value in (("num_seeds", num_seeds), ("root_seed", root_seed)) if value is not None}
-    preset = build(GeneralizationConfig, preset.model_dump() | given, f"preset {preset.name}")
     trained = list(dict.fromkeys(load_environment(name).name for name in train_on))
     found = [resolve(each) for each in optimizers]
     named, notes = list(optimizers), []
     if BASELINE not in [each.label for each in found]:
         named = [BASELINE, *named]
         notes.append(f"{BASELINE} was not named; it is there as what all are compared with")
-    points = make_points(preset, axes)
-    added, more = _training_points(found, points, train_on, preset.longest_training)
+    points = make_points(study, axes)
+    added, more = _training_points(found, points, train_on, study.longest_training)
     if added:
         names = ", ".join(point.label for point in added)
         notes.append(f"axis {TRAINING} is added: where optimizers were trained, when it is no other point: {names}")
     points = (*added, *points)
-    check_labels(points, preset.name)
+    check_labels(points, study.name)
     tasks = list({point.key: point.task for point in points}.values())
     experiments = make_experiments(
-        named, tasks, devices, preset.root_seed, vmap_size, share_keys=True, find=_carried_over
+        named, tasks, devices, study.root_seed, vmap_size, share_keys=True, find=_carried_over
     )
     if trained:
         notes.append(f"--train-on: {', '.join(trained)} counts as the training distribution, at any lifetime, of those "
                      "optimizers of which it is not known")  # fmt: skip
-    return Plan(preset, points, experiments, tuple(train_on), (*notes, *more))
+    return Plan(study, points, experiments, tuple(train_on), (*notes, *more))
 
 
 def _carried_over(optimizer: Any, task: Task) -> ResolvedOptimizer:
@@ -119,20 +115,21 @@ def _carried_over(optimizer: Any, task: Task) -> ResolvedOptimizer:
     return resolve(optimizer, task, tuned_for=None if optimizer == BASELINE else usual)
 
 
-def study(
-    preset: str | GeneralizationConfig, optimizers: Sequence[Any], train_on: Sequence[str], axes: Sequence[str],
-    num_seeds: int | None, root_seed: int | None, normalizer: str, execution: Execution,
+def generalize(
+    study: str | GeneralizationConfig, optimizers: Any, train_on: Sequence[str], axes: Sequence[str],
+    normalizer: str, execution: Execution, **changes: Any,
 ) -> Generalization:  # fmt: skip
     """``open_bench.generalize``: plan, train what is missing, score, write."""
     check_known("normalizer", normalizer, NORMALIZERS)
-    chosen = load_preset(preset) if isinstance(preset, str) else preset
+    several = isinstance(optimizers, list | tuple) and not hasattr(optimizers, "update")
+    chosen = adjusted(load_generalization(study) if isinstance(study, str) else study, **changes)
+    store = Store(execution.folder)
+    store.check_writable()
     devices = start(execution.devices, execution.executor)
     plan = make_plan(
-        chosen, optimizers, devices, train_on=train_on, axes=axes, num_seeds=num_seeds, root_seed=root_seed,
+        chosen, list(optimizers) if several else [optimizers], devices, train_on=train_on, axes=axes,
         vmap_size=execution.vmap_size,
     )  # fmt: skip
-    store = Store(execution.folder)
-    store.prepare()
     evidence = run(plan, store, devices, watcher_of(execution), execution.save_agents)
     scored = generalization(evidence, normalizer, BASELINE)
     write(scored, folder_of(execution.folder, chosen.name))
@@ -143,15 +140,15 @@ def run(
     plan: Plan, store: Store, devices: Sequence[jax.Device], watcher: Watcher, save_agents: bool = False
 ) -> Evidence:
     """Train what is missing, and measure the random policy at every task."""
-    num_seeds, there = plan.preset.num_seeds, {_key(each): each for each in plan.experiments}
+    num_seeds, there = plan.study.num_seeds, {_key(each): each for each in plan.experiments}
     random = {key: with_random_policy(each) for key, each in there.items()}
     experiments = (*plan.experiments, *random.values())
     announce(estimate(experiments, num_seeds, store, devices), experiments, devices)
-    execute(experiments, num_seeds, store, devices, watcher, title=plan.preset.name,
+    execute(experiments, num_seeds, store, devices, watcher, title=plan.study.name,
             save_agents=save_agents)  # fmt: skip
     optimal = {key: found for key, each in there.items() if (found := optimal_returns(each, num_seeds)) is not None}
     return Evidence(
-        plan.preset.name,
+        plan.study.name,
         _point_rows(plan),
         _placements(plan),
         _under_task_names(store.load(plan.experiments, num_seeds), plan.experiments),
@@ -189,9 +186,9 @@ def _under_task_names(runs: Runs, experiments: Sequence[Experiment]) -> Runs:
     return Runs(*(frame.assign(environment=frame["experiment"].map(names)) for frame in frames))
 
 
-def folder_of(results: str | Path, preset: str) -> Path:
-    """Where tables and figures of a preset are written."""
-    return Path(results) / FOLDER / preset
+def folder_of(results: str | Path, study: str) -> Path:
+    """Where tables and figures of a study are written."""
+    return Path(results) / FOLDER / study
 
 
 def _training_points(
@@ -208,7 +205,7 @@ def _training_points(
             elif longest is not None and task.env_steps > longest:
                 notes.append(
                     f"{each.label}: θ was trained on {trained.name} with lifetimes of {task.env_steps:,} env steps, "
-                    f"longer than the preset's longest_training = {longest:,}, so that is no point"
+                    f"longer than the study's longest_training = {longest:,}, so that is no point"
                 )
             else:
                 point = training_point(task)
@@ -246,8 +243,9 @@ def _given_points(points: Sequence[Point], train_on: Sequence[str], longest: int
 
 def _point_rows(plan: Plan) -> pd.DataFrame:
     return pd.DataFrame([
-        {"axis": point.axis, "point": point.label, "x": point.x, "environment": point.key[0], "budget": point.key[1],
-         "env_steps": point.task.env_steps, "num_updates": point.task.num_updates}
+        {"axis": point.axis, "point": point.label, "x": point.x, "environment": point.key[0],
+         "algorithm": point.task.algorithm, "budget": point.key[1], "env_steps": point.task.env_steps,
+         "num_updates": point.task.num_updates}
         for point in plan.points
     ])  # fmt: skip
 

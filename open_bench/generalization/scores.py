@@ -35,6 +35,7 @@ from open_bench.evaluation.schema import Runs
 NORMALIZERS = ("adam", "optimal", "none")
 PLACEMENTS = ("in", "out", "unknown")
 TASK = ["environment", "budget"]
+POINT = ["axis", "point", "x", "environment", "algorithm", "budget", "env_steps", "num_updates"]
 SUMMARY_ESTIMATES = (
     "in_score", "out_score", "gap", "in_difference", "out_difference", "in_win", "out_win", "all_score",
 )  # fmt: skip
@@ -47,9 +48,9 @@ class Evidence:
     """What was measured.
 
     Attributes:
-        preset: its name.
-        points: a row a point, in order: axis, point, x (NaN where it is no number), environment, budget, env_steps,
-            num_updates.
+        name: of the study.
+        points: a row a point, in order: axis, point, x (NaN where it is no number), environment, algorithm, budget,
+            env_steps, num_updates.
         placements: a row an optimizer and task: optimizer, environment, budget, distribution (in ``PLACEMENTS``),
             shifts (what differs from training, joined by "; ").
         runs: the experiments of all optimizers at all tasks.
@@ -58,7 +59,7 @@ class Evidence:
         notes: what a reader has to know.
     """
 
-    preset: str
+    name: str
     points: pd.DataFrame
     placements: pd.DataFrame
     runs: Runs
@@ -72,7 +73,7 @@ class Generalization:
     """A scored study.
 
     Attributes:
-        preset, normalize, baseline: name, what 1 is, and optimizer that all are compared with.
+        name, normalize, baseline: the study's name, what 1 is, and optimizer that all are compared with.
         optimizers: the baseline first, the others by name.
         rows: a row a point, optimizer and seed; ``random`` and ``one`` are the returns that score 0 and 1.
         points: a row a point and optimizer, with intervals over seeds.
@@ -81,7 +82,7 @@ class Generalization:
         notes: what a reader has to know.
     """
 
-    preset: str
+    name: str
     normalize: str
     baseline: str
     optimizers: tuple[str, ...]
@@ -143,7 +144,7 @@ class _Scorer:
             for name in self.optimizers
         ]
         return Generalization(
-            self.evidence.preset, self.normalizer, self.baseline, self.optimizers, self._tidy(), points,
+            self.evidence.name, self.normalizer, self.baseline, self.optimizers, self._tidy(), points,
             pd.DataFrame(axes), pd.DataFrame(summary), (*self.evidence.notes, *self._notes(points)),
         )  # fmt: skip
 
@@ -191,7 +192,7 @@ class _Scorer:
     def _at_points(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Rows of tasks at every point, in the order of the points and optimizers."""
         order = self.evidence.points.assign(place=range(len(self.evidence.points)))
-        merged = order.merge(rows.drop(columns="env_steps", errors="ignore"), on=TASK, how="left")
+        merged = order.merge(rows.drop(columns=["algorithm", "env_steps"], errors="ignore"), on=TASK, how="left")
         merged["rank"] = merged["optimizer"].map(self.optimizers.index)
         by = ["place", "rank", *(["seed"] if "seed" in merged else [])]
         return merged.sort_values(by, ignore_index=True).drop(columns=["place", "rank"])
@@ -204,10 +205,9 @@ class _Scorer:
             difference=paired["value"] - paired["value_baseline"],
             score_difference=paired["score"] - paired["score_baseline"],
         )
-        columns = ["axis", "point", "x", "environment", "budget", "env_steps", "num_updates", "optimizer", "seed",
-                   "final_return", "mean_return", "diverged", "value", "random", "one", "score", "difference",
-                   "score_difference", "distribution", "shifts", "hyperparameter_origin", "hyperparameters", "theta",
-                   "experiment"]  # fmt: skip
+        columns = [*POINT, "optimizer", "seed", "final_return", "mean_return", "diverged", "value", "random", "one",
+                   "score", "difference", "score_difference", "distribution", "shifts", "hyperparameter_origin",
+                   "hyperparameters", "theta", "experiment"]  # fmt: skip
         return self._at_points(rows)[columns]
 
     # --- points, axes, summary ---
@@ -225,7 +225,7 @@ class _Scorer:
             )  # fmt: skip
             parts.append(self._task_estimates(optimizer).join(facts).reset_index().assign(optimizer=optimizer))
         merged = self._at_points(self._with_ends(pd.concat(parts, ignore_index=True)))
-        first = ["axis", "point", "x", "environment", "budget", "env_steps", "num_updates", "optimizer"]
+        first = [*POINT, "optimizer"]
         return merged[[*first, *(name for name in merged if name not in first)]]
 
     def _task_estimates(self, optimizer: str) -> pd.DataFrame:

@@ -1,15 +1,16 @@
-"""Points of a generalization study: presets as data, and the environments that their sweeps describe."""
+"""Points of a generalization study, which is data, and the environments that their sweeps describe."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
-from open_bench.config import Config, Name, Positive, load_named
+from open_bench.config import Config, Count, Name, Positive, build, load_named
 from open_bench.environments.base import Discrete
 from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.registry import load_environment, make_environment, read_files, same_task
@@ -35,6 +36,7 @@ class Sweep(Config):
     values: tuple[Any, ...] = ()
     settings: dict[str, Any] = Field(default_factory=dict)  # of the algorithm, the same at every point
     options: dict[str, bool | int | float | str] = Field(default_factory=dict)  # likewise of the task
+    algorithm: str | None = None  # each environment's own by default
     budget: str | None = None  # of a lifetime; either this or env_steps, unless these are varied
     env_steps: Positive | tuple[Positive, ...] | None = None  # one for all environments, or one each
 
@@ -61,11 +63,11 @@ class Sweep(Config):
 
 
 class GeneralizationConfig(Config):
-    """A preset: sweeps, and how often each point is repeated."""
+    """A study: sweeps, and how often each point is repeated."""
 
     name: Name
     description: str = ""
-    num_seeds: Positive = 4  # seeds of each point
+    num_seeds: Count = 4  # seeds of each point
     root_seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0  # root seed
     # Env steps: an environment that θ was trained on is a point too, unless its lifetimes were longer than this.
     longest_training: Positive | None = None
@@ -103,30 +105,50 @@ def _algorithm(task: Task) -> str:
     return "" if task.algorithm == task.environment.algorithm else f" · {task.algorithm}"
 
 
-def load_preset(name: str) -> GeneralizationConfig:
-    """A preset by name or by path to a TOML."""
-    return load_named(GeneralizationConfig, "generalize", ("preset", "presets"), name)
+def load_generalization(name: str) -> GeneralizationConfig:
+    """A study by name or by path to a TOML."""
+    return load_named(GeneralizationConfig, "generalize", name)
 
 
-def make_points(preset: GeneralizationConfig, axes: Sequence[str] = ()) -> tuple[Point, ...]:
-    """The points of a preset, every one checked, in its order; ``axes`` leaves the others out.
+def adjusted(
+    study: GeneralizationConfig, *, algorithm: str | None = None, budget: str | None = None, steps: int | None = None,
+    settings: Mapping[str, Any] | None = None, num_seeds: int | None = None, root_seed: int | None = None,
+) -> GeneralizationConfig:  # fmt: skip
+    """The study with a user's changes; a sweep keeps what it varies. Under another algorithm it is another study."""
+    values = study.model_dump()
+    length = {"budget": None, "env_steps": steps} if steps is not None else {"budget": budget, "env_steps": None}
+    for sweep in values["sweeps"]:
+        sweep["settings"] |= settings or {}
+        if algorithm is not None and "algorithm" not in sweep["vary"]:
+            sweep["algorithm"] = algorithm
+        if (steps, budget) != (None, None) and "env_steps" not in sweep["vary"]:
+            sweep |= length
+    if algorithm is not None:
+        values["name"] += "-" + re.sub(r"[^A-Za-z0-9._-]+", "-", algorithm)
+    values |= {} if num_seeds is None else {"num_seeds": num_seeds}
+    values |= {} if root_seed is None else {"root_seed": root_seed}
+    return build(GeneralizationConfig, values, f"study {study.name}")
+
+
+def make_points(study: GeneralizationConfig, axes: Sequence[str] = ()) -> tuple[Point, ...]:
+    """The points of a study, every one checked, in its order; ``axes`` leaves the others out.
 
     Raises:
-        UserError: an axis that is unknown or that the preset has not, or a point that cannot be.
+        UserError: an axis that is unknown or that the study has not, or a point that cannot be.
     """
-    known = tuple(dict.fromkeys(sweep.axis for sweep in preset.sweeps))
+    known = tuple(dict.fromkeys(sweep.axis for sweep in study.sweeps))
     for axis in axes:
         check_known("axis", axis, AXES)
         if axis not in known:
-            raise UserError(f"preset {preset.name} has no axis '{axis}'; it has {', '.join(known)}")
+            raise UserError(f"study {study.name} has no axis '{axis}'; it has {', '.join(known)}")
     points = []
-    for sweep in preset.sweeps:
+    for sweep in study.sweeps:
         if not axes or sweep.axis in axes:
             try:
                 points += _points_of(sweep)
             except UserError as error:
-                raise UserError(f"preset {preset.name}, axis {sweep.axis}: {error}") from None
-    check_labels(points, preset.name)
+                raise UserError(f"study {study.name}, axis {sweep.axis}: {error}") from None
+    check_labels(points, study.name)
     return tuple(points)
 
 
@@ -143,7 +165,7 @@ def _points_of(sweep: Sweep) -> list[Point]:
             varied = dict.fromkeys(sweep.vary, value)
             task = make_task(
                 base,
-                algorithm=varied.get("algorithm"),
+                algorithm=varied.get("algorithm", sweep.algorithm),
                 steps=_env_steps(sweep, index, base, varied),
                 settings=sweep.settings | _part(varied, "settings."),
                 options=_options(base, {**sweep.options, **_part(varied, "options.")}),
@@ -213,10 +235,10 @@ def _number(value: Any, axis: str) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
-def check_labels(points: Sequence[Point], preset: str) -> None:
+def check_labels(points: Sequence[Point], study: str) -> None:
     """Raise UserError where two points could not be told apart."""
     seen: set[tuple[str, str]] = set()
     for point in points:
         if (point.axis, point.label) in seen:
-            raise UserError(f"preset {preset}, axis {point.axis}: the point {point.label} is there twice")
+            raise UserError(f"study {study}, axis {point.axis}: the point {point.label} is there twice")
         seen.add((point.axis, point.label))

@@ -42,7 +42,6 @@ def with_weights(session: Session) -> Session:
     session.plan_with(stand_ins(requests))
     for request in requests.values():
         check(request, results)
-    session.store.prepare()
     named = {}
     for name, request in requests.items():
         watcher = logged(session.watcher, request, results, None, tensorboard=False, wandb=None)

@@ -194,6 +194,7 @@ def evolve(
     evaluate: Callable[[Theta, int], Fitness],
     checkpoints: Checkpoints | None = None,
     watcher: Watcher = silent,
+    begin: Callable[[], None] = lambda: None,
     prepare: Callable[[], None] = lambda: None,
     evaluate_mean: Callable[[Theta], dict[str, float]] | None = None,
     writes: bool = True,
@@ -208,6 +209,7 @@ def evolve(
         evaluate: (population with a leading axis of members, generation from 0) → fitness.
         checkpoints: where to go on from and to write to.
         watcher: of the events.
+        begin: called once the work is told, before anything is written: takes the folder.
         prepare: called once if there are generations to run, before the clock starts: compilation is no part of the
             cost.
         evaluate_mean: θ → named numbers for the history, asked every ``evaluate_every``.
@@ -223,21 +225,23 @@ def evolve(
     saved = _begin(strategy, checkpoints, config)
     size, missing = ravel_pytree(theta)[0].size, config.generations - saved.generation
     ahead = None if generation_seconds is None else generation_seconds * missing
-    watcher(Started(config.name, work, config.generations, saved.generation, size, ahead))
     if ahead is not None and ahead > LONG_SECONDS:
         warnings.warn(
             f"{missing:,} generations are ahead: about {duration(ahead)} on this CPU. Fewer --generations, a smaller "
             "--population or shorter lifetimes (--steps) take less; each generation is kept if you interrupt it",
             stacklevel=2,
         )
+    watcher(Started(config.name, work, config.generations, saved.generation, size, ahead))
+    begin()
+    saved = _begin(strategy, checkpoints, config)  # another process may have gone on until just now
     if saved.generation < config.generations:
         prepare()
-    began, here = saved.generation, time.perf_counter()
-    for generation in range(began, config.generations):
+    before, here = saved.generation, time.perf_counter()
+    for generation in range(before, config.generations):
         saved = _generation(strategy, config, saved, evaluate, evaluate_mean)
         if checkpoints is not None and writes:
             checkpoints.save(saved)
-        pace = (time.perf_counter() - here) / (generation + 1 - began)
+        pace = (time.perf_counter() - here) / (generation + 1 - before)
         watcher(Generation(saved.history[-1], pace * (config.generations - generation - 1)))
     state = strategy.restore(saved.arrays)
     best = jax.device_get(strategy.unravel(jnp.asarray(saved.arrays["best"])))

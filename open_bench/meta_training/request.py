@@ -109,13 +109,13 @@ def make_request(
         config: the settings.
         baseline_returns: to normalize by.
         devices: where it will run; decides the default vmap size.
-        settings: of the algorithm; they replace the configuration's.
+        settings: of the algorithm; they replace the study's.
 
     Raises:
         UserError: an optimizer without θ, no environment, an unknown strategy, too great a vmap size.
     """
     if not config.environments:
-        raise UserError("no environment to meta-train on: name one with -e, or in the configuration")
+        raise UserError("no environment to meta-train on: name one with -e, or in the study")
     check_known("fitness", config.fitness, METRICS)
     tasks = _tasks(config.environments, config, settings)
     evaluated = _tasks(config.held_out, config, settings) if config.evaluate_every else []

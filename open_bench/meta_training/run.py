@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,28 @@ import jax
 import numpy as np
 import pandas as pd
 
+from open_bench.config import Execution
 from open_bench.errors import UserError
+from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.events import Compiled, Evaluated, Watcher, Work
 from open_bench.experiments.estimate import lifetime_seconds
 from open_bench.experiments.execute import stream, tell
+from open_bench.experiments.provenance import provenance
+from open_bench.experiments.session import watcher_of
+from open_bench.experiments.store import Store
 from open_bench.meta_training import fitness as work
 from open_bench.meta_training.checkpoint import Checkpoints
 from open_bench.meta_training.evolution import Evolved, evolve
 from open_bench.meta_training.fitness import Evaluator, Fitness, FitnessTask
-from open_bench.meta_training.request import COMPARED, Request
+from open_bench.meta_training.logging import logged
+from open_bench.meta_training.request import COMPARED, Request, make_request
+from open_bench.meta_training.spec import MetaConfig, adjusted
 from open_bench.optimizers.spec import EMPTY_THETA, Theta
+from open_bench.training.devices import start
 from open_bench.weights import library
 from open_bench.weights.format import WeightsError, content_hash, load_weights, save_weights
+
+LOCK = ".lock"  # held by the process that evolves in a folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +60,29 @@ class MetaTrained:
     folder: Path
 
 
+def evolve_weights(
+    optimizer: str, study: str | MetaConfig | None, changes: Mapping[str, Any], settings: Mapping[str, Any] | None,
+    execution: Execution, name: str | None, tensorboard: bool, wandb: str | None,
+) -> MetaTrained:  # fmt: skip
+    """``open_bench.meta_train``: check the request, evolve, store."""
+    fields = {field.name for field in dataclasses.fields(Execution)} - {"vmap_size"}
+    execution = execution.but({key: value for key, value in changes.items() if key in fields})
+    Store(execution.folder).check_writable()
+    changes = {key: value for key, value in changes.items() if key not in fields}
+    config = adjusted(study, {**changes, "vmap_size": changes.get("vmap_size") or execution.vmap_size})
+    devices = start(execution.devices, execution.executor)
+    request = make_request(optimizer, config, load_baseline_returns(), devices, settings)
+    watcher = logged(watcher_of(execution), request, execution.folder, name, tensorboard, wandb)
+    return meta_train(request, execution.folder, name, devices, watcher, provenance())
+
+
 def meta_train(
     request: Request,
     results: Path,
     name: str | None,
     devices: Sequence[jax.Device],
     watcher: Watcher,
-    provenance: Mapping[str, Any],
+    facts: Mapping[str, Any],
 ) -> MetaTrained:
     """Evolve θ, or go on with it, and store the weights.
 
@@ -66,7 +92,7 @@ def meta_train(
         name: of the weights and of the folder under ``<results>/meta``; by default it follows from the request.
         devices: devices of all processes.
         watcher: of the events.
-        provenance: facts about machine and packages, for the weights' metadata.
+        facts: about machine and packages, for the weights' metadata.
 
     Raises:
         UserError: the name is taken, another process is at work in the folder, or evolution cannot go on.
@@ -74,17 +100,25 @@ def meta_train(
     name = library.check_can_keep(name or request.default_name)
     folder, leader = results / "meta" / name, jax.process_index() == 0
     check_name_is_free(name, request)
-    with _lock(folder) if leader else nullcontext(), stream(watcher):
+    if leader and (folder / LOCK).exists():
+        with _lock(folder):  # a busy folder is known before anything is told, and nothing is made before that
+            pass
+    with ExitStack() as held, stream(watcher):
         checkpoints = Checkpoints(folder, request.identity)
-        if leader:
-            checkpoints.clear_temporaries()
         population = _Population(request, devices, watcher)
+
+        def begin() -> None:
+            if leader:
+                held.enter_context(_lock(folder))
+                checkpoints.clear_temporaries()
+
         evolved = evolve(
             request.config,
             request.start,
             population.evaluate,
             checkpoints=checkpoints,
             watcher=watcher,
+            begin=begin,
             prepare=population.prepare,
             evaluate_mean=population.evaluate_mean,
             writes=leader,
@@ -93,7 +127,7 @@ def meta_train(
         )
         if leader:
             checkpoints.write_history(evolved.history)
-            _store(request, evolved, name, folder, provenance, len(devices))
+            _store(request, evolved, name, folder, facts, len(devices))
     path = library.library_dir() / f"{name}.safetensors"
     history = pd.DataFrame(evolved.history)
     optimizer = f"{request.optimizer}@{name}"
@@ -102,7 +136,8 @@ def meta_train(
 
 def work_of(task: FitnessTask, lifetimes: int) -> Work:
     """A task's part of a generation, as watchers know it."""
-    return Work(task.task.name, task.task.name, task.task.num_updates, task.task.lifetime_steps, lifetimes)
+    label = f"{task.task.name} · {task.task.algorithm}"
+    return Work(task.task.name, label, task.task.num_updates, task.task.lifetime_steps, lifetimes)
 
 
 def _lifetimes(request: Request) -> int:
@@ -188,7 +223,7 @@ class Busy(UserError):
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the folder; freed by the system when the process dies."""
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:
@@ -206,10 +241,8 @@ def check_name_is_free(name: str, request: Request) -> None:
         raise WeightsError(f"{path} holds other weights; choose another --name or remove that file")
 
 
-def _store(
-    request: Request, evolved: Evolved, name: str, folder: Path, provenance: Mapping[str, Any], devices: int
-) -> None:
-    metadata = describe(request, evolved, provenance, devices)
+def _store(request: Request, evolved: Evolved, name: str, folder: Path, facts: Mapping[str, Any], devices: int) -> None:
+    metadata = describe(request, evolved, facts, devices)
     best = {**metadata, "which": "best", "fitness": evolved.best_fitness}
     save_weights(folder / "best.safetensors", evolved.best, best)
     save_weights(folder / "latest.safetensors", evolved.theta, metadata)
@@ -219,7 +252,7 @@ def _store(
     library.save_named(name, evolved.theta, metadata)
 
 
-def describe(request: Request, evolved: Evolved, provenance: Mapping[str, Any], devices: int) -> dict[str, Any]:
+def describe(request: Request, evolved: Evolved, facts: Mapping[str, Any], devices: int) -> dict[str, Any]:
     """How weights were made, as JSON values: for their metadata."""
     last = evolved.history[-1]
     return {
@@ -242,7 +275,7 @@ def describe(request: Request, evolved: Evolved, provenance: Mapping[str, Any], 
             "generations": last["generation"],
             "seconds": round(evolved.seconds, 3),
             "devices": devices,
-            "device": provenance.get("hardware", "unknown"),
+            "device": facts.get("hardware", "unknown"),
         },
-        "provenance": {**provenance, "packages": {**provenance.get("packages", {}), "evosax": version("evosax")}},
+        "provenance": {**facts, "packages": {**facts.get("packages", {}), "evosax": version("evosax")}},
     }

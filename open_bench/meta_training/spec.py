@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from open_bench.config import Config, Name, Positive, build, load_named
+from open_bench.config import Config, Name, Positive, build, check_count, load_named
 
 ANTITHETIC = ("Open_ES", "ARS", "PGPE", "GuidedES")  # strategies that sample mirrored pairs
 
@@ -51,6 +51,11 @@ class MetaConfig(Config):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _a_generation_can_be_listed(self) -> "MetaConfig":
+        check_count(self.population * self.rollouts, "lifetimes of a generation (population × rollouts)")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _held_out_is_not_trained_on(self) -> "MetaConfig":
         both = [name for name in self.held_out if name in self.environments]
         if both:
@@ -62,7 +67,7 @@ class MetaConfig(Config):
 
 def load_meta(name: str) -> MetaConfig:
     """Settings of meta-training by name or by path to a TOML."""
-    return load_named(MetaConfig, "meta", ("meta-training recipe", "recipes"), name)
+    return load_named(MetaConfig, "meta", name)
 
 
 def adjusted(config: str | MetaConfig | None, changes: Mapping[str, Any]) -> MetaConfig:

@@ -228,7 +228,7 @@ def _with_weights(found: ResolvedOptimizer, parsed: names.ParsedName) -> Resolve
         theta = found.spec.init_theta(jax.random.key(0))
         theta = jax.tree.map(jnp.zeros_like, theta) if parsed.source == "zero" else theta
         return dataclasses.replace(found, weights=Weights(theta, {}, ""), source=parsed.source)
-    weights = library.load_reference(parsed.source, found.spec)
+    weights = library.load_source(parsed.source, found.spec)
     # Rows and folders show the weights' name; what they hold is told by their hash, wherever the file lies.
     short = pathlib.PurePath(parsed.source).name
     for suffix in library.SUFFIXES:

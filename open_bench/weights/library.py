@@ -2,7 +2,7 @@
 
 What ships comes first, so that ``open`` means the same everywhere; the user's folder cannot take such a name.
 
-The user's folder is ``~/.local/share/open-bench/weights`` (``$XDG_DATA_HOME`` is honoured), or whatever the
+The user's folder is ``~/.local/share/open-bench/weights`` (``$XDG_DATA_HOME`` is honored), or whatever the
 environment variable ``OPEN_BENCH_WEIGHTS`` names. The weights NAME are ``NAME.safetensors``, or a file or directory
 in a format that its optimizer's authors publish: the optimizer's own readers (``Learned.readers``) read it.
 """
@@ -255,13 +255,13 @@ def locate(name: str) -> Path:
     )
 
 
-def load_reference(reference: str, spec: OptimizerSpec) -> Weights:
+def load_source(source: str, spec: OptimizerSpec) -> Weights:
     """Load what stands after "@" in an optimizer's name: a path when it looks like one or exists, else a name."""
-    path = _expanded(reference)
-    if os.sep in reference or path.suffix in SUFFIXES or reference.startswith(("~", ".")):
+    path = _expanded(source)
+    if os.sep in source or path.suffix in SUFFIXES or source.startswith(("~", ".")):
         return import_file(path, spec)
     try:
-        located = locate(reference)
+        located = locate(source)
     except WeightsError:
         if not path.exists():
             raise
@@ -269,21 +269,21 @@ def load_reference(reference: str, spec: OptimizerSpec) -> Weights:
     return import_file(located, spec)
 
 
-def path_of(reference: str) -> Path:
+def path_of(source: str) -> Path:
     """The file or directory of a path or a name; WeightsError where a name means nothing."""
-    if not reference:
+    if not source:
         raise WeightsError("name a file of weights, or weights that `openbench weights list` shows")
-    path = _expanded(reference)
-    return path if path.exists() or os.sep in reference or path.suffix else locate(reference)
+    path = _expanded(source)
+    return path if path.exists() or os.sep in source or path.suffix else locate(source)
 
 
-def _expanded(reference: str) -> Path:
+def _expanded(source: str) -> Path:
     """The path with "~" expanded; WeightsError when it cannot be a path."""
     try:
-        path = Path(reference).expanduser()
+        path = Path(source).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"{reference[:80]!r} is no path of weights: {error}") from None
+        raise WeightsError(f"{source[:80]!r} is no path of weights: {error}") from None
     return path
 
 

@@ -30,8 +30,6 @@ STUDIES = [*shipped("studies"), *shipped("meta"), *shipped("generalize")]
         ("algorithms", algorithms()),
         ("environments", list(shipped("environments"))),
         ("studies", STUDIES),
-        ("recipes", list(shipped("meta"))),
-        ("presets", list(shipped("generalize"))),
         ("weights", ["open", "lpo"]),
     ],
 )

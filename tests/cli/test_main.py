@@ -158,7 +158,7 @@ def test_an_interrupt_before_anything_is_stored_says_so(tmp_path: Path) -> None:
     seen = []
     for line in process.stderr:
         seen.append(line)
-        if "cartpole: " in line and "generation 1/" in line:  # lifetimes are under way
+        if "cartpole · ppo: " in line and "generation 1/" in line:  # lifetimes are under way
             break
     assert "θ has 1,211 numbers" in seen[0] + seen[1]
     time.sleep(0.5)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from commands import Answer, OpenBench, check_refused, subprocess_of
+from tiny import PQN_SETTINGS
 
 import open_bench
 
@@ -71,7 +72,7 @@ def test_compare_prints_a_table_and_writes_the_leaderboard(compared: tuple[Path,
 
 def test_plain_progress_is_lines(compared: tuple[Path, Answer]) -> None:
     err = compared[1].err
-    assert "quick: 3 experiments, 2 seeds each" in err  # the random policy's among them, for the scale
+    assert "custom: 3 experiments, 2 seeds each" in err  # the random policy's among them, for the scale
     for name in ("adam", "sgd"):
         assert f"{name}: seeds 0–1, 40 updates" in err
         assert f"{name}: done, return " in err
@@ -105,6 +106,15 @@ def test_the_api_gives_the_same_bytes(compared: tuple[Path, Answer], tmp_path: P
     stored = open_bench.load_runs(tmp_path).select(optimizer="sgd").scores
     assert scores["final_return"].iloc[0] == stored["final_return"].iloc[0]
     assert csvs(tmp_path) == csvs(compared[0])
+
+
+def test_train_shows_every_metric_of_the_algorithm(tmp_path: Path, openbench: OpenBench) -> None:
+    answer = openbench("train", "adam", "-e", "cartpole", "--algorithm", "pqn", "--steps", STEPS, "--results", tmp_path,
+                       "--devices", 1, *(f"--set={key}={value}" for key, value in PQN_SETTINGS.items()))  # fmt: skip
+    assert answer.code == 0, answer.err
+    assert "final return of the greedy policy" in answer.out.splitlines()[0]
+    stored = open_bench.load_runs(tmp_path).scores
+    assert f"{stored['greedy_return'].item():.4g}" in answer.out.splitlines()[1]
 
 
 def test_what_is_stored_is_not_trained_again(
@@ -141,7 +151,7 @@ def test_a_study_of_ones_own(compared: tuple[Path, Answer], tmp_path: Path, open
     answer = openbench("compare", study, "--steps", STEPS, *SET, "--results", tmp_path / "results", "--plain")
     assert answer.code == 0, answer.err
     assert "sgd: done, stored already" in answer.err
-    assert "· adam" not in answer.err
+    assert "adam: done, stored already" in answer.err  # what scores are measured against
 
 
 def test_an_optimizer_that_diverges_is_shown(
@@ -183,7 +193,8 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path: Path, openbench:
     answer = openbench("compare", *REQUEST, "--results", tmp_path / "results", "--dry-run")
     assert answer.code == 0, answer.err
     first, *parts, last = answer.out.splitlines()
-    assert first == "quick: 3 experiments, 2 seeds each"
+    assert first == "custom: 3 experiments, 2 seeds each"
+    assert all(" · ppo · " in part for part in parts[:2])
     assert [part.rpartition(" · ")[2] for part in parts] == [
         f"{name}: 2 lifetimes of 40 updates ({STEPS:,} env steps)" for name in ("adam", "sgd", "random")
     ]
@@ -198,6 +209,40 @@ def test_a_dry_run_knows_what_is_stored(compared: tuple[Path, Answer], openbench
     plan = json.loads(answer.out)
     assert [part["stored"] for part in plan["work"]] == [2, 2, 0, 2]
     assert sorted(compared[0].rglob("*")) == before
+
+
+PLANS = {
+    "train": ["train", "adam", "-e", "cartpole"],
+    "compare": ["compare", *REQUEST],
+    "compare that meta-trains": ["compare", "-o", "optim4rl", "-e", "cartpole", "--meta-train", "open-cartpole"],
+    "generalize": ["generalize", "adam"],
+    "meta-train": ["meta-train", "open", "-e", "cartpole"],
+}
+
+
+@pytest.mark.parametrize("command", PLANS)
+def test_a_dry_run_makes_nothing_in_a_folder_that_is_there(
+    command: str, tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
+    (tmp_path / "there").mkdir()
+    for folder in (tmp_path / "there", tmp_path / "not there"):
+        answer = openbench(*PLANS[command], "--results", folder, "--dry-run")
+        assert answer.code == 0, answer.err
+        assert "  ahead: " in answer.out
+        assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_dry_run_warns_of_what_takes_long(tmp_path: Path, openbench: OpenBench) -> None:
+    """By the one estimate that the plan ends with."""
+    for command in (["meta-train", "open"], ["train", "adam", "--seeds", 1000]):
+        answer = openbench(*command, "-e", "breakout", "--budget", "full", "--results", tmp_path / "x", "--dry-run")
+        about = answer.out.rpartition(", about ")[2].removesuffix(" on this machine\n")
+        assert (
+            f"are ahead: about {about} on this CPU" in answer.err or f"env steps are ahead: about {about}" in answer.err
+        )
+    answer = openbench("meta-train", "open", "-e", "breakout", "--population", 10**8, "--results", tmp_path / "x")
+    check_refused(answer, "100,000,000 lifetimes of a generation (population × rollouts) are too many", tmp_path / "x")
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -218,7 +263,7 @@ def test_boards_as_json(command: list[str], compared: tuple[Path, Answer], openb
     assert answer.code == 0, answer.err
     found = json.loads(answer.out)
     (board,) = found["boards"]
-    assert board["title"].startswith("quick · ppo · ")
+    assert board["title"].startswith("custom · ppo · ")
     assert {row["optimizer"] for row in board["table"]} == {"adam", "sgd"}
     assert all(Path(path).exists() for path in found["written"])
 
@@ -248,6 +293,7 @@ BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
     "zero steps": ({"--steps": "0"}, "0 steps on cartpole"),
     "too few steps": ({"--steps": "511"}, "4 × 128 = 512 env steps. Ask for more steps, or"),
     "no seeds": ({"--seeds": "0"}, "num_seeds = 0"),
+    "too many seeds": ({"--seeds": "100000000"}, "100,000,000 seeds are too many: ask for at most 1,000,000"),
     "negative seeds": ({"--seeds": "-1"}, "num_seeds = -1"),
     "negative seed": ({"--seed": "-1"}, "root_seed = -1"),
     "seed out of range": ({"--seed": "1000000"}, "root_seed = 1000000"),

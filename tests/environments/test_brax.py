@@ -225,7 +225,7 @@ def moments(samples: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return mean, (1e-4 * (1.0 + mean**2) + ((data - mean) ** 2).sum(0)) / count
 
 
-def test_normalisation_equals_numpy(walk: Walk) -> None:
+def test_normalization_equals_numpy(walk: Walk) -> None:
     """Observations by the running mean and variance; rewards by the running spread of the discounted return."""
     seen, returns = list(walk.first), []
     mean, variance = moments(seen)

@@ -90,7 +90,7 @@ class Plain:
         return mean, (1e-4 * (1.0 + mean**2) + ((data - mean) ** 2).sum(0)) / count
 
 
-def test_normalisation_equals_a_plain_loop() -> None:
+def test_normalization_equals_a_plain_loop() -> None:
     """Observations by all observations so far; rewards by the discounted return so far, reset at an episode's end."""
     envs, steps, gamma = 3, 12, 0.9
     inner = Probe(length=4, random_observation=True, reward=lambda step, sign, action: sign * (2.0 + step) + action)

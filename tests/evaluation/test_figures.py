@@ -20,7 +20,7 @@ def made_board(runs, baseline_returns=SCALES):
 def test_files(tmp_path):
     runs = make_runs(RESULTS, curves=True)
     names = [path.name for path in figures.save_figures(runs, SCALES, "quick", tmp_path, resamples=FEW)]
-    assert names == [f"quick_{name}.png" for name in ("learning_curves", "returns", "aggregates", "profiles")]
+    assert names == [f"quick_ppo_{name}.png" for name in ("learning_curves", "returns", "aggregates", "profiles")]
     for name in names:
         data = (tmp_path / name).read_bytes()
         assert data.startswith(b"\x89PNG")
@@ -31,7 +31,7 @@ def test_files(tmp_path):
 
 def test_raw_only_boards_without_curves_have_only_returns(tmp_path):
     files = figures.save_figures(make_runs(RESULTS), {}, None, tmp_path, resamples=FEW)
-    assert [path.name for path in files] == ["quick_returns.png"]
+    assert [path.name for path in files] == ["quick_ppo_returns.png"]
 
 
 def test_boards_of_one_budget_do_not_overwrite_each_other(tmp_path):
@@ -95,10 +95,20 @@ def test_a_study_names_its_figures(tmp_path):
     runs = make_runs(RESULTS)
     ranked = leaderboard(runs, SCALES, resamples=FEW, title="my study/2")
     files = figures.save_figures(runs, SCALES, None, tmp_path, resamples=FEW, ranked=ranked)
-    assert [path.name for path in files] == [f"my-study-2_quick_{n}.png" for n in ("returns", "aggregates", "profiles")]
+    assert [path.name for path in files] == [
+        f"my-study-2_quick_ppo_{n}.png" for n in ("returns", "aggregates", "profiles")
+    ]
     ranked = leaderboard(runs, SCALES, resamples=FEW, title="quick")
     files = figures.save_figures(runs, SCALES, None, tmp_path, resamples=FEW, ranked=ranked)
-    assert files[0].name == "quick_returns.png"
+    assert files[0].name == "quick_ppo_returns.png"
+
+
+def test_another_algorithm_draws_into_files_of_its_own(tmp_path):
+    for algorithm in ("ppo", "pqn"):
+        ranked = leaderboard(make_runs(RESULTS, algorithm=algorithm), SCALES, resamples=FEW, title="mine")
+        figures.save_figures(make_runs(RESULTS), SCALES, None, tmp_path, resamples=FEW, ranked=ranked)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {f"mine_quick_{algorithm}_returns.png" for algorithm in ("ppo", "pqn")} <= names
 
 
 def test_interval_figures_show_every_optimizer_in_rank_order():

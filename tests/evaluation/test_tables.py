@@ -74,7 +74,7 @@ def test_packed_tables_repeat_what_they_begin_with():
 
 
 def test_single_seeds_as_a_table():
-    console = Console(width=60, file=io.StringIO(), color_system=None)
+    console = Console(width=80, file=io.StringIO(), color_system=None)
     console.print(tables.rich_scores(make_runs({("adam", "a"): [8, None, NAN]}).scores))
     lines = console.file.getvalue().splitlines()
     assert lines[1].split() == ["0", "8.00", "4.00", "1,000"]

@@ -122,7 +122,7 @@ def test_a_batch_begun_on_other_devices_is_begun_anew(finished: Store, tmp_path:
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
 def test_a_damaged_checkpoint_is_begun_anew(content: bytes, finished: Store, tmp_path: Path) -> None:
     store, (chosen,) = Store(tmp_path), experiments()
-    store.prepare()
+    store.check_writable()
     folder = store.create(chosen, description(chosen))
     (folder / "partial-0000-0003-of-4.safetensors").write_bytes(content)
     log = Log()
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_begun_anew(content: bytes, finished: Store, tmp
 def test_a_checkpoint_of_another_state_is_begun_anew(finished: Store, tmp_path: Path) -> None:
     """Whole, and of the right name, but not what this program carries."""
     store, (chosen,) = Store(tmp_path), experiments()
-    store.prepare()
+    store.check_writable()
     folder = store.create(chosen, description(chosen))
     BatchCheckpoint(folder, list(range(SEEDS)), 0.0).save(list(CONTENT.values()), FACTS)
     log = Log()

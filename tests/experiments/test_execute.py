@@ -242,7 +242,7 @@ def say(event):
         print("begins", event.work.name, list(event.seeds), flush=True)
 session = prepare(optimizers=["adam", "sgd"], environments=["cartpole"], algorithm=sys.argv[2], num_seeds=2,
                   steps=int(sys.argv[3]), settings=json.loads(sys.argv[4]), results=sys.argv[1], devices=1)
-session.store.prepare()
+session.store.check_writable()
 execute(session.plan.experiments, 2, session.store, session.devices, say, checkpoint_seconds=0.0)
 runs = session.store.load(session.plan.experiments)
 session.write(runs, session.board(runs))
@@ -336,7 +336,7 @@ sys.stdin.read()
 def test_a_lock_falls_free_when_its_owner_is_killed(tmp_path: Path) -> None:
     """The experiment is left to its owner, and gone on with when that is dead."""
     store, chosen = Store(tmp_path), experiments("sgd", "adam")
-    store.prepare()
+    store.check_writable()
     path = store.experiments / ".locks" / f"{chosen[0].name}.lock"
     owner = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

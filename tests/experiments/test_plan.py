@@ -97,9 +97,23 @@ def test_where_no_stored_returns_fit_scores_need_adam_and_the_random_policy() ->
     assert random.task.lifetime_steps == first.task.lifetime_steps
     keys = lambda each: jax.random.key_data(each.keys([0, 1])).tolist()
     assert keys(random) == keys(first)
-    without = planned(steps=STEPS, settings=SETTINGS, optimizers=("sgd",))
-    assert without.scales[0].kind == "none"
-    assert without.random == ()
+
+
+def test_adam_joins_where_scores_need_it() -> None:
+    """Its own default, on the keys of the others; not where stored returns fit, and not where it is not wanted."""
+    request: Any = {"steps": STEPS, "settings": SETTINGS, "environments": ("cartpole",)}
+    named, joined = planned(**request, optimizers=("sgd", "adam")), planned(**request, optimizers=("sgd",))
+    assert (named.joined, [each.label for each in joined.joined]) == ((), ["adam"])
+    assert joined.joined[0].name == named.experiments[1].name
+    assert joined.random[0].name == named.random[0].name
+    assert joined.scales[0].kind == "own"
+    assert joined.scales[0].reason.endswith("; adam was not named: it joins as what scores are measured against")
+    other = planned(**request, optimizers=("adam:learning_rate=0.5",))
+    assert [each.label for each in other.joined] == ["adam"]
+    assert planned(optimizers=("sgd",), environments=("cartpole",)).joined == ()  # at a budget
+    chosen = adjust(BASE, optimizers=("sgd",), environments=("cartpole",))
+    left_out = make_plan(chosen, jax.devices(), STEPS, SETTINGS, baseline_returns={}, baseline=False)
+    assert (left_out.joined, left_out.random, left_out.scales[0].kind) == ((), (), "none")
 
 
 def test_the_random_policy_is_measured_once_a_task() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from commands import OpenBench
 from tiny import PQN_SETTINGS, SETTINGS, STEPS, Log
 
 import open_bench
@@ -40,6 +41,12 @@ def test_planning_trains_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+def test_a_study_of_which_nothing_is_left_has_a_name_of_its_own() -> None:
+    adam, cartpole = {"optimizers": ["adam"]}, {"environments": ["cartpole"]}
+    names = [prepare(**request).study.name for request in (adam, cartpole, {**adam, **cartpole})]
+    assert names == ["quick", "quick", "custom"]
+
+
 def test_every_study_gets_scores(ran: tuple[Session, Any, Log]) -> None:
     """Measured against its own Adam and the random policy, which is run once, stored, and never ranked."""
     session, board, log = ran
@@ -53,6 +60,24 @@ def test_every_study_gets_scores(ran: tuple[Session, Any, Log]) -> None:
         warnings.simplefilter("ignore")
         pd.testing.assert_frame_equal(repeated.board(repeated.run()).table, board.table)
     assert not again.started
+
+
+def test_adam_joins_and_the_board_says_so(ran: tuple[Session, Any, Log], openbench: OpenBench) -> None:
+    """Trained by the fixture already. Without it there are returns, and no scores."""
+    folder = ran[0].execution.results
+    request = ["-o", "sgd", "-e", "cartpole", "--num-seeds", 2, "--steps", STEPS, "--devices", 2, "--results", folder,
+               *(f"--set={key}={value}" for key, value in SETTINGS.items())]  # fmt: skip
+    answer = openbench("compare", *request)
+    assert answer.code == 0, answer.err
+    assert "adam was not named: it joins as what scores are measured against" in answer.err
+    board = pd.read_csv(folder / "leaderboard.csv")
+    assert set(board["optimizer"]) == {"adam", "sgd"}
+    assert board["iqm"].notna().all()
+    assert "- adam was not named: it joins" in (folder / "leaderboard.md").read_text()
+    answer = openbench("compare", *request, "--no-baseline")
+    assert answer.code == 0, answer.err
+    assert set(pd.read_csv(folder / "leaderboard.csv")["optimizer"]) == {"sgd"}
+    assert "no scores, only returns" in (folder / "leaderboard.md").read_text()
 
 
 def test_what_is_returned_is_what_is_written(ran: tuple[Session, Any, Log]) -> None:

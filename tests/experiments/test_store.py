@@ -64,7 +64,7 @@ def test_what_is_stored_comes_back_bit_for_bit(returns: list[float], data: Any) 
     scores, curves = frames(seeds, returns)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        store.prepare()
+        store.check_writable()
         store.create(CHOSEN, DESCRIPTION)
         store.add(CHOSEN, scores, curves, FACTS)
         assert store.seeds(CHOSEN) == set(seeds)
@@ -85,24 +85,32 @@ def test_only_the_seeds_that_were_asked_for_are_read(finished: Store) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write results to .*file/results: "):
-        Store(tmp_path / "file" / "results").prepare()
+        Store(tmp_path / "file" / "results").check_writable()
     with pytest.raises(UserError, match="no stored runs"):
         open_bench.load_runs(tmp_path)
 
 
 def test_a_folder_of_version_1_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "runs" / "cartpole--adam--0123456789").mkdir(parents=True)
+    cell = tmp_path / "runs" / "cartpole--adam--0123456789" / "cell.json"
+    cell.parent.mkdir(parents=True)
+    cell.write_text("{}")
     message = rf"{tmp_path} holds runs of version 1 .*name another --results folder"
     for use in (
-        Store(tmp_path).prepare,
+        Store(tmp_path).check_writable,
         Store(tmp_path).load,
         lambda: open_bench.load_runs(tmp_path),
         lambda: open_bench.leaderboard(tmp_path),
         lambda: open_bench.train("adam", "cartpole", results=tmp_path, steps=512),
+        lambda: open_bench.compare(environments=["cartpole"], results=tmp_path, steps=5_120),
+        lambda: open_bench.generalize("adam", results=tmp_path),
+        lambda: open_bench.meta_train("open", ["cartpole"], results=tmp_path),
     ):
-        with pytest.raises(UserError, match=message):
+        with warnings.catch_warnings(), pytest.raises(UserError, match=message):
+            warnings.simplefilter("error")  # nothing is said of a study that is not run
             use()
-    assert not (tmp_path / "experiments").exists()
+    with pytest.raises(UserError, match="runs holds runs of version 1"):
+        open_bench.leaderboard(tmp_path / "runs")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [cell]
 
 
 # --- merged folders ---------------------------------------------------------------------------------------------------
@@ -344,7 +352,7 @@ class Full(pd.DataFrame):
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.prepare()
+    store.check_writable()
     store.create(CHOSEN, DESCRIPTION)
     scores, curves = frames([0], [1.0])
     for tables_given in ((Full(scores), curves), (scores, Full(curves))):
@@ -362,7 +370,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_an_experiment_brings_the_columns_that_it_lists(tmp_path: Path) -> None:
     """Whoever reads needs no list of metrics: an unknown one is a column, NaN where an experiment lacks it."""
     store, other = Store(tmp_path), dataclasses.replace(CHOSEN, root_seed=1)
-    store.prepare()
+    store.check_writable()
     scores, curves = frames([0, 1], [1.0, 2.0])
     store.create(CHOSEN, DESCRIPTION)
     store.add(CHOSEN, scores, curves, FACTS)

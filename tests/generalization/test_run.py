@@ -1,5 +1,6 @@
 """A whole generalization study: planned, run, scored, by command."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,19 +8,19 @@ import jax
 import pandas as pd
 import pytest
 from commands import OpenBench
-from studies import preset_of, task, trained_weights
+from studies import study_of, task, trained_weights
 
 import open_bench
 from open_bench.environments.gridworld.optimal import optimal_return
 from open_bench.errors import UserError
 from open_bench.experiments.plan import make_experiments
 from open_bench.generalization.run import make_plan, optimal_returns
-from open_bench.generalization.study import load_preset, make_points
+from open_bench.generalization.study import load_generalization, make_points
 from open_bench.training.keys import lifetime_keys, stream
 
 
 def test_variants_share_the_keys_of_their_base_and_the_base_its_runs_with_compare() -> None:
-    points = make_points(preset_of(vary=["settings.hidden"], values=[[16, 16], [64, 64]]))
+    points = make_points(study_of(vary=["settings.hidden"], values=[[16, 16], [64, 64]]))
     specs = ["adam"]
     variant, base = make_experiments(specs, [point.task for point in points], jax.devices(), 0, share_keys=True)
     assert variant.keys_name == base.keys_name == "cartpole"
@@ -30,26 +31,26 @@ def test_variants_share_the_keys_of_their_base_and_the_base_its_runs_with_compar
 
 
 def test_a_training_environment_named_twice_is_one_point() -> None:
-    plan = make_plan(load_preset("smoke"), ["adam"], jax.devices(), train_on=["acrobot", "acrobot"])
+    plan = make_plan(load_generalization("smoke"), ["adam"], jax.devices(), train_on=["acrobot", "acrobot"])
     assert [point.label for point in plan.points if point.axis == "training"] == ["acrobot 200,000"]
     both = ["brax/inverted_pendulum/spring", "brax/inverted_double_pendulum/spring"]
-    labels = [point.label for point in make_points(preset_of(axis="families", environments=both))]
+    labels = [point.label for point in make_points(study_of(axis="families", environments=both))]
     assert labels == [name.removeprefix("brax/") for name in both]
 
 
 def test_training_environments_are_points_too(tmp_path: Path) -> None:
     mine = f"open-feedforward@{trained_weights(tmp_path, task('acrobot', 20_480, hidden=[8]))}"
-    preset = preset_of()
-    plan = make_plan(preset, [mine], jax.devices())
+    study = study_of()
+    plan = make_plan(study, [mine], jax.devices())
     assert [(point.axis, point.label) for point in plan.points] == [
         ("training", "acrobot[hidden=8] 20,480"), ("width", "cartpole"),
     ]  # fmt: skip
     assert {experiment.label for experiment in plan.experiments} == {"adam", "open-feedforward@mine"}
     assert any("adam was not named" in note for note in plan.notes)
-    short = preset.model_copy(update={"longest_training": 10_000})
+    short = study.model_copy(update={"longest_training": 10_000})
     plan = make_plan(short, [mine, "adam"], jax.devices())
     assert [point.axis for point in plan.points] == ["width"]
-    assert any("longer than the preset's longest_training" in note for note in plan.notes)
+    assert any("longer than the study's longest_training" in note for note in plan.notes)
     plan = make_plan(short, ["adam"], jax.devices(), train_on=["cartpole", "breakout"])
     added = [point for point in plan.points if point.axis == "training"]
     assert [(point.task.base, point.task.env_steps) for point in added] == [("breakout", 10_000)]
@@ -69,8 +70,8 @@ def test_optimal_returns_are_those_of_each_seeds_level() -> None:
 
 def test_hyperparameters_carry_over_to_another_algorithm() -> None:
     """Adam, the baseline, is tuned for each algorithm; others keep those of the environment's own."""
-    preset = preset_of(axis="algorithm", vary=["algorithm"], values=["ppo", "pqn"], env_steps=None, budget="quick")
-    plan = make_plan(preset, ["adamw", "open-feedforward"], jax.devices())
+    study = study_of(axis="algorithm", vary=["algorithm"], values=["ppo", "pqn"], env_steps=None, budget="quick")
+    plan = make_plan(study, ["adamw", "open-feedforward"], jax.devices())
     found = {(each.label, each.task.algorithm): each.optimizer for each in plan.experiments}
     carried = found["adamw", "pqn"]
     assert carried is not None
@@ -97,7 +98,7 @@ env_steps = 1_280
 
 def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
-    request = ["sgd", "--preset", tmp_path / "tiny.toml", "--results", tmp_path / "results", "--plain"]
+    request = ["sgd", "--study", tmp_path / "tiny.toml", "--results", tmp_path / "results", "--plain"]
     answer = openbench("generalize", *request)
     assert answer.code == 0, answer.err
     assert "adam was not named" in answer.out
@@ -105,6 +106,7 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     folder = tmp_path / "results" / "generalization" / "tiny"
     rows = pd.read_csv(folder / "generalization.csv")
     assert len(rows) == 2 * 2 * 2
+    assert set(rows["algorithm"]) == set(pd.read_csv(folder / "points.csv")["algorithm"]) == {"ppo"}
     assert set(rows["optimizer"]) == {"adam", "sgd"}
     assert rows["random"].between(8, 40).all()
     assert rows["random"].nunique() == 1  # both widths meet one random policy: same environment, same keys
@@ -127,10 +129,10 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     ("arguments", "message"),
     [
         ([], "Missing argument 'OPTIMIZER...'"),
-        (["adam", "--preset", "smok"], "unknown preset 'smok'. Did you mean smoke"),
-        (["adam", "--preset", "mine.toml"], "mine.toml: no such file"),
+        (["adam", "--study", "smok"], "unknown study 'smok'. Did you mean smoke"),
+        (["adam", "--study", "mine.toml"], "mine.toml: no such file"),
         (["adam", "--axis", "widht"], "unknown axis 'widht'. Did you mean width"),
-        (["adam", "--preset", "gridworld", "--axis", "width"], "preset gridworld has no axis 'width'; it has levels"),
+        (["adam", "--study", "gridworld", "--axis", "width"], "study gridworld has no axis 'width'; it has levels"),
         (["adam", "--train-on", "cartpoel"], "unknown environment 'cartpoel'. Did you mean cartpole"),
         (["l2lgd2"], "l2lgd2 is a learned optimizer, and no weights"),
         (["open@nowhere.npy"], "nowhere.npy"),
@@ -138,6 +140,11 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
         (["lion", "lion"], "optimizer 'lion' is listed twice"),
         (["adam", "--normalize", "best"], "unknown normalizer 'best'"),
         (["adam", "--seeds", "0"], "num_seeds = 0"),
+        (["adam", "--seeds", "2000000"], "2,000,000 seeds are too many: ask for at most 1,000,000"),
+        (["adam", "--algorithm", "pqm"], "unknown algorithm 'pqm'. Did you mean pqn"),
+        (["adam", "--budget", "quik"], "has no budget 'quik'"),
+        (["adam", "--steps", "5"], "5 steps on gridworld/rand_sparse are fewer"),
+        (["adam", "--set", "num_env=4"], "unknown key 'num_env'. Did you mean num_envs"),
         (["adam", "--seed", "-1"], "root_seed = -1"),
         (["adam", "--vmap-size", "0"], "--vmap-size must be from 1"),
         (["adam", "--devices", "0"], "--devices must be from 1"),
@@ -155,6 +162,18 @@ def test_bad_requests_are_refused_before_anything_trains(
     assert answer.code == 2
     assert message in answer.err
     assert not (tmp_path / "results").exists()
+
+
+def test_options_hold_at_every_point_that_does_not_vary_them(tmp_path: Path, openbench: OpenBench) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY.split("settings =")[0] + "env_steps = 1_280\n")
+    given = ["--algorithm", "pqn", "--steps", 640, "--set=num_steps=8", "--set=num_envs=4", "--set=hidden=[2]"]
+    answer = openbench("generalize", "sgd", "--study", tmp_path / "tiny.toml", "--dry-run", "--json", *given)
+    assert answer.code == 0, answer.err
+    plan = json.loads(answer.out)
+    assert plan["title"] == "tiny-pqn"
+    assert {part["env_steps"] for part in plan["work"]} == {640}
+    assert {part["label"].split(" · ")[1] for part in plan["work"]} == {"pqn", "random"}
+    assert {part["label"].split("[")[1].split(",")[0] for part in plan["work"]} == {"hidden=4", "hidden=8"}
 
 
 def test_no_optimizer_is_refused_from_python_too() -> None:

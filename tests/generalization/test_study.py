@@ -1,4 +1,4 @@
-"""Points of generalization studies: presets as data, and the tasks that their sweeps describe."""
+"""Points of generalization studies as data, and the tasks that their sweeps describe."""
 
 import dataclasses
 import re
@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import placed, preset_of
+from studies import placed, study_of
 
 from open_bench.config import shipped
 from open_bench.environments.gridworld.mazes import mazes
 from open_bench.environments.registry import make_environment
 from open_bench.errors import UserError
-from open_bench.generalization.study import AXES, Point, load_preset, make_points
+from open_bench.generalization.study import AXES, Point, load_generalization, make_points
 
 SEVEN = ("sixteen_rooms", "labyrinth", "rand_sparse", "rand_dense", "rand_long", "standard_maze", "rand_all")
 
 
 @pytest.mark.parametrize("name", shipped("generalize"))
-def test_every_point_of_a_shipped_preset_can_be_made(name: str) -> None:
-    preset = load_preset(name)
-    assert preset.name == name
-    points = make_points(preset)
+def test_every_point_of_a_shipped_study_can_be_made(name: str) -> None:
+    study = load_generalization(name)
+    assert study.name == name
+    points = make_points(study)
     for point in points:
         environment = make_environment(point.task.environment)
         assert environment.observation_size > 0
@@ -29,35 +29,35 @@ def test_every_point_of_a_shipped_preset_can_be_made(name: str) -> None:
     assert {point.axis for point in points} <= set(AXES)
 
 
-def test_the_presets_hold_what_they_are_for() -> None:
-    levels = make_points(load_preset("gridworld"))
+def test_the_studies_hold_what_they_are_for() -> None:
+    levels = make_points(load_generalization("gridworld"))
     assert [point.task.name for point in levels] == [f"gridworld/{name}" for name in SEVEN]
-    full = make_points(load_preset("full"))
+    full = make_points(load_generalization("full"))
     assert {point.axis for point in full} == set(AXES)
     swept = {point.label for point in full if point.axis == "levels"}
     assert set(SEVEN) | set(mazes()) <= swept
     assert {point.task.environment.family for point in full} >= {"gridworld", "minatar", "classic"}
-    smoke = {point.key for point in make_points(load_preset("smoke"))}
+    smoke = {point.key for point in make_points(load_generalization("smoke"))}
     assert len(smoke) <= 16
 
 
 def test_a_sweep_varies_one_thing() -> None:
-    points = make_points(preset_of(vary=["settings.hidden"], values=[[16, 16], [64, 64]]))
+    points = make_points(study_of(vary=["settings.hidden"], values=[[16, 16], [64, 64]]))
     assert [(point.label, point.x) for point in points] == [("16×16", 16.0), ("64×64", 64.0)]
     names = [point.task.name for point in points]
     assert names == ["cartpole[hidden=16x16]", "cartpole"]  # the second is the base itself
     first, second = (point.task for point in points)
     assert first.settings.model_dump() | {"hidden": (64, 64)} == second.settings.model_dump()
     both = ["options.min_size", "options.max_size"]
-    sizes = make_points(preset_of(axis="size", environments=["gridworld/rand_sparse"], vary=both, values=[5, 7]))
+    sizes = make_points(study_of(axis="size", environments=["gridworld/rand_sparse"], vary=both, values=[5, 7]))
     names = [point.task.name for point in sizes]
     assert names == ["gridworld/rand_sparse{max_size=5,min_size=5}", "gridworld/rand_sparse"]  # its size is 7
-    depths = make_points(preset_of(axis="depth", vary=["settings.hidden"], values=[[8], [8, 8]]))
+    depths = make_points(study_of(axis="depth", vary=["settings.hidden"], values=[[8], [8, 8]]))
     assert [(point.label, point.x) for point in depths] == [("1", 1.0), ("2", 2.0)]
 
 
 def test_the_size_sweep_keeps_the_density_of_walls() -> None:
-    sizes = [point for point in make_points(load_preset("full")) if point.axis == "size"]
+    sizes = [point for point in make_points(load_generalization("full")) if point.axis == "size"]
     assert [point.label for point in sizes] == ["4", "7", "10", "13", "16"]
     for point in sizes:
         levels = make_environment(point.task.environment).distribution  # type: ignore[attr-defined]
@@ -68,13 +68,13 @@ def test_the_size_sweep_keeps_the_density_of_walls() -> None:
 def test_a_map_in_a_sweep_has_a_short_name(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("..#\n.#.\n...\n")
     sweep = {"axis": "walls", "environments": ["gridworld/rand_dense"], "vary": ["options.maze"]}
-    (point,) = make_points(preset_of(**sweep, values=[str(tmp_path / "mine.txt")]))
+    (point,) = make_points(study_of(**sweep, values=[str(tmp_path / "mine.txt")]))
     assert re.fullmatch(r"gridworld/rand_dense\{maze=map-[0-9a-f]{8}\}", point.task.name)
     assert "..#" in str(point.task.environment.options["maze"])
 
 
 def test_the_algorithm_may_vary() -> None:
-    points = make_points(preset_of(axis="algorithm", vary=["algorithm"], values=["ppo", "pqn"]))
+    points = make_points(study_of(axis="algorithm", vary=["algorithm"], values=["ppo", "pqn"]))
     assert [(point.label, point.key) for point in points] == [
         ("ppo", ("cartpole", "steps-20480")), ("pqn", ("cartpole · pqn", "steps-20480")),
     ]  # fmt: skip
@@ -82,19 +82,19 @@ def test_the_algorithm_may_vary() -> None:
 
 
 def test_lifetimes_of_a_budgets_length_have_its_name() -> None:
-    lifetimes = make_points(preset_of(axis="lifetime", vary=["env_steps"], values=[20_480, 100_000], env_steps=None))
+    lifetimes = make_points(study_of(axis="lifetime", vary=["env_steps"], values=[20_480, 100_000], env_steps=None))
     assert [point.key for point in lifetimes] == [("cartpole", "steps-20480"), ("cartpole", "quick")]
-    several = make_points(preset_of(axis="families", environments=["breakout", "cartpole"], env_steps=[16_384, 512]))
+    several = make_points(study_of(axis="families", environments=["breakout", "cartpole"], env_steps=[16_384, 512]))
     assert [point.task.env_steps for point in several] == [16_384, 512]
-    by_budget = make_points(preset_of(axis="families", budget="quick", env_steps=None))
+    by_budget = make_points(study_of(axis="families", budget="quick", env_steps=None))
     assert [point.key for point in by_budget] == [("cartpole", "quick")]
 
 
-def test_the_documented_preset_can_be_made(tmp_path: Path) -> None:
+def test_the_documented_study_can_be_made(tmp_path: Path) -> None:
     guide = (Path(__file__).resolve().parents[2] / "docs" / "generalization.md").read_text()
     (code,) = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
     (tmp_path / "mine.toml").write_text(code)
-    points = make_points(load_preset(str(tmp_path / "mine.toml")))
+    points = make_points(load_generalization(str(tmp_path / "mine.toml")))
     assert [point.axis for point in points] == ["levels"] * 2 + ["respawn"] * 3 + ["width"] * 2
 
 
@@ -123,14 +123,14 @@ def test_the_documented_preset_can_be_made(tmp_path: Path) -> None:
         ({"color": "red"}, "unknown key 'sweeps.0.color'"),
     ],
 )
-def test_bad_presets_are_refused(sweep: dict[str, Any], message: str) -> None:
+def test_bad_studies_are_refused(sweep: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
-        make_points(preset_of(**sweep))
+        make_points(study_of(**sweep))
     assert message in str(error.value)
 
 
 def test_points_are_values() -> None:
-    first, second = make_points(load_preset("smoke")), make_points(load_preset("smoke"))
+    first, second = make_points(load_generalization("smoke")), make_points(load_generalization("smoke"))
     assert [point.key for point in first] == [point.key for point in second]
     with pytest.raises(dataclasses.FrozenInstanceError):
         first[0].axis = "size"  # type: ignore[misc]

@@ -63,7 +63,7 @@ def test_against_the_optimum_scores_are_absolute_and_adam_has_a_gap() -> None:
     assert any("can not be computed" in note for note in without.notes)
 
 
-def test_without_a_normaliser_only_wins_are_aggregated() -> None:
+def test_without_a_normalizer_only_wins_are_aggregated() -> None:
     found = generalization(evidence({"adam": ADAM, "x": {"a": [11.0, 11.0], "b": [1.0, 1.0]}}, RANDOM, PLACES), "none")
     row = of(found.summary, optimizer="x")
     assert np.isnan([row["in_score"], row["out_score"], row["gap"], row["all_score"]]).all()
@@ -158,7 +158,7 @@ def test_one_seed_has_no_intervals_and_an_unknown_training_no_gap() -> None:
     assert any(note.startswith("x:") and "--train-on" in note for note in found.notes)
 
 
-def test_unknown_normalisers_and_missing_baselines_are_refused() -> None:
+def test_unknown_normalizers_and_missing_baselines_are_refused() -> None:
     known = evidence({"x": ADAM}, RANDOM, PLACES)
     with pytest.raises(UserError, match=r"unknown normalizer 'optmal'.*optimal"):
         generalization(known, "optmal")

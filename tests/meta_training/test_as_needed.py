@@ -141,8 +141,8 @@ PAIRS = {**META, "task_sampling": "antithetic"}
         (changed(environments=("cartpole", "cartpole")), {}, "cartpole' is listed twice"),
         (changed(**NO_ENVIRONMENT), {}, "UmbrellaChain-bsuite cannot be meta-trained on together with others"),
         (changed(meta=PAIRS), {}, "cartpole draws none: train on environments with levels alone"),
-        (changed(meta="opn"), {}, "unknown meta-training recipe 'opn'. Did you mean open"),
-        (STUDY, {"meta_train": "opn"}, "unknown meta-training recipe 'opn'. Did you mean open"),
+        (changed(meta="opn"), {}, "unknown study 'opn'. Did you mean open"),
+        (STUDY, {"meta_train": "opn"}, "unknown study 'opn'. Did you mean open"),
         (STUDY, {"vmap_size": 0}, "--vmap-size must be from 1 to 4096, not 0"),
         (
             STUDY,
@@ -173,7 +173,7 @@ def test_a_row_that_the_study_names_already_is_refused_before_evolution(tmp_path
     assert watch.generations == []
 
 
-def test_what_a_recipe_leaves_open_is_the_studys() -> None:
+def test_what_the_settings_leave_open_is_the_studys() -> None:
     study = changed(environments=("cartpole", "catch"), budget="short")
     found = needed.settings_for(study, None)
     assert (found.environments, found.budget, found.env_steps) == (("cartpole", "catch"), "short", None)
@@ -183,7 +183,7 @@ def test_what_a_recipe_leaves_open_is_the_studys() -> None:
     assert needed.settings_for(changed(meta={"budget": "full"}), 4096).env_steps is None
 
 
-def test_a_study_file_may_hold_settings_or_the_name_of_a_recipe(tmp_path: Path) -> None:
+def test_a_study_may_hold_settings_or_name_another(tmp_path: Path) -> None:
     text = 'name = "mine"\noptimizers = ["open"]\nenvironments = ["cartpole"]\n'
     path = tmp_path / "mine.toml"
     path.write_text(text + 'meta = "open-cartpole"\n')
@@ -192,7 +192,7 @@ def test_a_study_file_may_hold_settings_or_the_name_of_a_recipe(tmp_path: Path) 
     assert load_study(str(path)).meta == {"population": 8}
     assert needed.settings_for(load_study(str(path)), 512).population == 8
     path.write_text(text + "meta = 3")
-    with pytest.raises(UserError, match=r"mine\.toml: meta: 3 is neither the name of a recipe nor a table of settings"):
+    with pytest.raises(UserError, match=r"mine\.toml: meta: 3 is neither the name of a study nor a table of settings"):
         load_study(str(path))
     for line, message in (
         ("[meta]\npopluation = 8", r"\[meta\]: unknown key 'popluation'\. Did you mean population"),
@@ -232,17 +232,17 @@ def test_without_leave_to_meta_train_the_command_is_said(
     assert "root_seed = -1" in answer.err
 
 
-def test_the_command_line_meta_trains_by_a_recipe(openbench: OpenBench, tmp_path: Path) -> None:
-    recipe = tmp_path / "tiny.toml"
-    recipe.write_text('name = "tiny"\npopulation = 2\ngenerations = 1\nsigma = 1.0\nfitness = "mean_return"\n')
+def test_the_command_line_meta_trains_by_a_study(openbench: OpenBench, tmp_path: Path) -> None:
+    study = tmp_path / "tiny.toml"
+    study.write_text('name = "tiny"\npopulation = 2\ngenerations = 1\nsigma = 1.0\nfitness = "mean_return"\n')
     answer = openbench(
         "compare", "-o", "adam", "-o", "open", "-e", "cartpole", "--steps", STEPS, "--seeds", 1, *flags(TINY),
-        "--meta-train", recipe, "--results", tmp_path / "results", "--plain", "--devices", 2,
+        "--meta-train", study, "--results", tmp_path / "results", "--plain", "--devices", 2,
     )  # fmt: skip
     assert answer.code == 0, answer.err
     assert "tiny: 1 generation, θ has 1,211 numbers" in answer.err
     assert "open@open-cartpole-" in answer.out
-    # Without a recipe: the published settings, on the study's environments, of which one has no reference.
+    # Without one: the published settings, on the study's environments, of which one has no reference.
     both = ("-e", "cartpole", "-e", "UmbrellaChain-bsuite", "--results", tmp_path / "x")
     answer = openbench("compare", "-o", "open", "--meta-train", *both)
     assert (answer.code, "cannot be meta-trained on together" in answer.err) == (2, True)
@@ -250,7 +250,7 @@ def test_the_command_line_meta_trains_by_a_recipe(openbench: OpenBench, tmp_path
     assert (answer.code, "no weights named 'open'" in answer.err) == (2, True)
     answer = openbench("compare", "-o", "open", "-e", "cartpole", "--meta-train", "opn", "--results", tmp_path / "x")
     assert (answer.code, (tmp_path / "x").exists()) == (2, False)
-    assert "unknown meta-training recipe 'opn'" in answer.err
+    assert "unknown study 'opn'" in answer.err
 
 
 # --- weights that ship ------------------------------------------------------------------------------------------------

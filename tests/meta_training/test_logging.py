@@ -459,7 +459,7 @@ def test_the_command_line_says_where_the_figure_is(trained: tuple[Any, FakeServi
     assert {"tensorboard", "wandb"} <= set(inspect.signature(open_bench.meta_train).parameters)
 
 
-def test_recipes_are_listed(openbench: OpenBench) -> None:
-    out = openbench("list", "recipes").out
+def test_studies_are_listed(openbench: OpenBench) -> None:
+    out = openbench("list", "studies").out
     assert all(name in out for name in shipped("meta"))
     assert "Open_ES" in out

@@ -36,7 +36,7 @@ from open_bench.meta_training.spec import MetaConfig
             ["open", "-e", "cartpole", "-e", "UmbrellaChain-bsuite"],
             "UmbrellaChain-bsuite cannot be meta-trained on together with others",
         ),
-        (["open", "--config", "opn"], "unknown meta-training recipe 'opn'. Did you mean open"),
+        (["open", "--study", "opn"], "unknown study 'opn'. Did you mean open"),
         (["opne", "-e", "cartpole"], "unknown optimizer 'opne'. Did you mean open"),
         (["open", "-e", "cartpole", "--name", "../up"], "is no name of weights"),
         (["open", "-e", "cartpole", "--name", "zero"], "'zero' cannot name weights: NAME@zero means θ = zero"),
@@ -66,14 +66,14 @@ def test_an_unknown_setting_comes_with_near_matches(tmp_path: Path) -> None:
         meta_train(tmp_path, popluation=4)
 
 
-def test_a_recipes_settings_of_the_algorithm_hold_unless_others_are_given() -> None:
-    recipe = MetaConfig(environments=("cartpole",), settings={"num_envs": 8, "hidden": [4, 4]}, env_steps=20_480)
+def test_a_studys_settings_of_the_algorithm_hold_unless_others_are_given() -> None:
+    study = MetaConfig(environments=("cartpole",), settings={"num_envs": 8, "hidden": [4, 4]}, env_steps=20_480)
 
     def request(config: MetaConfig, given: dict[str, Any]) -> Request:
         return make_request("open", config, {}, jax.devices(), given)
 
     def found(given: dict[str, Any]) -> tuple[int, tuple[int, ...]]:
-        settings: Any = request(recipe, given).tasks[0].task.settings
+        settings: Any = request(study, given).tasks[0].task.settings
         return settings.num_envs, settings.hidden
 
     assert found({}) == (8, (4, 4))
@@ -81,7 +81,7 @@ def test_a_recipes_settings_of_the_algorithm_hold_unless_others_are_given() -> N
     with pytest.raises(UserError, match="unknown key 'num_env'"):
         found({"num_env": 2})
     plain = MetaConfig(environments=("cartpole",), env_steps=20_480)
-    assert request(recipe, {}).identity == request(plain, {"num_envs": 8, "hidden": [4, 4]}).identity
+    assert request(study, {}).identity == request(plain, {"num_envs": 8, "hidden": [4, 4]}).identity
 
 
 def test_theta_may_be_evolved_under_another_algorithm() -> None:

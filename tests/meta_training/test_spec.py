@@ -8,17 +8,17 @@ from open_bench.errors import UserError
 from open_bench.meta_training.spec import MetaConfig, load_meta
 
 
-def test_recipes_ship_and_the_published_ones_are_the_papers() -> None:
-    recipes = {name: load_meta(name) for name in shipped("meta")}
-    assert {"open", "lpo", "open-cartpole", "open-gridworld", "open-gridworld-small"} <= set(recipes)
-    assert all(recipe.name == name and recipe.description for name, recipe in recipes.items())
+def test_studies_ship_and_the_published_ones_are_the_papers() -> None:
+    studies = {name: load_meta(name) for name in shipped("meta")}
+    assert {"open", "lpo", "open-cartpole", "open-gridworld", "open-gridworld-small"} <= set(studies)
+    assert all(study.name == name and study.description for name, study in studies.items())
     published = {"population": 64, "sigma": 0.03, "learning_rate": 0.03, "b1": 0.99, "rollouts": 1,
                  "fitness": "final_return", "strategy": "Open_ES", "budget": "full", "env_steps": None}  # fmt: skip
     for name in ("open-gridworld", "open-gridworld-small"):
-        assert (recipes[name].task_sampling, recipes[name].environments) == ("antithetic", ("gridworld/rand_all",))
+        assert (studies[name].task_sampling, studies[name].environments) == ("antithetic", ("gridworld/rand_all",))
     assert load_environment("gridworld/rand_all").budget_steps("full") == 30_000_000
     for name, decay, generations in (("open", 0.999, 500), ("open-gridworld", 0.999, 500), ("lpo", 0.99, 800)):
-        found = recipes[name].model_dump()
+        found = studies[name].model_dump()
         assert published.items() <= found.items()
         assert (found["sigma_decay"], found["learning_rate_decay"], found["generations"]) == (decay, decay, generations)
 

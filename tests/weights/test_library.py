@@ -224,19 +224,19 @@ def test_library_dir(monkeypatch, tmp_path):
 def test_find_prefers_what_ships(folders, theta):
     path = library.save_named("mine-1.0", theta, {"seed": 3})
     assert path.parent == folders[1]
-    assert library.load_reference("mine-1.0", OPEN).metadata == {"seed": 3}
+    assert library.load_source("mine-1.0", OPEN).metadata == {"seed": 3}
     library.save_named("mine-1.0", theta, {"seed": 4})  # the same θ may be described anew
     other = jax.tree.map(lambda x: x + 1, theta)
     with pytest.raises(WeightsError, match="other weights"):
         library.save_named("mine-1.0", other)
     save_weights(folders[0] / "mine-1.0.safetensors", other)
-    assert library.load_reference("mine-1.0", OPEN).hash == content_hash(other)
+    assert library.load_source("mine-1.0", OPEN).hash == content_hash(other)
     np.save(folders[1] / "vector.npy", np.zeros(1211, np.float32))
     shutil.copytree(CHECKPOINT, folders[1] / "velo")
-    assert library.load_reference("vector", OPEN).theta
-    assert library.load_reference("velo", VELO).theta
+    assert library.load_source("vector", OPEN).theta
+    assert library.load_source("velo", VELO).theta
     with pytest.raises(WeightsError, match=r"no weights named 'mine'.*Did you mean mine-1.0.*Known: .*vector"):
-        library.load_reference("mine", OPEN)
+        library.load_source("mine", OPEN)
 
 
 def test_references(folders, tmp_path, monkeypatch, theta):
@@ -244,14 +244,14 @@ def test_references(folders, tmp_path, monkeypatch, theta):
     monkeypatch.chdir(tmp_path)
     np.save("b.npy", np.zeros(1211, np.float32))
     shutil.copytree(CHECKPOINT, "folder")
-    assert library.load_reference("a", OPEN).hash == content_hash(theta)
-    assert library.load_reference("b.npy", OPEN).theta
-    assert library.load_reference(str(tmp_path / "b.npy"), OPEN).theta
-    assert library.load_reference("folder", VELO).theta
-    assert library.load_reference("./folder", VELO).theta
+    assert library.load_source("a", OPEN).hash == content_hash(theta)
+    assert library.load_source("b.npy", OPEN).theta
+    assert library.load_source(str(tmp_path / "b.npy"), OPEN).theta
+    assert library.load_source("folder", VELO).theta
+    assert library.load_source("./folder", VELO).theta
     for absent, message in [("c", "no weights named"), ("c.npy", "does not exist"), ("x/c", "does not exist")]:
         with pytest.raises(WeightsError, match=message):
-            library.load_reference(absent, OPEN)
+            library.load_source(absent, OPEN)
 
 
 def test_list_weights(folders, theta):

@@ -60,7 +60,7 @@ PART = "scale_by_"  # names of parts begin so
 
 
 def searchable(**spaces: Search) -> Callable[[Function], Function]:
-    """Say where ``openbench tune`` looks for a function's arguments.
+    """Say where a search for a function's arguments looks.
 
     Example::
 
@@ -102,27 +102,42 @@ def from_attribute(module_name: str, attribute: str) -> OptimizerSpec:
     """``module:attribute``: an OptimizerSpec, an optax-style constructor, or a gradient transformation."""
     name = f"{module_name}:{attribute}"
     value = plugins.load_attribute("optimizer", name)
-    return dataclasses.replace(from_value(name, value), digest=plugins.source_digest(sys.modules[module_name]) or "")
+    return dataclasses.replace(from_value(name, value), digest=plugins.source_digest(sys.modules[module_name]))
 
 
 def from_object(value: Any) -> OptimizerSpec:
     """A Python object where a name is expected: an optax constructor, a transformation, a spec, a function.
 
-    Its digest is None when no file tells what it does (a notebook's function, one with captured variables, a built
-    transformation), so that stored results are never taken for it.
+    What a file tells is what ``module:attribute`` means. Of anything else (a notebook's function, one with captured
+    variables, a built transformation) the digest is None, so that stored results are never taken for it.
     """
-    if isinstance(value, OptimizerSpec) and value.make.__module__.startswith("open_bench."):
-        return value
-    function = value.func if isinstance(value, functools.partial) else value if callable(value) else None
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    name = getattr(function, "__qualname__", type(value).__name__)
-    if module is not None and module.__name__.split(".")[0] == "optax" and function is value:
-        path = name if getattr(optax, name, None) is value else f"contrib.{name}"
-        return from_optax(path)
+    function = value.func if isinstance(value, functools.partial) else value
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", type(function).__name__)
+    if callable(value) and function is value and str(module).partition(".")[0] == "optax":
+        return from_optax(name if getattr(optax, name, None) is value else f"contrib.{name}")
+    place = plugins.place_of(value, value.make if isinstance(value, OptimizerSpec) else None)
+    if place is not None:
+        return dataclasses.replace(from_attribute(*place.split(":")), name=place)
     if isinstance(value, OptimizerSpec):
-        return dataclasses.replace(from_value(value.name, value), digest=_digest_of(value.make))
-    where = f"{module.__name__}:" if module is not None and function is not None else ""
-    return dataclasses.replace(from_value(f"{where}{name}", value), digest=_digest_of(function))
+        name = value.name
+    elif callable(function):
+        name = f"{module}:{name}"
+    return dataclasses.replace(from_value(name, value), digest=None)
+
+
+def bound_settings(value: functools.partial[Any]) -> tuple[tuple[str, Any], ...] | None:
+    """What a partial binds, as settings in a name; None where it binds what those cannot be, such as functions."""
+    try:
+        signature = inspect.signature(value.func)
+        bound = signature.bind_partial(*value.args, **value.keywords).arguments
+    except (TypeError, ValueError):
+        return None
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for key, setting in bound.items():
+        plain = setting is None or isinstance(setting, bool | int | float | str)
+        if key in FILLED or not plain or signature.parameters[key].kind not in by_name:
+            return None
+    return tuple(sorted(bound.items()))
 
 
 def from_value(name: str, value: Any) -> OptimizerSpec:
@@ -282,13 +297,3 @@ def _is_schedule_free(make: Callable[[], optax.GradientTransformation]) -> bool:
 def _schedule_free_params(state: Any, params: Any) -> Any:
     """x of the schedule-free method: where the agent acts (Defazio et al. 2024, arXiv 2405.15682)."""
     return optax.contrib.schedule_free_eval_params(_schedule_free_states(state)[0], params)
-
-
-def _digest_of(function: Any) -> str | None:
-    """The digest of a function's file; None where the file does not say what the function does."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    bound = inspect.ismethod(function) or getattr(function, "__closure__", None)
-    if function is None or bound or "<" in getattr(function, "__qualname__", "<"):
-        return None
-    return plugins.source_digest(sys.modules.get(function.__module__))

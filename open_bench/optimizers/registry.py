@@ -1,5 +1,7 @@
 """The registry: names → specs. It knows neither tasks nor weights."""
 
+import dataclasses
+import functools
 import math
 import reprlib
 from typing import Any
@@ -60,9 +62,11 @@ def find(parsed: names.ParsedName) -> OptimizerSpec:
         return resolve_bridge(f"{parsed.head}:{parsed.attribute or ''}")
     if parsed.attribute is not None:
         return adapters.from_attribute(parsed.head, parsed.attribute)
-    specs = known()
-    if parsed.head in specs:
-        return specs[parsed.head]
+    if parsed.head in _registered:
+        spec = _registered[parsed.head]
+        return dataclasses.replace(spec, digest=plugins.file_digest(spec, spec.make))
+    if parsed.head in known():
+        return known()[parsed.head]
     if parsed.head.startswith("optax."):
         return adapters.from_optax(parsed.head.removeprefix("optax."))
     installed = plugins.installed(ENTRY_POINTS)
@@ -72,6 +76,30 @@ def find(parsed: names.ParsedName) -> OptimizerSpec:
         f"unknown optimizer '{parsed.head}'.{near_matches(parsed.head, available())} "
         "`openbench list optimizers` shows all of them; anything in optax is optax.NAME."
     )
+
+
+def find_object(value: Any) -> tuple[names.ParsedName, OptimizerSpec]:
+    """What a Python object means (``adapters.from_object``), and how it is written as a name.
+
+    What a ``functools.partial`` binds are settings of its function, where they can be.
+
+    Raises:
+        UserError: it cannot be used, or it is a spec that calls itself like a registered one.
+    """
+    if isinstance(value, functools.partial) and (settings := adapters.bound_settings(value)) is not None:
+        spec = adapters.from_object(value.func)
+        if spec.digest is not None:
+            return names.ParsedName(spec.name, settings=settings), spec
+    if isinstance(value, OptimizerSpec) and value.name in known():
+        if known()[value.name] is not value:
+            raise UserError(
+                f"an OptimizerSpec calls itself '{value.name}', and another optimizer is registered under this name: "
+                f"give it a name of its own, as in dataclasses.replace(spec, name='my-{value.name}'); the registered "
+                f"one is the text '{value.name}'"
+            )
+        return names.ParsedName(value.name), find(names.ParsedName(value.name))
+    spec = adapters.from_object(value)
+    return names.ParsedName(spec.name), spec
 
 
 def find_policy_loss(name: str) -> PolicyLoss:

@@ -122,7 +122,11 @@ def resolve(
         UserError: unknown name or setting (with near matches), a value of the wrong kind, weights that are absent or do
             not fit, a policy loss where the algorithm has none, or an optimizer that cannot run on gradients alone.
     """
-    parsed, spec = _named(optimizer)
+    if isinstance(optimizer, str):
+        parsed = names.parse(optimizer)
+        spec = registry.find(parsed)
+    else:
+        parsed, spec = registry.find_object(optimizer)
     spec, policy_loss = _with_policy_loss(spec, parsed, task)
     given = registry.check_settings(spec, dict(parsed.settings))
     algorithm = tuned_for or (task.algorithm if task is not None else "")
@@ -135,14 +139,6 @@ def resolve(
         return found
     _dry_run(found)
     return found
-
-
-def _named(optimizer: Any) -> tuple[names.ParsedName, OptimizerSpec]:
-    if isinstance(optimizer, str):
-        parsed = names.parse(optimizer)
-        return parsed, registry.find(parsed)
-    spec = adapters.from_object(optimizer)
-    return names.ParsedName(spec.name), spec
 
 
 def _with_policy_loss(
@@ -172,7 +168,7 @@ def _hyperparameters(
     chosen = _chosen(shipped, task, algorithm) if task is not None else None
     if chosen and task is not None:
         found_at, table = chosen
-        values |= {key: registry.check_value(spec, key, value) for key, value in table["values"].items()}
+        values |= registry.check_settings(spec, table["values"])
         # Published settings, for any budget, were tuned at the full one; a family's on one of its environments.
         origin = table["origin"]
         tuned_on = table.get("environment", task.base), algorithm, found_at.replace("any", "full")

@@ -58,6 +58,13 @@ _REFUSED = {
 REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
 PART = "scale_by_"  # names of parts begin so
 
+_BIAS = jax.ShapeDtypeStruct((2,), jnp.float32)
+_LAYERS = {"layer_00_dense": {"kernel": jax.ShapeDtypeStruct((3, 2), jnp.float32), "bias": _BIAS}}
+TINY_AGENTS = {
+    "actor": {"actor": {**_LAYERS, "log_std": _BIAS}, "critic": _LAYERS},
+    "q": {"q": _LAYERS},
+}  # by what acts
+
 
 def searchable(**spaces: Search) -> Callable[[Function], Function]:
     """Say where a search for a function's arguments looks.
@@ -242,15 +249,15 @@ def _try(build: Callable[..., Any], defaults: dict[str, Any]) -> tuple[set[str],
     """
     numbers = [key for key, default in defaults.items() if isinstance(default, float)]
 
-    def step(traced: dict[str, Any]) -> Any:
-        return dry_step(build({}, TrainingLength(2, 2, 2), {**defaults, **traced}))
-
     def works(names: Sequence[str]) -> bool:
-        try:
-            jax.eval_shape(step, {key: jnp.float32(defaults[key]) for key in names})
-        except Exception:  # any branch on a tracer; each library has its own words for it
-            return False
-        return True
+        traced = {key: jnp.float32(defaults[key]) for key in names}
+        for acting in TINY_AGENTS:
+            try:
+                dry_step(lambda values: build({}, TrainingLength(2, 2, 2), {**defaults, **values}), traced, acting)
+            except Exception:  # any branch on a tracer; each library has its own words for it
+                continue
+            return True
+        return False
 
     if not works([]):
         return set(), False
@@ -261,21 +268,33 @@ def _try(build: Callable[..., Any], defaults: dict[str, Any]) -> tuple[set[str],
     return (set(single) if works(single) else set()), free
 
 
-def dry_step(optimizer: optax.GradientTransformation) -> Any:
-    """One update of a tiny agent, to be traced: ``(params, state before, updates, state after)``."""
-    params, zero, unit = _tiny_params(), jnp.float32(0), {"layer_00_dense": jnp.ones(2)}
-    state = optimizer.init(params)
-    updates, after = optax.with_extra_args_support(optimizer).update(
-        params, state, params, training_fraction=zero, epoch_fraction=zero, new_rollout=jnp.bool_(True),
-        activations={"actor": unit, "critic": unit}, loss=zero, value=zero, key=jax.random.key(0),
-        acting_network="actor",
-    )  # fmt: skip
-    return params, state, updates, after
+def dry_step(make: Callable[[Any], optax.GradientTransformation], inputs: Any, acting: str, params: Any = None) -> Any:
+    """One update of an agent, traced and never run: shapes of ``(params, state before, updates, state after)``.
 
+    Args:
+        make: ``inputs``, as tracers, → the optimizer.
+        acting: name of the network that acts.
+        params: of the agent, or their shapes; by default those of a tiny one.
+    """
 
-def _tiny_params() -> Any:
-    layer = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
-    return {"actor": {"layer_00_dense": layer, "log_std": jnp.zeros(2)}, "critic": {"layer_00_dense": layer}}
+    def step(params: Any, inputs: Any) -> Any:
+        optimizer, zero = optax.with_extra_args_support(make(inputs)), jnp.float32(0)
+        activations = {
+            network: {
+                layer: jnp.ones(jax.tree.leaves(leaves)[0].shape[-1:])
+                for layer, leaves in layers.items()
+                if isinstance(leaves, Mapping)
+            }
+            for network, layers in params.items()
+        }
+        state = optimizer.init(params)
+        updates, after = optimizer.update(
+            params, state, params, training_fraction=zero, epoch_fraction=zero, new_rollout=jnp.bool_(True),
+            activations=activations, loss=zero, value=zero, key=jax.random.key(0), acting_network=acting,
+        )  # fmt: skip
+        return params, state, updates, after
+
+    return jax.eval_shape(step, TINY_AGENTS[acting] if params is None else params, inputs)
 
 
 # --- schedule-free methods -------------------------------------------------------------------------------------------
@@ -289,7 +308,7 @@ def _schedule_free_states(state: Any) -> list[Any]:
 def _is_schedule_free(make: Callable[[], optax.GradientTransformation]) -> bool:
     """Whether the state holds a schedule-free iterate, so that the agent acts at another point than y."""
     try:
-        return bool(_schedule_free_states(jax.eval_shape(lambda: make().init(_tiny_params()))))
+        return bool(_schedule_free_states(jax.eval_shape(lambda params: make().init(params), TINY_AGENTS["actor"])))
     except Exception:  # said where it is used
         return False
 

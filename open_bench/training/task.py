@@ -7,9 +7,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import optax
 
-from open_bench.algorithms.base import Algorithm, AlgorithmConfig
+from open_bench import plugins
+from open_bench.algorithms.base import Algorithm, AlgorithmConfig, Learning
 from open_bench.algorithms.registry import ALGORITHMS, RANDOM, build_config, code_identity, find_algorithm
 from open_bench.config import TrainingLength
 from open_bench.environments.base import Environment
@@ -97,6 +100,16 @@ class Task:
     def make_algorithm(self) -> Algorithm:
         """The algorithm on the environment."""
         return find_algorithm(self.algorithm)(self.settings, self.make_environment())
+
+    def params(self) -> Any:
+        """Shapes of the agent's parameters; nothing is run."""
+        algorithm, key = self.make_algorithm(), jax.random.key(0)
+        learning = Learning(optax.with_extra_args_support(optax.identity()), lambda state, params: params, None)
+        try:
+            return jax.eval_shape(lambda key: algorithm.init(key, key, learning).params, key)
+        except Exception as error:  # whatever the author's code raises
+            reason = f"{type(error).__name__}: {error}{plugins.line_of(error)}"
+            raise UserError(f"{self.algorithm} cannot begin on {self.name}: {reason}") from error
 
     def random(self) -> "Task":
         """The same environment, copies, lengths and keys for the random policy."""

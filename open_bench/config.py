@@ -101,6 +101,10 @@ class Execution:
     executor: Cluster | None = None
     progress: bool | Watcher | None = None
 
+    def __post_init__(self) -> None:
+        if not (self.progress is None or isinstance(self.progress, bool) or callable(self.progress)):
+            raise UserError(f"progress: {self.progress!r} is neither True nor False nor a function that takes an event")
+
     @property
     def folder(self) -> Path:
         """``results`` as a path."""

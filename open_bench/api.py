@@ -11,6 +11,7 @@ from open_bench.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from open_bench.algorithms.base import Algorithm
     from open_bench.evaluation.leaderboard import Leaderboard
     from open_bench.evaluation.schema import Runs
     from open_bench.experiments.session import Session
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from open_bench.generalization.study import GeneralizationConfig
     from open_bench.meta_training.run import MetaTrained
     from open_bench.meta_training.spec import MetaConfig
+    from open_bench.training.task import Settings
 
 DEFAULT_STUDY = "quick"
 HERE = Execution()
@@ -27,12 +29,12 @@ def train(
     optimizer: Any,
     environment: Any,
     *,
-    algorithm: str | None = None,
+    algorithm: "str | type[Algorithm] | None" = None,
     budget: str = "quick",
     steps: int | None = None,
     num_seeds: int = 1,
     root_seed: int = 0,
-    settings: Mapping[str, Any] | None = None,
+    settings: "Settings | None" = None,
     execution: Execution = HERE,
     **where: Any,
 ) -> "pd.DataFrame":
@@ -42,11 +44,11 @@ def train(
         optimizer: a name such as "adam:learning_rate=1e-3" or "lion+dpo"; an ``OptimizerSpec``, an optax constructor, a
             function that returns a gradient transformation, or such a transformation.
         environment: a shipped environment, a TOML of yours, a gymnax id; or an environment object or configuration.
-        algorithm: "ppo", "pqn", or a class of yours as "module:Class"; by default the environment's own.
+        algorithm: "ppo", "pqn", or a class of yours, also as "module:Class"; by default the environment's own.
         budget: one of the environment's budgets; ``steps`` (env steps) replaces it.
         num_seeds: how many lifetimes; those that are stored already are not trained again.
         root_seed: the root of all keys.
-        settings: settings of the algorithm to replace, such as ``{"num_envs": 32}``.
+        settings: settings of the algorithm to replace, such as ``{"num_envs": 32}``; or all, as its ``Config``.
         execution: where and how to run; ``**where`` replaces fields of it, as in ``results="mine", devices=1``.
 
     Returns:
@@ -55,9 +57,12 @@ def train(
     Raises:
         UserError: whatever the request has wrong, before anything trains.
     """
+    quiet_xla()
+    from open_bench.algorithms.registry import algorithm_name
+
     values = {
-        "name": "train", "optimizers": (optimizer,), "environments": (environment,), "algorithm": algorithm,
-        "budget": budget, "num_seeds": num_seeds, "root_seed": root_seed,
+        "name": "train", "optimizers": (optimizer,), "environments": (environment,),
+        "algorithm": algorithm_name(algorithm), "budget": budget, "num_seeds": num_seeds, "root_seed": root_seed,
     }  # fmt: skip
     study = build(StudyConfig, values, "train")
     session = _session(study, steps, settings, execution, where, ranked=False)
@@ -88,14 +93,14 @@ def compare_board(study: str | StudyConfig | None = None, **request: Any) -> "Le
 def prepare(
     study: str | StudyConfig | None = None,
     *,
-    optimizers: Sequence[Any] | None = None,
-    environments: Sequence[Any] | None = None,
-    algorithm: str | None = None,
+    optimizers: Any = None,
+    environments: Any = None,
+    algorithm: "str | type[Algorithm] | None" = None,
     budget: str | None = None,
     steps: int | None = None,
     num_seeds: int | None = None,
     root_seed: int | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: "Settings | None" = None,
     meta_train: "str | MetaConfig | bool | None" = None,
     execution: Execution = HERE,
     **where: Any,
@@ -109,14 +114,16 @@ def prepare(
             False: not at all. Environments and length of a lifetime are the study's unless the recipe has its own.
             The weights stay in the library under a name that follows from the settings, and are used again.
     """
+    quiet_xla()
+    from open_bench.algorithms.registry import algorithm_name
     from open_bench.experiments.plan import adjust
 
     chosen = study if isinstance(study, StudyConfig) else load_study(study or DEFAULT_STUDY)
     changes = {
-        "optimizers": optimizers, "environments": environments, "algorithm": algorithm, "budget": budget,
-        "num_seeds": num_seeds, "root_seed": root_seed,
+        "optimizers": _several(optimizers), "environments": _several(environments),
+        "algorithm": algorithm_name(algorithm), "budget": budget, "num_seeds": num_seeds, "root_seed": root_seed,
     }  # fmt: skip
-    chosen = adjust(chosen, **{key: tuple(x) if isinstance(x, list) else x for key, x in changes.items()})
+    chosen = adjust(chosen, **changes)
     if isinstance(meta_train, bool):
         chosen = chosen.model_copy(update={"meta": (chosen.meta or {}) if meta_train else None})
     else:
@@ -124,13 +131,26 @@ def prepare(
     return _session(chosen, steps, settings, execution, where)
 
 
+def _several(values: Any) -> Any:
+    """One or several as a tuple; None as it is. A gradient transformation is a tuple itself, and one."""
+    if isinstance(values, list | tuple) and not hasattr(values, "update"):
+        return tuple(values)
+    return None if values is None else (values,)
+
+
 def _session(
-    study: StudyConfig, steps: int | None, settings: Mapping[str, Any] | None, execution: Execution,
+    study: StudyConfig, steps: int | None, settings: "Settings | None", execution: Execution,
     where: Mapping[str, Any], ranked: bool = True,
 ) -> "Session":  # fmt: skip
-    quiet_xla()
+    from open_bench.environments import registry as environments
     from open_bench.experiments.session import Session
+    from open_bench.optimizers import registry as optimizers
 
+    apart = {
+        "optimizers": optimizers.told_apart(study.optimizers),
+        "environments": environments.told_apart(study.environments),
+    }
+    study = study.model_copy(update=apart)
     session = Session(study, steps, settings, execution.but(where), ranked)
     if study.meta is not None:
         from open_bench.meta_training.as_needed import with_weights
@@ -141,12 +161,12 @@ def _session(
 
 
 def meta_train(
-    optimizer: str,
-    environments: Sequence[str] | None = None,
+    optimizer: Any,
+    environments: str | Sequence[str] | None = None,
     *,
     config: "str | MetaConfig | None" = None,
     steps: int | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: "Settings | None" = None,
     name: str | None = None,
     tensorboard: bool = False,
     wandb: str | None = None,
@@ -159,7 +179,8 @@ def meta_train(
     number of devices. With more ``generations`` it continues a finished evolution.
 
     Args:
-        optimizer: such as "open" or "lpo"; with "open@NAME" evolution starts from those weights.
+        optimizer: such as "open" or "lpo", or an ``OptimizerSpec`` that a name finds; with "open@NAME" evolution starts
+            from those weights.
         environments: what fitness is measured on, in place of the configuration's.
         config: a shipped recipe, a TOML of yours, or settings; by default the published ones of OPEN.
         steps: env steps of a lifetime, in place of a budget's.
@@ -174,19 +195,22 @@ def meta_train(
         UserError: whatever the request has wrong, before anything is compiled.
     """
     quiet_xla()
+    from open_bench.algorithms.registry import algorithm_name
     from open_bench.evaluation.baseline_returns import load_baseline_returns
     from open_bench.experiments.provenance import provenance
     from open_bench.experiments.session import watcher_of
     from open_bench.meta_training import logging, request, run, spec
+    from open_bench.optimizers.registry import name_of
     from open_bench.training import devices
 
     fields = {field.name for field in dataclasses.fields(Execution)} - {"vmap_size"}
     execution = execution.but({key: changes.pop(key) for key in list(changes) if key in fields})
-    changes |= {"environments": environments, "env_steps": steps}
+    changes |= {"environments": _several(environments), "env_steps": steps}
+    changes["algorithm"] = algorithm_name(changes.get("algorithm"))
     changes["vmap_size"] = changes.get("vmap_size") or execution.vmap_size
     chosen = spec.adjusted(config, changes)
     found = devices.start(execution.devices, execution.executor)
-    wanted = request.make_request(optimizer, chosen, load_baseline_returns(), found, settings)
+    wanted = request.make_request(name_of(optimizer), chosen, load_baseline_returns(), found, settings)
     watcher = logging.logged(watcher_of(execution), wanted, execution.folder, name, tensorboard, wandb)
     return run.meta_train(wanted, execution.folder, name, found, watcher, provenance())
 
@@ -195,8 +219,8 @@ def generalize(
     optimizers: Any,
     *,
     preset: "str | GeneralizationConfig" = "smoke",
-    train_on: Sequence[str] = (),
-    axes: Sequence[str] = (),
+    train_on: str | Sequence[str] = (),
+    axes: str | Sequence[str] = (),
     num_seeds: int | None = None,
     root_seed: int | None = None,
     normalize: str = "adam",
@@ -229,11 +253,12 @@ def generalize(
     """
     quiet_xla()
     from open_bench.generalization.run import study
+    from open_bench.optimizers.registry import told_apart
 
-    named = (
-        list(optimizers) if isinstance(optimizers, list | tuple) and not hasattr(optimizers, "update") else [optimizers]
+    named = told_apart(_several(optimizers))
+    return study(
+        preset, named, _several(train_on), _several(axes), num_seeds, root_seed, normalize, execution.but(where)
     )
-    return study(preset, named, train_on, axes, num_seeds, root_seed, normalize, execution.but(where))
 
 
 def load_runs(results: str | Path = "results") -> "Runs":

@@ -8,7 +8,7 @@ import inspect
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,18 @@ def place_of(value: Any, code: Any = None) -> str | None:
     if value is not code:
         return next((f"{name}:{key}" for key, held in vars(module).items() if held is value), None)
     return f"{name}:{value.__qualname__}" if hasattr(value, "__qualname__") and is_held(value) else None
+
+
+def told_apart(values: Sequence[Any], name_of: Callable[[Any], str | None], renamed: Callable[[Any, str], Any]) -> Any:
+    """The values, those of which several go by one name renamed NAME#1, NAME#2, …; None is no name to be changed."""
+    names = [name_of(value) for value in values]
+    alike: dict[str | None, list[int]] = {name: [] for name in names}
+    for value, name in zip(values, names, strict=True):
+        alike[name] += [id(value)] if id(value) not in alike[name] else []
+    return tuple(
+        value if name is None or len(alike[name]) == 1 else renamed(value, f"{name}#{alike[name].index(id(value)) + 1}")
+        for value, name in zip(values, names, strict=True)
+    )
 
 
 def source_digest(module: Any) -> str | None:

@@ -1,7 +1,7 @@
 """From names to experiments. Everything that a user can get wrong is found here, before anything trains."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from open_bench.evaluation.metrics import ScalePlan, scale_plan
 from open_bench.experiments.experiment import Experiment
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
 from open_bench.training.devices import default_vmap_size
-from open_bench.training.task import Task, make_task
+from open_bench.training.task import Settings, Task, make_task
 
 Find = Callable[[Any, Task], ResolvedOptimizer]
 
@@ -39,7 +39,7 @@ def make_plan(
     study: StudyConfig,
     devices: Sequence[jax.Device],
     steps: int | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
     vmap_size: int | None = None,
     find: Find = resolve,
     baseline_returns: BaselineReturns | None = None,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 from open_bench import plugins
@@ -100,6 +101,34 @@ def find_object(value: Any) -> tuple[names.ParsedName, OptimizerSpec]:
         return names.ParsedName(value.name), find(names.ParsedName(value.name))
     spec = adapters.from_object(value)
     return names.ParsedName(spec.name), spec
+
+
+def told_apart(optimizers: Sequence[Any]) -> Any:
+    """The optimizers, objects that no file tells numbered where they would have one label."""
+
+    def name_of(optimizer: Any) -> str | None:
+        spec = None if isinstance(optimizer, str) else find_object(optimizer)[1]
+        return spec.name if spec is not None and spec.digest is None else None
+
+    def renamed(optimizer: Any, name: str) -> OptimizerSpec:
+        return dataclasses.replace(find_object(optimizer)[1], name=name)
+
+    return plugins.told_apart(optimizers, name_of, renamed)
+
+
+def name_of(optimizer: Any) -> str:
+    """The name by which another process finds what a Python object is; raises UserError where there is none."""
+    if isinstance(optimizer, str):
+        return optimizer
+    parsed, spec = find_object(optimizer)
+    if spec.digest is None and parsed.head not in known():
+        if not spec.needs_theta:
+            raise UserError(f"{parsed} cannot be meta-trained: it has no meta-parameters θ")
+        raise UserError(
+            f"{parsed} is an object that no file tells, so its weights could not be used again: give it a name in a "
+            "module of yours, and pass it as 'module:NAME'"
+        )
+    return str(parsed)
 
 
 def find_policy_loss(name: str) -> PolicyLoss:

@@ -11,13 +11,38 @@ if TYPE_CHECKING:
     from open_bench.api import compare, generalize, leaderboard, load_runs, meta_train, train
     from open_bench.config import Cluster, Execution
     from open_bench.errors import UserError
+    from open_bench.events import (
+        Advanced,
+        Compiled,
+        Compiling,
+        Ended,
+        Evaluated,
+        Finished,
+        Generation,
+        Started,
+        Waiting,
+        Watcher,
+        Work,
+    )
     from open_bench.experiments.agents import load_agent
+    from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, Search
 
 __all__ = [
-    "Cluster", "Execution", "UserError", "compare", "generalize", "leaderboard", "load_agent", "load_runs",
-    "meta_train", "train",
+    "Advanced", "Cluster", "Compiled", "Compiling", "Ended", "Evaluated", "Execution", "Finished", "Generation",
+    "Hyperparameter", "OptimizerSpec", "Search", "Started", "UserError", "Waiting", "Watcher", "Work", "compare",
+    "generalize", "leaderboard", "load_agent", "load_runs", "meta_train", "train",
 ]  # fmt: skip
-_HOMES = {"Cluster": "config", "Execution": "config", "UserError": "errors", "load_agent": "experiments.agents"}
+_CONTENTS = {
+    "config": ("Cluster", "Execution"),
+    "errors": ("UserError",),
+    "events": (
+        "Advanced", "Compiled", "Compiling", "Ended", "Evaluated", "Finished", "Generation", "Started", "Waiting",
+        "Watcher", "Work",
+    ),
+    "experiments.agents": ("load_agent",),
+    "optimizers.spec": ("Hyperparameter", "OptimizerSpec", "Search"),
+}  # fmt: skip
+_HOMES = {name: home for home, names in _CONTENTS.items() for name in names}
 
 
 def __getattr__(name: str) -> object:

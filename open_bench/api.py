@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from open_bench.config import Execution, StudyConfig, build, load_study, quiet_xla
+from open_bench.config import Execution, StudyConfig, build, load_study, quiet_xla, several
 from open_bench.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from open_bench.algorithms.base import Algorithm
     from open_bench.evaluation.leaderboard import Leaderboard
     from open_bench.evaluation.schema import Runs
     from open_bench.experiments.session import Session
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from open_bench.generalization.study import GeneralizationConfig
     from open_bench.meta_training.run import MetaTrained
     from open_bench.meta_training.spec import MetaConfig
+    from open_bench.training.task import Settings
 
 DEFAULT_STUDY, CUSTOM = "quick", "custom"  # CUSTOM: of which neither optimizers nor environments are left
 HERE = Execution()
@@ -26,12 +28,12 @@ def train(
     optimizer: Any,
     environment: Any,
     *,
-    algorithm: str | None = None,
+    algorithm: "str | type[Algorithm] | None" = None,
     budget: str = "quick",
     steps: int | None = None,
     num_seeds: int = 1,
     root_seed: int = 0,
-    settings: Mapping[str, Any] | None = None,
+    settings: "Settings | None" = None,
     execution: Execution = HERE,
     **where: Any,
 ) -> "pd.DataFrame":
@@ -41,10 +43,10 @@ def train(
         optimizer: a name such as "adam:learning_rate=1e-3" or "lion+dpo"; an ``OptimizerSpec``, an optax constructor, a
             function that returns a gradient transformation, or such a transformation.
         environment: a shipped environment, a TOML of yours, a gymnax id; or an environment object or configuration.
-        algorithm: "ppo", "pqn", or a class of yours as "module:Class"; by default the environment's own.
+        algorithm: "ppo", "pqn", or a class of yours, also as "module:Class"; by default the environment's own.
         budget: one of the environment's budgets; ``steps`` (env steps) replaces it.
         num_seeds, root_seed: how many lifetimes (those that are stored are not trained again); the root of all keys.
-        settings: settings of the algorithm to replace, such as ``{"num_envs": 32}``.
+        settings: settings of the algorithm to replace, such as ``{"num_envs": 32}``; or all, as its ``Config``.
         execution: where and how to run; ``**where`` replaces fields of it, as in ``results="mine", devices=1``.
 
     Returns:
@@ -53,23 +55,22 @@ def train(
     Raises:
         UserError: whatever the request has wrong, before anything trains.
     """
+    quiet_xla()
+    from open_bench.algorithms.registry import algorithm_name
+
     values = {
-        "name": "train", "optimizers": (optimizer,), "environments": (environment,), "algorithm": algorithm,
-        "budget": budget, "num_seeds": num_seeds, "root_seed": root_seed,
+        "name": "train", "optimizers": (optimizer,), "environments": (environment,),
+        "algorithm": algorithm_name(algorithm), "budget": budget, "num_seeds": num_seeds, "root_seed": root_seed,
     }  # fmt: skip
-    study = build(StudyConfig, values, "train")
-    session = _session(study, steps, settings, execution, where, ranked=False)
+    session = _session(build(StudyConfig, values, "train"), steps, settings, execution, where, ranked=False)
     return session.run().scores.sort_values("seed", ignore_index=True)
 
 
 def compare(study: str | StudyConfig | None = None, **request: Any) -> "pd.DataFrame":
-    """Train every optimizer on every environment of a study, and rank them.
-
-    The arguments are those of ``prepare``. The study's board (``leaderboard.csv``, ``leaderboard.md``, ``figures/``) is
-    written to the results folder.
+    """Train every optimizer on every environment of a study (see ``prepare``), and write its board and figures.
 
     Returns:
-        The study's leaderboard, a row an optimizer, best first.
+        The leaderboard, a row an optimizer, best first.
     """
     return compare_board(study, **request).table
 
@@ -77,8 +78,7 @@ def compare(study: str | StudyConfig | None = None, **request: Any) -> "pd.DataF
 def compare_board(study: str | StudyConfig | None = None, **request: Any) -> "Leaderboard":
     """``compare``, returning the leaderboard with its notes."""
     session = prepare(study, **request)
-    runs = session.run()
-    board = session.board(runs)
+    board = session.board(runs := session.run())
     session.write(runs, board)
     return board
 
@@ -86,14 +86,14 @@ def compare_board(study: str | StudyConfig | None = None, **request: Any) -> "Le
 def prepare(
     study: str | StudyConfig | None = None,
     *,
-    optimizers: Sequence[Any] | None = None,
-    environments: Sequence[Any] | None = None,
-    algorithm: str | None = None,
+    optimizers: Any = None,
+    environments: Any = None,
+    algorithm: "str | type[Algorithm] | None" = None,
     budget: str | None = None,
     steps: int | None = None,
     num_seeds: int | None = None,
     root_seed: int | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: "Settings | None" = None,
     meta_train: "str | MetaConfig | bool | None" = None,
     baseline: bool = True,
     execution: Execution = HERE,
@@ -106,33 +106,34 @@ def prepare(
             optimizers and other environments it is another study, called "custom".
         meta_train: how learned optimizers without weights get some first: a study, settings, or True for those of the
             study, which are OPEN's published ones where it has none; by default what the study says, if anything;
-            False: not at all. Environments and length of a lifetime are the study's unless that has its own.
-            The weights stay in the library under a name that follows from the settings, and are used again.
+            False: not at all. Environments and length of a lifetime are the study's unless that has its own. The
+            library keeps the weights under a name that follows from the settings.
         baseline: let Adam join where scores need it: the study lacks it, and stored returns do not fit.
     """
+    quiet_xla()
+    from open_bench.algorithms.registry import algorithm_name
     from open_bench.experiments.plan import adjust
 
     chosen = study if isinstance(study, StudyConfig) else load_study(study or DEFAULT_STUDY)
     changes = {
-        "optimizers": optimizers, "environments": environments, "algorithm": algorithm, "budget": budget,
-        "num_seeds": num_seeds, "root_seed": root_seed, "name": CUSTOM if optimizers and environments else None,
+        "optimizers": several(optimizers), "environments": several(environments),
+        "algorithm": algorithm_name(algorithm), "budget": budget, "num_seeds": num_seeds, "root_seed": root_seed,
+        "name": CUSTOM if optimizers and environments else None,
     }  # fmt: skip
-    chosen = adjust(chosen, **{key: tuple(x) if isinstance(x, list) else x for key, x in changes.items()})
+    chosen = adjust(chosen, **changes, meta=None if isinstance(meta_train, bool) else meta_train)
     if isinstance(meta_train, bool):
         chosen = chosen.model_copy(update={"meta": (chosen.meta or {}) if meta_train else None})
-    else:
-        chosen = adjust(chosen, meta=meta_train)
     return _session(chosen, steps, settings, execution, where, baseline=baseline)
 
 
 def _session(
-    study: StudyConfig, steps: int | None, settings: Mapping[str, Any] | None, execution: Execution,
+    study: StudyConfig, steps: int | None, settings: "Settings | None", execution: Execution,
     where: Mapping[str, Any], ranked: bool = True, baseline: bool = True,
 ) -> "Session":  # fmt: skip
-    quiet_xla()
+    from open_bench.experiments.plan import told_apart
     from open_bench.experiments.session import Session
 
-    session = Session(study, steps, settings, execution.but(where), ranked, baseline)
+    session = Session(told_apart(study), steps, settings, execution.but(where), ranked, baseline)
     session.store.check_writable()
     if study.meta is not None:
         from open_bench.meta_training.as_needed import with_weights
@@ -143,12 +144,12 @@ def _session(
 
 
 def meta_train(
-    optimizer: str,
-    environments: Sequence[str] | None = None,
+    optimizer: Any,
+    environments: str | Sequence[str] | None = None,
     *,
     study: "str | MetaConfig | None" = None,
     steps: int | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: "Settings | None" = None,
     name: str | None = None,
     tensorboard: bool = False,
     wandb: str | None = None,
@@ -161,7 +162,7 @@ def meta_train(
     number of devices. With more ``generations`` it continues a finished evolution.
 
     Args:
-        optimizer: such as "open" or "lpo"; with "open@NAME" evolution starts from those weights.
+        optimizer: such as "open", or an ``OptimizerSpec`` that a name finds; "open@NAME" starts from those weights.
         environments: what fitness is measured on, in place of the study's.
         study: a shipped one, a TOML of yours, or settings; by default the published ones of OPEN.
         steps: env steps of a lifetime, in place of a budget's.
@@ -178,7 +179,7 @@ def meta_train(
     quiet_xla()
     from open_bench.meta_training.run import evolve_weights
 
-    changes |= {"environments": environments, "env_steps": steps}
+    changes |= {"environments": several(environments), "env_steps": steps}
     return evolve_weights(optimizer, study, changes, settings, execution, name, tensorboard, wandb)
 
 
@@ -186,9 +187,9 @@ def generalize(
     optimizers: Any,
     *,
     study: "str | GeneralizationConfig" = "smoke",
-    train_on: Sequence[str] = (),
-    axes: Sequence[str] = (),
-    algorithm: str | None = None,
+    train_on: str | Sequence[str] = (),
+    axes: str | Sequence[str] = (),
+    algorithm: Any = None,
     budget: str | None = None,
     steps: int | None = None,
     num_seeds: int | None = None,
@@ -200,9 +201,8 @@ def generalize(
 ) -> "Generalization":
     """Study how optimizers carry over to what they were not trained or tuned on.
 
-    Points along several axes, each with everything else fixed, are run as ordinary experiments; what is stored is not
-    trained again. Tables and figures are written to ``<results>/generalization/<study>``. Adam is always there, as
-    what all are compared with.
+    Points along several axes, each with everything else fixed, are ordinary experiments. Tables and figures are written
+    to ``<results>/generalization/<study>``. Adam is always there, as what all are compared with.
 
     Args:
         optimizers: one or several; see ``train``.
@@ -210,25 +210,21 @@ def generalize(
         train_on: environments that count as the training distribution of those optimizers of which it is not known,
             such as imported weights; of the others the weights' metadata say, or where hyperparameters were tuned.
         axes: only these of the study's.
-        algorithm: at all points that do not vary it; the study is then filed as ``<study>-<algorithm>``.
-        budget: of a lifetime at all points that do not vary its length; ``steps`` (env steps) replaces it.
+        algorithm, budget, steps, settings: at all points that do not vary them; see ``train``. With an algorithm the
+            study is filed as ``<study>-<algorithm>``.
         num_seeds, root_seed: lifetimes at each point; the root of all keys.
-        settings: settings of the algorithm, replaced at all points that do not vary them.
         normalize: "adam" (relative to Adam at the same point), "optimal" (absolute, for gridworlds) or "none".
         execution: where and how to run; see ``train``.
 
     Returns:
         The scored study: ``rows``, ``points``, ``axes`` and ``summary`` are DataFrames, ``notes`` say what to know.
-
-    Raises:
-        UserError: whatever the request has wrong, before anything trains.
     """
     quiet_xla()
     from open_bench.generalization.run import generalize as run
 
     return run(
-        study, optimizers, train_on, axes, normalize, execution.but(where), algorithm=algorithm, budget=budget,
-        steps=steps, settings=settings, num_seeds=num_seeds, root_seed=root_seed,
+        study, several(optimizers), several(train_on), several(axes), normalize, execution.but(where),
+        algorithm=algorithm, budget=budget, steps=steps, settings=settings, num_seeds=num_seeds, root_seed=root_seed,
     )  # fmt: skip
 
 

@@ -112,6 +112,10 @@ class Execution:
     executor: Cluster | None = None
     progress: bool | Watcher | None = None
 
+    def __post_init__(self) -> None:
+        if not (self.progress is None or isinstance(self.progress, bool) or callable(self.progress)):
+            raise UserError(f"progress: {self.progress!r} is neither True nor False nor a function that takes an event")
+
     @property
     def folder(self) -> Path:
         """``results`` as a path."""
@@ -198,3 +202,10 @@ def load_named(model: type[_Model], kind: str, name: str) -> _Model:
         f"unknown study '{name}'.{near_matches(name, files)} "
         f"Known studies: {', '.join(files)}; or give the path of a .toml file."
     )
+
+
+def several(values: Any) -> Any:
+    """One or several as a tuple; None as it is. A gradient transformation is a tuple itself, and one."""
+    if isinstance(values, list | tuple) and not hasattr(values, "update"):
+        return tuple(values)
+    return None if values is None else (values,)

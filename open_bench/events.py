@@ -5,8 +5,8 @@ happened, on the first process alone. Watchers change no number.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,13 @@ class Ended:
 
 
 Event: TypeAlias = Started | Compiling | Compiled | Advanced | Finished | Waiting | Evaluated | Generation | Ended
-Watcher: TypeAlias = Callable[[Event], None]
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Any callable that takes an event."""
+
+    def __call__(self, event: Event, /) -> None: ...
 
 
 def silent(event: Event) -> None:

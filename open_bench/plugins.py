@@ -8,7 +8,7 @@ import inspect
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,35 +60,66 @@ def installed(group: str) -> dict[str, str]:
 
 def is_importable(value: Any) -> bool:
     """Whether another process finds this class or function under its module and name."""
-    found: Any = sys.modules.get(value.__module__) if value.__module__ != "__main__" else None
+    return value.__module__ != "__main__" and is_held(value)
+
+
+def is_held(value: Any) -> bool:
+    """Whether this process finds this class or function under its module and name."""
+    found: Any = sys.modules.get(value.__module__)
     for part in value.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is value
 
 
-def file_digest(value: Any) -> str | None:
-    """The digest of the source of a class or function (``source_digest``), so that an edited file is told apart.
+def file_digest(value: Any, code: Any = None) -> str | None:
+    """The digest of the source that ``place_of`` finds (``source_digest``), so that an edited file is told apart."""
+    place = place_of(value, code)
+    return source_digest(sys.modules[place.partition(":")[0]]) if place is not None else None
 
-    None where no file holds all of it: a notebook's, or one that is defined inside a function.
+
+def place_of(value: Any, code: Any = None) -> str | None:
+    """``module:attribute`` of a class or function that a file tells; or of a value that has one as its ``code``.
+
+    None where no file holds all of it: a notebook's, one that was typed into a session that had begun with a file, one
+    that is defined inside a function, one that goes by no name of its module.
     """
-    path = getattr(sys.modules.get(value.__module__), "__file__", None)
-    if "<locals>" in value.__qualname__ or path is None or not Path(path).is_file():
+    code = value if code is None else code
+    name = getattr(code, "__module__", None) or ""
+    module = sys.modules.get(name)
+    path = getattr(module, "__file__", None)
+    if path is None or not Path(path).is_file():
         return None
-    members = vars(value).values() if isinstance(value, type) else [value]
-    codes = [getattr(inspect.unwrap(member), "__code__", None) for member in members if callable(member)]
-    sources = {code.co_filename for code in codes if code is not None} - {"<string>"}  # what dataclasses generate
+    members = vars(code).values() if isinstance(code, type) else [code]
+    functions = [getattr(inspect.unwrap(member), "__code__", None) for member in members if callable(member)]
+    sources = {function.co_filename for function in functions if function is not None}
+    sources = sources - {"<string>"} or sources  # what dataclasses generate
     if any(Path(source).resolve() != Path(path).resolve() for source in sources):
-        return None  # typed into a session that had begun with a file
-    return source_digest(sys.modules[value.__module__])
+        return None
+    if value is not code:
+        return next((f"{name}:{key}" for key, held in vars(module).items() if held is value), None)
+    return f"{name}:{value.__qualname__}" if hasattr(value, "__qualname__") and is_held(value) else None
+
+
+def told_apart(values: Sequence[Any], name_of: Callable[[Any], str | None], renamed: Callable[[Any, str], Any]) -> Any:
+    """The values, those of which several go by one name renamed NAME#1, NAME#2, …; None is no name to be changed."""
+    names = [name_of(value) for value in values]
+    alike: dict[str | None, list[int]] = {name: [] for name in names}
+    for value, name in zip(values, names, strict=True):
+        alike[name] += [id(value)] if id(value) not in alike[name] else []
+    return tuple(
+        value if name is None or len(alike[name]) == 1 else renamed(value, f"{name}#{alike[name].index(id(value)) + 1}")
+        for value, name in zip(values, names, strict=True)
+    )
 
 
 def source_digest(module: Any) -> str | None:
-    """Eight hexadecimal digits of a module's source and of the modules beside it that it imports; None without a file.
+    """Eight hexadecimal digits of a module's source and of the modules beside it that it imports.
 
+    None without a file, or in a session, where anybody may have typed what its file does not hold.
     An edited file, or an edited helper, is another optimizer.
     """
     path = Path(getattr(module, "__file__", None) or "")
-    if not path.is_file():
+    if not path.is_file() or (module.__name__ == "__main__" and hasattr(sys, "ps1")):
         return None
     depth = module.__name__.count(".") + (path.name == "__init__.py")
     root = path.resolve().parents[depth]

@@ -1,5 +1,6 @@
 """The public functions: objects where a name is welcome, algorithms from outside, one entry for a new statistic."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pandas as pd
 import pytest
 from commands import OpenBench
 from probes import Probe
-from tiny import PQN_SETTINGS, SETTINGS, STEPS, Log
+from tiny import PQN_SETTINGS, SETTINGS, STEPS, TINY, Log
 
 import open_bench
+from open_bench.algorithms.ppo import PPO
 from open_bench.config import StudyConfig
 from open_bench.errors import UserError
 from open_bench.optimizers.registry import known
@@ -104,6 +106,67 @@ def test_objects_stand_in_studies_too(tmp_path: Path) -> None:
     assert set(table["optimizer"].str.partition("#")[0]) == {f"{__name__}:mine", "optax.adam"}
 
 
+def labels(optimizers: Any, environments: Any = "cartpole", **request: Any) -> list[tuple[str, str]]:
+    """Rows that a study would have."""
+    from open_bench.api import prepare
+
+    experiments = prepare(optimizers=optimizers, environments=environments, devices=1, **request).plan.experiments
+    return [(each.label, each.task.name) for each in experiments]
+
+
+def test_one_is_as_good_as_a_list_of_one() -> None:
+    """Also a transformation, which is a tuple itself."""
+    assert labels("adam") == labels(["adam"], ["cartpole"]) == [("adam", "cartpole")]
+    assert labels(optax.sgd(0.1)) == [("GradientTransformationExtraArgs", "cartpole")]
+
+
+def test_objects_that_no_file_tells_are_numbered() -> None:
+    kind = "GradientTransformationExtraArgs"
+    built = [optax.sgd(0.1), "adam", optax.adam(1e-3)]
+    assert [label for label, _ in labels(built)] == [f"{kind}#1", "adam", f"{kind}#2"]
+    rules = [lambda learning_rate=rate: optax.sgd(learning_rate) for rate in (0.1, 0.2)]
+    names = [label for label, _ in labels(rules)]
+    assert [name.rpartition("#")[2] for name in names] == ["1", "2"]
+    assert labels("adam", [Probe(length=2), Probe(length=3)]) == [("adam", "Probe#1"), ("adam", "Probe#2")]
+    same = optax.sgd(0.1)
+    with pytest.raises(UserError, match="listed twice"):
+        labels([same, same])
+
+
+def test_numbered_objects_train(tmp_path: Path) -> None:
+    """Each under its own name."""
+    small = {"settings": {**SETTINGS, "num_envs": 4}, "steps": STEPS, "devices": 1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        open_bench.compare(
+            optimizers=[optax.sgd(0.0), optax.sgd(1.0)], environments=[Probe(length=3)], num_seeds=1, results=tmp_path,
+            **small,
+        )  # fmt: skip
+    optimizers = open_bench.load_runs(tmp_path).scores["optimizer"]
+    assert {"GradientTransformationExtraArgs#1", "GradientTransformationExtraArgs#2"} <= set(optimizers)
+
+
+def test_settings_are_welcome_as_an_object() -> None:
+    """They replace all of the algorithm's."""
+    from open_bench.api import prepare
+
+    tasks = [
+        prepare(optimizers="adam", environments="cartpole", settings=settings).plan.experiments[0].task
+        for settings in (TINY, TINY.model_dump())
+    ]
+    assert tasks[0] == tasks[1]
+    assert tasks[0].settings == TINY
+    with pytest.raises(UserError, match="PPOConfig is not of pqn, which cartpole is trained with: give a PQNConfig"):
+        labels("adam", settings=TINY, algorithm="pqn")
+    with pytest.raises(UserError, match="settings: 3 is no table"):
+        labels("adam", settings=3)
+
+
+def test_progress_is_checked() -> None:
+    with pytest.raises(UserError, match="progress: 3 is neither"):
+        labels("adam", progress=3)
+
+
 # --- lengths ----------------------------------------------------------------------------------------------------------
 
 
@@ -116,6 +179,21 @@ def test_steps_that_equal_a_budget_are_that_budget(tmp_path: Path) -> None:
         names.append([(each.name, each.task.budget) for each in session.plan.experiments])
     assert names[0] == names[1]
     assert names[0][0][1] == "short"
+
+
+# --- meta-training ---
+
+
+def test_a_spec_is_meta_trained_by_its_name(tmp_path: Path) -> None:
+    from open_bench.optimizers.registry import name_of
+
+    optimizers = known()
+    assert name_of(optimizers["open"]) == "open"
+    for thing in (optax.sgd(0.1), mine, optimizers["adam"], OptimizerSpec("own", "", lambda theta, length: None)):
+        with pytest.raises(UserError, match="cannot be meta-trained: it has no meta-parameters"):
+            open_bench.meta_train(thing, "cartpole", results=tmp_path)
+    with pytest.raises(UserError, match="own is an object that no file tells"):
+        name_of(dataclasses.replace(optimizers["open"], name="own"))
 
 
 # --- another algorithm ------------------------------------------------------------------------------------------------
@@ -217,6 +295,25 @@ def test_an_algorithm_from_outside_trains(reinforce: Path, tmp_path: Path, openb
     )
     assert not log.started
     assert len(scores) == 2
+
+
+def test_an_algorithm_is_welcome_as_its_class(reinforce: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import my_reinforce
+
+    from open_bench.api import prepare
+
+    kind = my_reinforce.Reinforce
+    for given, name in ((PPO, "ppo"), (kind, "my_reinforce:Reinforce")):
+        session = prepare(optimizers="adam", environments="cartpole", algorithm=given)
+        assert session.plan.experiments[0].task.algorithm == name
+    settings = kind.Config(num_envs=4, num_steps=16)
+    assert labels("adam", algorithm=kind, settings=settings) == [("adam", "cartpole[num_envs=4,num_steps=16]")]
+    for thing, message in ((TINY, "PPOConfig object is neither a name nor a class"), (int, "is no subclass of")):
+        with pytest.raises(UserError, match=message):
+            labels("adam", algorithm=thing)
+    monkeypatch.delattr(my_reinforce, "Reinforce")
+    with pytest.raises(UserError, match="define the class at the top of a module"):
+        labels("adam", algorithm=kind)
 
 
 def test_an_algorithm_from_outside_refuses_what_it_has_not(reinforce: Path, tmp_path: Path) -> None:

@@ -1,18 +1,20 @@
 """The documentation's code runs, its commands and links exist, and the README stays short."""
 
 import ast
+import dataclasses
 import importlib
 import re
 import shlex
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
 
 import open_bench
+from open_bench import events
 from open_bench.optimizers.conformance import check
 from open_bench.optimizers.resolve import resolve
 
@@ -109,6 +111,17 @@ def test_the_documented_statistic_is_a_column(files: Path) -> None:
     finally:
         METRICS.pop("best_return", None)
     assert (rows["best_return"] >= rows["mean_return"]).all()
+
+
+def test_the_documented_watcher_is_told(files: Path) -> None:
+    assert importlib.import_module("watch_returns").returns
+
+
+def test_every_event_and_its_fields_are_in_the_table() -> None:
+    for event in get_args(events.Event):
+        (row,) = re.findall(rf"^\| `{event.__name__}` \|.*$", EXTENDING, re.MULTILINE)
+        assert [f"`{field.name}`" in row for field in dataclasses.fields(event)].count(False) == 0, row
+        assert getattr(open_bench, event.__name__) is event
 
 
 def test_the_documented_studies_are_accepted(files: Path) -> None:

@@ -34,6 +34,22 @@ def find_algorithm(name: str) -> type[Algorithm]:
     return _checked(name, plugins.load_attribute("algorithm", source))
 
 
+def algorithm_name(algorithm: Any) -> Any:
+    """The name of an algorithm that may be given as its class; raises UserError for another object."""
+    if algorithm is None or isinstance(algorithm, str):
+        return algorithm
+    if not isinstance(algorithm, type):
+        raise UserError(
+            f"algorithm: a {type(algorithm).__name__} object is neither a name nor a class: give the class, and its "
+            "settings by settings="
+        )
+    shipped = next((name for name, kind in ALGORITHMS.items() if kind is algorithm), None)
+    name = shipped or f"{algorithm.__module__}:{algorithm.__qualname__}"
+    if shipped is None and not plugins.is_held(_checked(name, algorithm)):
+        raise UserError(f"algorithm '{name}' is found under no such name: define the class at the top of a module")
+    return name
+
+
 def code_identity(name: str) -> dict[str, str]:
     """What tells an algorithm of a user's from its earlier versions, as JSON values; nothing of those that ship."""
     if name in ALGORITHMS:

@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,18 @@ def _of_class(name: str, kind: type[Environment], thing: type[Environment] | Non
     digest = plugins.file_digest(kind)
     config = _default(kind.__name__, _description(kind), "own", f"{kind.__module__}:{kind.__qualname__}")
     return config.model_copy(update={"name": f"{name}#{digest}" if digest else name}).made_by(digest, thing)
+
+
+def told_apart(environments: Sequence[Any]) -> Any:
+    """The environments, objects that are known to this process alone numbered where they would have one name."""
+
+    def name_of(given: Any) -> str | None:
+        config = None if isinstance(given, str) else load_environment(given)
+        return config.name if config is not None and not config.stored else None
+
+    return plugins.told_apart(
+        environments, name_of, lambda given, name: load_environment(given).model_copy(update={"name": name})
+    )
 
 
 def _description(kind: type) -> str:

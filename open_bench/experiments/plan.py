@@ -1,19 +1,21 @@
 """From names to experiments. Everything that a user can get wrong is found here, before anything trains."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from open_bench.config import StudyConfig, build
+from open_bench.environments import registry as environments
 from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import BaselineReturns
 from open_bench.evaluation.metrics import ADAM, JOINED, ScalePlan, scale_plan
 from open_bench.experiments.experiment import Experiment
+from open_bench.optimizers import registry as optimizers
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
 from open_bench.training.devices import default_vmap_size
-from open_bench.training.task import Task, make_task
+from open_bench.training.task import Settings, Task, make_task
 
 Find = Callable[[Any, Task], ResolvedOptimizer]
 
@@ -41,7 +43,7 @@ def make_plan(
     study: StudyConfig,
     devices: Sequence[jax.Device],
     steps: int | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
     vmap_size: int | None = None,
     find: Find = resolve,
     baseline_returns: BaselineReturns | None = None,
@@ -141,6 +143,15 @@ def random_experiments(experiments: Sequence[Experiment]) -> tuple[Experiment, .
 def with_random_policy(experiment: Experiment) -> Experiment:
     """The random policy in place of what an experiment trains."""
     return dataclasses.replace(experiment, task=experiment.task.random(), optimizer=None)
+
+
+def told_apart(study: StudyConfig) -> StudyConfig:
+    """The study, with numbers in the names of objects that would have one name."""
+    apart = {
+        "optimizers": optimizers.told_apart(study.optimizers),
+        "environments": environments.told_apart(study.environments),
+    }
+    return study.model_copy(update=apart)
 
 
 def adjust(study: StudyConfig, **changes: Any) -> StudyConfig:

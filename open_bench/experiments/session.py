@@ -4,9 +4,7 @@ import dataclasses
 import functools
 import json
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -24,6 +22,7 @@ from open_bench.experiments.store import Store
 from open_bench.files import write_atomically
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.devices import start
+from open_bench.training.task import Settings
 
 STUDY_FILE = "study.json"  # which study the folder's board is of
 
@@ -43,7 +42,7 @@ class Session:
 
     study: StudyConfig
     steps: int | None
-    settings: Mapping[str, Any] | None
+    settings: Settings | None
     execution: Execution
     ranked: bool = True
     baseline: bool = True

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pandas as pd
 
+from open_bench.algorithms.registry import algorithm_name
 from open_bench.config import Execution
 from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError, check_known
@@ -34,6 +35,7 @@ from open_bench.generalization.study import (
     task_name,
     training_point,
 )
+from open_bench.optimizers.registry import told_apart
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
 from open_bench.training.devices import start
 from open_bench.training.keys import stream
@@ -116,20 +118,19 @@ def _carried_over(optimizer: Any, task: Task) -> ResolvedOptimizer:
 
 
 def generalize(
-    study: str | GeneralizationConfig, optimizers: Any, train_on: Sequence[str], axes: Sequence[str],
+    study: str | GeneralizationConfig, optimizers: Sequence[Any], train_on: Sequence[str], axes: Sequence[str],
     normalizer: str, execution: Execution, **changes: Any,
 ) -> Generalization:  # fmt: skip
     """``open_bench.generalize``: plan, train what is missing, score, write."""
     check_known("normalizer", normalizer, NORMALIZERS)
-    several = isinstance(optimizers, list | tuple) and not hasattr(optimizers, "update")
+    changes["algorithm"] = algorithm_name(changes.get("algorithm"))
     chosen = adjusted(load_generalization(study) if isinstance(study, str) else study, **changes)
     store = Store(execution.folder)
     store.check_writable()
     devices = start(execution.devices, execution.executor)
     plan = make_plan(
-        chosen, list(optimizers) if several else [optimizers], devices, train_on=train_on, axes=axes,
-        vmap_size=execution.vmap_size,
-    )  # fmt: skip
+        chosen, told_apart(optimizers), devices, train_on=train_on, axes=axes, vmap_size=execution.vmap_size
+    )
     evidence = run(plan, store, devices, watcher_of(execution), execution.save_agents)
     scored = generalization(evidence, normalizer, BASELINE)
     write(scored, folder_of(execution.folder, chosen.name))

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from open_bench.algorithms.base import AlgorithmConfig
 from open_bench.environments.registry import has_levels
 from open_bench.errors import UserError, check_known
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
@@ -24,7 +25,7 @@ from open_bench.optimizers.resolve import UNTRAINED, ResolvedOptimizer, resolve
 from open_bench.optimizers.spec import Theta
 from open_bench.training.devices import default_vmap_size
 from open_bench.training.record import METRICS
-from open_bench.training.task import Task, make_task
+from open_bench.training.task import Settings, Task, make_task
 from open_bench.weights.format import content_hash
 
 COMPARED = "adam"  # what evaluations of the mean θ are compared with
@@ -99,7 +100,7 @@ def make_request(
     config: MetaConfig,
     baseline_returns: BaselineReturns,
     devices: Sequence[jax.Device],
-    settings: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
 ) -> Request:
     """Check everything that can be wrong before anything is compiled.
 
@@ -138,9 +139,9 @@ def make_request(
     )
 
 
-def _tasks(environments: Sequence[str], config: MetaConfig, settings: Mapping[str, Any] | None) -> list[Task]:
+def _tasks(environments: Sequence[str], config: MetaConfig, settings: Settings | None) -> list[Task]:
     """Tasks under the environments' own names: their Adam, keys and baselines are those of the settings that ship."""
-    chosen = {**config.settings, **(settings or {})}
+    chosen = settings if isinstance(settings, AlgorithmConfig) else {**config.settings, **(settings or {})}
     made = [
         make_task(name, algorithm=config.algorithm, budget=config.budget, steps=config.env_steps, settings=chosen)
         for name in environments

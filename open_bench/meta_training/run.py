@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pandas as pd
 
+from open_bench.algorithms.registry import algorithm_name
 from open_bench.config import Execution
 from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import load_baseline_returns
@@ -29,8 +30,10 @@ from open_bench.meta_training.fitness import Evaluator, Fitness, FitnessTask
 from open_bench.meta_training.logging import logged
 from open_bench.meta_training.request import COMPARED, Request, make_request
 from open_bench.meta_training.spec import MetaConfig, adjusted
+from open_bench.optimizers.registry import name_of
 from open_bench.optimizers.spec import EMPTY_THETA, Theta
 from open_bench.training.devices import start
+from open_bench.training.task import Settings
 from open_bench.weights import library
 from open_bench.weights.format import WeightsError, content_hash, load_weights, save_weights
 
@@ -61,7 +64,7 @@ class MetaTrained:
 
 
 def evolve_weights(
-    optimizer: str, study: str | MetaConfig | None, changes: Mapping[str, Any], settings: Mapping[str, Any] | None,
+    optimizer: Any, study: str | MetaConfig | None, changes: Mapping[str, Any], settings: Settings | None,
     execution: Execution, name: str | None, tensorboard: bool, wandb: str | None,
 ) -> MetaTrained:  # fmt: skip
     """``open_bench.meta_train``: check the request, evolve, store."""
@@ -69,9 +72,10 @@ def evolve_weights(
     execution = execution.but({key: value for key, value in changes.items() if key in fields})
     Store(execution.folder).check_writable()
     changes = {key: value for key, value in changes.items() if key not in fields}
+    changes["algorithm"] = algorithm_name(changes.get("algorithm"))
     config = adjusted(study, {**changes, "vmap_size": changes.get("vmap_size") or execution.vmap_size})
     devices = start(execution.devices, execution.executor)
-    request = make_request(optimizer, config, load_baseline_returns(), devices, settings)
+    request = make_request(name_of(optimizer), config, load_baseline_returns(), devices, settings)
     watcher = logged(watcher_of(execution), request, execution.folder, name, tensorboard, wandb)
     return meta_train(request, execution.folder, name, devices, watcher, provenance())
 

@@ -58,9 +58,16 @@ _REFUSED = {
 REFUSED = {name: reason for reason, names in _REFUSED.items() for name in names.split()}
 PART = "scale_by_"  # names of parts begin so
 
+_BIAS = jax.ShapeDtypeStruct((2,), jnp.float32)
+_LAYERS = {"layer_00_dense": {"kernel": jax.ShapeDtypeStruct((3, 2), jnp.float32), "bias": _BIAS}}
+TINY_AGENTS = {
+    "actor": {"actor": {**_LAYERS, "log_std": _BIAS}, "critic": _LAYERS},
+    "q": {"q": _LAYERS},
+}  # by what acts
+
 
 def searchable(**spaces: Search) -> Callable[[Function], Function]:
-    """Say where ``openbench tune`` looks for a function's arguments.
+    """Say where a search for a function's arguments looks.
 
     Example::
 
@@ -102,27 +109,42 @@ def from_attribute(module_name: str, attribute: str) -> OptimizerSpec:
     """``module:attribute``: an OptimizerSpec, an optax-style constructor, or a gradient transformation."""
     name = f"{module_name}:{attribute}"
     value = plugins.load_attribute("optimizer", name)
-    return dataclasses.replace(from_value(name, value), digest=plugins.source_digest(sys.modules[module_name]) or "")
+    return dataclasses.replace(from_value(name, value), digest=plugins.source_digest(sys.modules[module_name]))
 
 
 def from_object(value: Any) -> OptimizerSpec:
     """A Python object where a name is expected: an optax constructor, a transformation, a spec, a function.
 
-    Its digest is None when no file tells what it does (a notebook's function, one with captured variables, a built
-    transformation), so that stored results are never taken for it.
+    What a file tells is what ``module:attribute`` means. Of anything else (a notebook's function, one with captured
+    variables, a built transformation) the digest is None, so that stored results are never taken for it.
     """
-    if isinstance(value, OptimizerSpec) and value.make.__module__.startswith("open_bench."):
-        return value
-    function = value.func if isinstance(value, functools.partial) else value if callable(value) else None
-    module = sys.modules.get(getattr(function, "__module__", None) or "")
-    name = getattr(function, "__qualname__", type(value).__name__)
-    if module is not None and module.__name__.split(".")[0] == "optax" and function is value:
-        path = name if getattr(optax, name, None) is value else f"contrib.{name}"
-        return from_optax(path)
+    function = value.func if isinstance(value, functools.partial) else value
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", type(function).__name__)
+    if callable(value) and function is value and str(module).partition(".")[0] == "optax":
+        return from_optax(name if getattr(optax, name, None) is value else f"contrib.{name}")
+    place = plugins.place_of(value, value.make if isinstance(value, OptimizerSpec) else None)
+    if place is not None:
+        return dataclasses.replace(from_attribute(*place.split(":")), name=place)
     if isinstance(value, OptimizerSpec):
-        return dataclasses.replace(from_value(value.name, value), digest=_digest_of(value.make))
-    where = f"{module.__name__}:" if module is not None and function is not None else ""
-    return dataclasses.replace(from_value(f"{where}{name}", value), digest=_digest_of(function))
+        name = value.name
+    elif callable(function):
+        name = f"{module}:{name}"
+    return dataclasses.replace(from_value(name, value), digest=None)
+
+
+def bound_settings(value: functools.partial[Any]) -> tuple[tuple[str, Any], ...] | None:
+    """What a partial binds, as settings in a name; None where it binds what those cannot be, such as functions."""
+    try:
+        signature = inspect.signature(value.func)
+        bound = signature.bind_partial(*value.args, **value.keywords).arguments
+    except (TypeError, ValueError):
+        return None
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for key, setting in bound.items():
+        plain = setting is None or isinstance(setting, bool | int | float | str)
+        if key in FILLED or not plain or signature.parameters[key].kind not in by_name:
+            return None
+    return tuple(sorted(bound.items()))
 
 
 def from_value(name: str, value: Any) -> OptimizerSpec:
@@ -227,15 +249,15 @@ def _try(build: Callable[..., Any], defaults: dict[str, Any]) -> tuple[set[str],
     """
     numbers = [key for key, default in defaults.items() if isinstance(default, float)]
 
-    def step(traced: dict[str, Any]) -> Any:
-        return dry_step(build({}, TrainingLength(2, 2, 2), {**defaults, **traced}))
-
     def works(names: Sequence[str]) -> bool:
-        try:
-            jax.eval_shape(step, {key: jnp.float32(defaults[key]) for key in names})
-        except Exception:  # any branch on a tracer; each library has its own words for it
-            return False
-        return True
+        traced = {key: jnp.float32(defaults[key]) for key in names}
+        for acting in TINY_AGENTS:
+            try:
+                dry_step(lambda values: build({}, TrainingLength(2, 2, 2), {**defaults, **values}), traced, acting)
+            except Exception:  # any branch on a tracer; each library has its own words for it
+                continue
+            return True
+        return False
 
     if not works([]):
         return set(), False
@@ -246,21 +268,33 @@ def _try(build: Callable[..., Any], defaults: dict[str, Any]) -> tuple[set[str],
     return (set(single) if works(single) else set()), free
 
 
-def dry_step(optimizer: optax.GradientTransformation) -> Any:
-    """One update of a tiny agent, to be traced: ``(params, state before, updates, state after)``."""
-    params, zero, unit = _tiny_params(), jnp.float32(0), {"layer_00_dense": jnp.ones(2)}
-    state = optimizer.init(params)
-    updates, after = optax.with_extra_args_support(optimizer).update(
-        params, state, params, training_fraction=zero, epoch_fraction=zero, new_rollout=jnp.bool_(True),
-        activations={"actor": unit, "critic": unit}, loss=zero, value=zero, key=jax.random.key(0),
-        acting_network="actor",
-    )  # fmt: skip
-    return params, state, updates, after
+def dry_step(make: Callable[[Any], optax.GradientTransformation], inputs: Any, acting: str, params: Any = None) -> Any:
+    """One update of an agent, traced and never run: shapes of ``(params, state before, updates, state after)``.
 
+    Args:
+        make: ``inputs``, as tracers, → the optimizer.
+        acting: name of the network that acts.
+        params: of the agent, or their shapes; by default those of a tiny one.
+    """
 
-def _tiny_params() -> Any:
-    layer = {"kernel": jnp.zeros((3, 2)), "bias": jnp.zeros(2)}
-    return {"actor": {"layer_00_dense": layer, "log_std": jnp.zeros(2)}, "critic": {"layer_00_dense": layer}}
+    def step(params: Any, inputs: Any) -> Any:
+        optimizer, zero = optax.with_extra_args_support(make(inputs)), jnp.float32(0)
+        activations = {
+            network: {
+                layer: jnp.ones(jax.tree.leaves(leaves)[0].shape[-1:])
+                for layer, leaves in layers.items()
+                if isinstance(leaves, Mapping)
+            }
+            for network, layers in params.items()
+        }
+        state = optimizer.init(params)
+        updates, after = optimizer.update(
+            params, state, params, training_fraction=zero, epoch_fraction=zero, new_rollout=jnp.bool_(True),
+            activations=activations, loss=zero, value=zero, key=jax.random.key(0), acting_network=acting,
+        )  # fmt: skip
+        return params, state, updates, after
+
+    return jax.eval_shape(step, TINY_AGENTS[acting] if params is None else params, inputs)
 
 
 # --- schedule-free methods -------------------------------------------------------------------------------------------
@@ -274,7 +308,7 @@ def _schedule_free_states(state: Any) -> list[Any]:
 def _is_schedule_free(make: Callable[[], optax.GradientTransformation]) -> bool:
     """Whether the state holds a schedule-free iterate, so that the agent acts at another point than y."""
     try:
-        return bool(_schedule_free_states(jax.eval_shape(lambda: make().init(_tiny_params()))))
+        return bool(_schedule_free_states(jax.eval_shape(lambda params: make().init(params), TINY_AGENTS["actor"])))
     except Exception:  # said where it is used
         return False
 
@@ -282,13 +316,3 @@ def _is_schedule_free(make: Callable[[], optax.GradientTransformation]) -> bool:
 def _schedule_free_params(state: Any, params: Any) -> Any:
     """x of the schedule-free method: where the agent acts (Defazio et al. 2024, arXiv 2405.15682)."""
     return optax.contrib.schedule_free_eval_params(_schedule_free_states(state)[0], params)
-
-
-def _digest_of(function: Any) -> str | None:
-    """The digest of a function's file; None where the file does not say what the function does."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    bound = inspect.ismethod(function) or getattr(function, "__closure__", None)
-    if function is None or bound or "<" in getattr(function, "__qualname__", "<"):
-        return None
-    return plugins.source_digest(sys.modules.get(function.__module__))

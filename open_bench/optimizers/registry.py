@@ -1,7 +1,10 @@
 """The registry: names → specs. It knows neither tasks nor weights."""
 
+import dataclasses
+import functools
 import math
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 from open_bench import plugins
@@ -60,9 +63,11 @@ def find(parsed: names.ParsedName) -> OptimizerSpec:
         return resolve_bridge(f"{parsed.head}:{parsed.attribute or ''}")
     if parsed.attribute is not None:
         return adapters.from_attribute(parsed.head, parsed.attribute)
-    specs = known()
-    if parsed.head in specs:
-        return specs[parsed.head]
+    if parsed.head in _registered:
+        spec = _registered[parsed.head]
+        return dataclasses.replace(spec, digest=plugins.file_digest(spec, spec.make))
+    if parsed.head in known():
+        return known()[parsed.head]
     if parsed.head.startswith("optax."):
         return adapters.from_optax(parsed.head.removeprefix("optax."))
     installed = plugins.installed(ENTRY_POINTS)
@@ -72,6 +77,58 @@ def find(parsed: names.ParsedName) -> OptimizerSpec:
         f"unknown optimizer '{parsed.head}'.{near_matches(parsed.head, available())} "
         "`openbench list optimizers` shows all of them; anything in optax is optax.NAME."
     )
+
+
+def find_object(value: Any) -> tuple[names.ParsedName, OptimizerSpec]:
+    """What a Python object means (``adapters.from_object``), and how it is written as a name.
+
+    What a ``functools.partial`` binds are settings of its function, where they can be.
+
+    Raises:
+        UserError: it cannot be used, or it is a spec that calls itself like a registered one.
+    """
+    if isinstance(value, functools.partial) and (settings := adapters.bound_settings(value)) is not None:
+        spec = adapters.from_object(value.func)
+        if spec.digest is not None:
+            return names.ParsedName(spec.name, settings=settings), spec
+    if isinstance(value, OptimizerSpec) and value.name in known():
+        if known()[value.name] is not value:
+            raise UserError(
+                f"an OptimizerSpec calls itself '{value.name}', and another optimizer is registered under this name: "
+                f"give it a name of its own, as in dataclasses.replace(spec, name='my-{value.name}'); the registered "
+                f"one is the text '{value.name}'"
+            )
+        return names.ParsedName(value.name), find(names.ParsedName(value.name))
+    spec = adapters.from_object(value)
+    return names.ParsedName(spec.name), spec
+
+
+def told_apart(optimizers: Sequence[Any]) -> Any:
+    """The optimizers, objects that no file tells numbered where they would have one label."""
+
+    def name_of(optimizer: Any) -> str | None:
+        spec = None if isinstance(optimizer, str) else find_object(optimizer)[1]
+        return spec.name if spec is not None and spec.digest is None else None
+
+    def renamed(optimizer: Any, name: str) -> OptimizerSpec:
+        return dataclasses.replace(find_object(optimizer)[1], name=name)
+
+    return plugins.told_apart(optimizers, name_of, renamed)
+
+
+def name_of(optimizer: Any) -> str:
+    """The name by which another process finds what a Python object is; raises UserError where there is none."""
+    if isinstance(optimizer, str):
+        return optimizer
+    parsed, spec = find_object(optimizer)
+    if spec.digest is None and parsed.head not in known():
+        if not spec.needs_theta:
+            raise UserError(f"{parsed} cannot be meta-trained: it has no meta-parameters θ")
+        raise UserError(
+            f"{parsed} is an object that no file tells, so its weights could not be used again: give it a name in a "
+            "module of yours, and pass it as 'module:NAME'"
+        )
+    return str(parsed)
 
 
 def find_policy_loss(name: str) -> PolicyLoss:

@@ -18,7 +18,7 @@ import numpy as np
 from open_bench import config, files, plugins
 from open_bench.algorithms.base import Learning
 from open_bench.algorithms.policy_losses import PPO, PolicyLoss
-from open_bench.algorithms.registry import find_algorithm
+from open_bench.algorithms.registry import ALGORITHMS, find_algorithm
 from open_bench.config import TrainingLength
 from open_bench.errors import UserError
 from open_bench.optimizers import adapters, names, registry
@@ -122,7 +122,11 @@ def resolve(
         UserError: unknown name or setting (with near matches), a value of the wrong kind, weights that are absent or do
             not fit, a policy loss where the algorithm has none, or an optimizer that cannot run on gradients alone.
     """
-    parsed, spec = _named(optimizer)
+    if isinstance(optimizer, str):
+        parsed = names.parse(optimizer)
+        spec = registry.find(parsed)
+    else:
+        parsed, spec = registry.find_object(optimizer)
     spec, policy_loss = _with_policy_loss(spec, parsed, task)
     given = registry.check_settings(spec, dict(parsed.settings))
     algorithm = tuned_for or (task.algorithm if task is not None else "")
@@ -133,16 +137,8 @@ def resolve(
         if require_weights:
             raise UserError(how_to_get_weights(found, task))
         return found
-    _dry_run(found)
+    _dry_run(found, task)
     return found
-
-
-def _named(optimizer: Any) -> tuple[names.ParsedName, OptimizerSpec]:
-    if isinstance(optimizer, str):
-        parsed = names.parse(optimizer)
-        return parsed, registry.find(parsed)
-    spec = adapters.from_object(optimizer)
-    return names.ParsedName(spec.name), spec
 
 
 def _with_policy_loss(
@@ -172,7 +168,7 @@ def _hyperparameters(
     chosen = _chosen(shipped, task, algorithm) if task is not None else None
     if chosen and task is not None:
         found_at, table = chosen
-        values |= {key: registry.check_value(spec, key, value) for key, value in table["values"].items()}
+        values |= registry.check_settings(spec, table["values"])
         # Published settings, for any budget, were tuned at the full one; a family's on one of its environments.
         origin = table["origin"]
         tuned_on = table.get("environment", task.base), algorithm, found_at.replace("any", "full")
@@ -275,21 +271,31 @@ def how_to_get_weights(found: ResolvedOptimizer, task: Task | None) -> str:
 _dry_runs: set[tuple[Any, ...]] = set()  # what has passed
 
 
-def _dry_run(found: ResolvedOptimizer) -> None:
-    """Trace one step on a tiny agent, so that an optimizer that cannot work says so before anything trains."""
+def _dry_run(found: ResolvedOptimizer, task: Task | None) -> None:
+    """Trace one step on an agent of the task's algorithm, so that what cannot work says so before anything trains."""
+    algorithm = find_algorithm(task.algorithm) if task is not None else None
     static = tuple(sorted((key, str(x)) for key, x in found.hyperparameters.items()))
-    done = (found.label, found.spec.make, static, found.theta_hash)
+    done = (found.label, found.spec.make, static, found.theta_hash, algorithm)
     if done in _dry_runs:
         return
-    try:
-        params, before, updates, after = jax.eval_shape(
-            lambda: adapters.dry_step(found.learning(TrainingLength(2, 2, 2), found.inputs).optimizer)
-        )
-    except UserError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}{plugins.line_of(error)}"
-        raise UserError(f"{found.label} cannot make an update from gradients and extras: {reason}") from error
+    params = task.params() if task is not None and task.algorithm not in ALGORITHMS else None
+    problem: Exception | None = None
+    for acting in [algorithm.acting_network] if algorithm is not None else adapters.TINY_AGENTS:
+        try:
+            params, before, updates, after = adapters.dry_step(
+                lambda inputs: found.learning(TrainingLength(2, 2, 2), inputs).optimizer, found.inputs, acting, params
+            )
+            break
+        except UserError:
+            raise
+        except Exception as error:
+            problem = problem or error
+    else:
+        reason = f"{type(problem).__name__}: {problem}{plugins.line_of(problem)}" if problem else ""
+        where = f" of {task.algorithm}" if task is not None else ""
+        raise UserError(
+            f"{found.label} cannot make an update from the gradients and extras{where}: {reason}"
+        ) from problem
     for what, shown, expected in (("updates", updates, params), ("state", after, before)):
         if kinds(shown) != kinds(expected):
             whose = "the parameters" if what == "updates" else "the state of init"

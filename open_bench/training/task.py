@@ -7,15 +7,19 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import optax
 
-from open_bench.algorithms.base import Algorithm, AlgorithmConfig
+from open_bench.algorithms.base import Algorithm, AlgorithmConfig, Learning
 from open_bench.algorithms.registry import ALGORITHMS, RANDOM, build_config, code_identity, find_algorithm
 from open_bench.config import TrainingLength
 from open_bench.environments.base import Environment
 from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.registry import load_environment, make_environment, read_files
 from open_bench.errors import UserError
+
+Settings = Mapping[str, Any] | AlgorithmConfig  # of an algorithm: those to replace, or all of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +102,17 @@ class Task:
         """The algorithm on the environment."""
         return find_algorithm(self.algorithm)(self.settings, self.make_environment())
 
+    def params(self) -> Any:
+        """Shapes of the agent's parameters; nothing is run."""
+        algorithm, key = self.make_algorithm(), jax.random.key(0)
+        learning = Learning(optax.with_extra_args_support(optax.identity()), lambda state, params: params, None)
+        try:
+            return jax.eval_shape(lambda key: algorithm.init(key, key, learning).params, key)
+        except Exception as error:  # whatever the author's code raises
+            raise UserError(
+                f"{self.algorithm} cannot begin on {self.name}: its init fails with {type(error).__name__}: {error}"
+            ) from error
+
     def random(self) -> "Task":
         """The same environment, copies, lengths and keys for the random policy."""
         values = {"num_envs": self.settings.num_envs, "num_steps": self.settings.num_steps}
@@ -117,7 +132,7 @@ def make_task(
     algorithm: str | None = None,
     budget: str = "quick",
     steps: int | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Any = None,
     options: Mapping[str, Any] | None = None,
 ) -> Task:
     """A task, with every name and value checked.
@@ -126,7 +141,8 @@ def make_task(
         environment: whatever ``load_environment`` takes.
         algorithm: in place of the environment's own.
         budget: of a lifetime; ``steps`` (env steps) replaces it. As many steps as a budget has are that budget.
-        settings: settings of the algorithm to replace; the environment is renamed by them, so that results stay apart.
+        settings: settings of the algorithm to replace, or all of them as its ``Config``; the environment is renamed by
+            them, so that results stay apart.
         options: options of the environment to replace, likewise.
 
     Raises:
@@ -136,7 +152,7 @@ def make_task(
     tables = _tables(config, environment if isinstance(environment, str) else config.name)
     chosen = algorithm or config.algorithm
     before = _settings(config, tables, chosen)
-    after = build_config(chosen, {**before.model_dump(), **(settings or {})}, f"settings of {config.name} (--set)")
+    after = _replaced(before, settings, chosen, config.name)
     named = _renamed(config, before, after, {**config.options, **read_files(config, options or {})})
     env_steps = config.budget_steps(budget) if steps is None else steps
     find_algorithm(chosen).check(make_environment(named), named.name)
@@ -178,6 +194,19 @@ def _settings(config: EnvironmentConfig, tables: Mapping[str, AlgorithmConfig], 
             f"[algorithms.{algorithm}] to a .toml of yours"
         )
     return build_config(algorithm, {}, config.name)
+
+
+def _replaced(before: AlgorithmConfig, settings: Any, algorithm: str, environment: str) -> AlgorithmConfig:
+    if isinstance(settings, AlgorithmConfig):
+        if type(settings) is not type(before):
+            raise UserError(
+                f"settings: {type(settings).__name__} is not of {algorithm}, which {environment} is trained with: give "
+                f"a {type(before).__name__}, or name the algorithm that is meant"
+            )
+        return settings
+    if not isinstance(settings, Mapping | None):
+        raise UserError(f"settings: {settings!r} is no table: give one such as {{'num_envs': 32}}")
+    return build_config(algorithm, {**before.model_dump(), **(settings or {})}, f"settings of {environment} (--set)")
 
 
 def _renamed(

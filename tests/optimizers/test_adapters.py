@@ -1,5 +1,6 @@
 """Optimizers from elsewhere: all of optax or a reason, traced arguments, annealing, digests, Python objects."""
 
+import dataclasses
 import functools
 import inspect
 import sys
@@ -16,8 +17,9 @@ import pytest
 
 from open_bench import plugins
 from open_bench.errors import UserError
-from open_bench.optimizers import OptimizerSpec, Search, TrainingLength, adapters, anneal, searchable
+from open_bench.optimizers import OptimizerSpec, Search, TrainingLength, adapters, anneal, registry, searchable
 from open_bench.optimizers.resolve import resolve
+from open_bench.training.task import make_task
 
 LENGTH = TrainingLength(4, 2, 2)
 PARAMS = {"actor": {"layer_00_dense": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}, "log_std": jnp.zeros(2)}}
@@ -210,7 +212,7 @@ def test_objects_are_welcome_where_a_name_is() -> None:
     assert adapters.from_object(optax.contrib.muon).name == "optax.contrib.muon"
     with pytest.raises(UserError, match=r"optax.lbfgs cannot be benchmarked"):
         adapters.from_object(optax.lbfgs)
-    assert adapters.from_object(resolve("adam").spec) is resolve("adam").spec
+    assert resolve(resolve("adam").spec).identity == resolve("adam").identity
     spec = adapters.from_object(plain)
     assert spec.name == f"{__name__}:plain"
     assert spec.digest == plugins.source_digest(sys.modules[__name__])
@@ -223,7 +225,11 @@ def test_objects_are_welcome_where_a_name_is() -> None:
     [
         lambda: optax.adam(1e-3),
         lambda: lambda learning_rate=1.0: optax.sgd(learning_rate),
-        lambda: functools.partial(plain, decay=0.5).func.__get__(1),  # a bound method: what it is bound to is unknown
+        lambda: plain.__get__(1),  # a bound method: what it is bound to is unknown
+        lambda: functools.partial(plain, optax.constant_schedule(0.1)),
+        lambda: functools.partial(optax.sgd, learning_rate=lambda step: 0.1),
+        lambda: typed_into_a_session("def rule(learning_rate=1.0):\n    return optax.sgd(learning_rate)\n", "<stdin>"),
+        lambda: typed_into_a_session("def rule(learning_rate=1.0):\n    return optax.sgd(learning_rate)\n", "<string>"),
         lambda: OptimizerSpec("mine", "", lambda theta, length: optax.sgd(0.1)),
         lambda: notebook("def rule(learning_rate=1.0):\n    return optax.sgd(learning_rate)")["rule"],
     ],
@@ -232,11 +238,64 @@ def test_what_no_file_tells_has_no_digest(make: Callable[[], Any]) -> None:
     assert adapters.from_object(make()).digest is None
 
 
+def typed_into_a_session(code: str, source: str) -> Any:
+    """What is typed after a file, here this one, has begun a session: ``python -i``, ``%run``."""
+    names = vars(sys.modules[__name__])
+    exec(compile(code, source, "exec"), names)
+    return names["rule"]
+
+
 def notebook(code: str) -> dict[str, Any]:
     """The names that a cell of a notebook defines."""
     names: dict[str, Any] = {"__name__": "a_module_without_a_file", "optax": optax}
     exec(code, names)
     return names
+
+
+@pytest.mark.parametrize("value", [functools.partial(plain, 0.5), functools.partial(plain, learning_rate=0.5)])
+def test_what_a_partial_binds_are_settings(value: Any) -> None:
+    found = resolve(value)
+    assert found.label == f"{__name__}:plain:learning_rate=0.5#{plugins.source_digest(sys.modules[__name__])}"
+    assert found.identity == resolve(f"{__name__}:plain:learning_rate=0.5").identity
+    assert resolve(functools.partial(optax.sgd, 0.5)).identity == resolve("optax.sgd:learning_rate=0.5").identity
+
+
+def test_other_bound_values_are_other_experiments() -> None:
+    for values in ((0.5, 1e-9), (lambda step: 0.5, lambda step: 1e-9)):
+        one, two = (resolve(functools.partial(optax.sgd, value)).identity for value in values)
+        assert one != two
+
+
+SPEC_OF_THIS_FILE = OptimizerSpec("mine", "", lambda theta, length: optax.sgd(0.1))
+
+
+def test_a_spec_of_a_file_is_what_its_name_means() -> None:
+    assert resolve(SPEC_OF_THIS_FILE).identity == resolve(f"{__name__}:SPEC_OF_THIS_FILE").identity
+
+
+def test_nothing_passes_as_a_shipped_optimizer() -> None:
+    """By its name, by a class of this name, or by parts of the shipped one."""
+    adam = resolve("adam").spec
+    make = lambda theta, length: optax.sgd(0.1)
+    for spec in (OptimizerSpec("adam", "", make), dataclasses.replace(adam, make=make)):
+        with pytest.raises(UserError, match=r"calls itself 'adam', .* name='my-adam'"):
+            resolve(spec)
+    other = resolve(
+        dataclasses.replace(adam, name="my-adam", eval_params=lambda state, params: params), make_task("breakout")
+    )
+    assert (other.label, other.origin, other.spec.digest) == ("my-adam", "default", None)
+    adam_of_a_cell = notebook("def adam(learning_rate=1.0):\n    return optax.sgd(learning_rate)")["adam"]
+    assert resolve(adam_of_a_cell).label == "a_module_without_a_file:adam"
+    with pytest.raises(UserError, match="mine has no setting"):
+        resolve(OptimizerSpec("mine", "", make, tuned_as="adam"), make_task("breakout"))
+
+
+def test_a_registered_spec_without_a_file_is_never_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_registered", {})
+    spec = registry.register(OptimizerSpec("mine", "", lambda theta, length: optax.sgd(0.1)))
+    for given in (spec, "mine"):
+        assert resolve(given).spec.digest is None
+        assert resolve(given).label == "mine"
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from open_bench.algorithms.registry import find_algorithm
 from open_bench.errors import UserError
+from open_bench.optimizers.adapters import TINY_AGENTS
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.task import make_task
 
@@ -70,6 +72,28 @@ rule = optax.GradientTransformationExtraArgs(lambda p: jnp.zeros(1), lambda g, s
 """
     with pytest.raises(UserError, match="another structure, shape or dtype"):
         load(folder, monkeypatch, code)
+
+
+@pytest.mark.parametrize(("network", "algorithm", "other"), [("q", "pqn", "ppo"), ("actor", "ppo", "pqn")])
+def test_what_looks_at_a_network_works_with_its_algorithm_alone(
+    network: str, algorithm: str, other: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"""import jax, optax
+def rule(learning_rate=1e-2):
+    def update(g, s, p=None, **extras):
+        return jax.tree.map(lambda x: x * learning_rate * (1 + p["{network}"]["layer_00_dense"]["bias"].sum()), g), s
+    return optax.GradientTransformationExtraArgs(lambda p: (), update)
+"""
+    load(folder, monkeypatch, code)
+    assert resolve("mine:rule", make_task("cartpole", algorithm=algorithm)).spec.hyperparameters["learning_rate"].traced
+    with pytest.raises(UserError, match=f"extras of {other}: KeyError"):
+        resolve("mine:rule", make_task("cartpole", algorithm=other))
+
+
+def test_tiny_agents_are_those_of_the_algorithms_that_ship() -> None:
+    for algorithm in ("ppo", "pqn"):
+        task = make_task("cartpole", algorithm=algorithm)
+        assert task.params().keys() == TINY_AGENTS[find_algorithm(algorithm).acting_network].keys()
 
 
 def test_entry_named_like_a_shipped_one_keeps_its_own_settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

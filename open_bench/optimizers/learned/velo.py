@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Key
 
 from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Reader, TrainingLength
 
@@ -152,7 +152,9 @@ def init_tensor(shape: Sequence[int]) -> TensorState:
     )
 
 
-def _decay(old: Array, new: Array, decays: Sequence[float]) -> Array:
+def _decay(
+    old: Float[Array, "decays *S"], new: Float[Array, " *S"], decays: Sequence[float]
+) -> Float[Array, "decays *S"]:
     """decay·old + (1 − decay)·new for each of the decays, which lie along the leading axis of ``old``."""
     beta = jnp.asarray(decays, jnp.float32).reshape(-1, *(1,) * new.ndim)
     return beta * old + (1.0 - beta) * new[None]
@@ -175,11 +177,11 @@ def update_tensor(state: TensorState, gradient: Float[Array, " *S"]) -> TensorSt
     )
 
 
-def _inverse_root(x: Array) -> Array:
+def _inverse_root(x: Float[Array, " *S"]) -> Float[Array, " *S"]:
     return jax.lax.rsqrt(jnp.maximum(x, 1e-9))
 
 
-def _mean_square(x: Array) -> Array:
+def _mean_square(x: Float[Array, "channels *S"]) -> Float[Array, " channels"]:
     """Mean of x² over all but the leading axis."""
     return jnp.square(x).reshape(x.shape[0], -1).mean(-1)
 
@@ -187,7 +189,7 @@ def _mean_square(x: Array) -> Array:
 # --- tensor features and LSTM --------------------------------------------------------------------------------------
 
 
-def _log_size(x: Array) -> Array:
+def _log_size(x: Float[Array, " *S"]) -> Float[Array, " *S"]:
     return 0.5 * jnp.clip(jnp.log(1e-8 + jnp.abs(10.0 * x)), -5.0, 5.0)
 
 
@@ -225,7 +227,7 @@ def _dot(a: Any, b: Any) -> Array:
     return jnp.tensordot(a, b, 1, precision=jax.lax.Precision.HIGHEST)
 
 
-def _linear(layer: Any, x: Array) -> Array:
+def _linear(layer: Any, x: Float[Array, "T inputs"]) -> Float[Array, "T outputs"]:
     return _dot(x, layer["w"]) + layer["b"]
 
 
@@ -261,7 +263,9 @@ def make_scheme(theta: Any, hidden: Float[Array, "T H"]) -> Scheme:
 # --- the step of one tensor ----------------------------------------------------------------------------------------
 
 
-def _second_moment_factors(state: TensorState, axes: tuple[int, int] | None) -> tuple[Array, Array]:
+def _second_moment_factors(
+    state: TensorState, axes: tuple[int, int] | None
+) -> tuple[Float[Array, "3 ..."], Float[Array, "3 ..."]]:
     """What turns a gradient, and a momentum, into its normalized form."""
     if axes is None:
         (full,) = state.second
@@ -272,7 +276,9 @@ def _second_moment_factors(state: TensorState, axes: tuple[int, int] | None) -> 
     return factor, factor
 
 
-def element_features(state: TensorState, gradient: Float[Array, " *S"], parameter: Float[Array, " *S"]) -> list[Array]:
+def element_features(
+    state: TensorState, gradient: Float[Array, " *S"], parameter: Float[Array, " *S"]
+) -> list[Float[Array, "_ ..."]]:
     """The 14 feature groups of one tensor, as channels first: (c_i, *S), or 1 for a dimension they do not vary in."""
     momentum, rms = state.momentum, state.rms[None]
     gradient, parameter = gradient[None], parameter[None]
@@ -297,7 +303,9 @@ def element_features(state: TensorState, gradient: Float[Array, " *S"], paramete
     ]
 
 
-def _first_layer(features: list[Array], weights: Sequence[Array], groups: Sequence[int]) -> Array:
+def _first_layer(
+    features: list[Array], weights: Sequence[Float[Array, "_ a"]], groups: Sequence[int]
+) -> Float[Array, "a ..."]:
     """Σ w0·feature over some groups, each divided by its root mean square over the tensor; (a, *S)."""
     x = jnp.concatenate([features[i] for i in groups])
     w = jnp.concatenate([weights[i] for i in groups])
@@ -305,7 +313,9 @@ def _first_layer(features: list[Array], weights: Sequence[Array], groups: Sequen
     return _dot(w.T, x)
 
 
-def tensor_step(scheme: Scheme, tensor: int, state: TensorState, gradient: Array, parameter: Array) -> Array:
+def tensor_step(
+    scheme: Scheme, tensor: int, state: TensorState, gradient: Float[Array, " *S"], parameter: Float[Array, " *S"]
+) -> Float[Array, " *S"]:
     """The update of one tensor, to be added; shape of the tensor.
 
     Second moments of a factored tensor vary along rows or columns only, so their share of the first layer is
@@ -399,7 +409,7 @@ def scale_by_velo(theta: Any, steps: int) -> optax.GradientTransformationExtraAr
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _required_loss(loss: Any) -> Array:
+def _required_loss(loss: Any) -> Float[Array, ""]:
     if loss is None:
         raise TypeError("VeLO reads the loss: call update(gradients, state, params, loss=...) with the scalar loss")
     return jnp.asarray(loss).astype(jnp.float32).reshape(())
@@ -504,7 +514,7 @@ def validate(theta: Any) -> None:
 
 
 def init_theta(
-    key: Array, *, hidden: int = OFFICIAL_HIDDEN, inits: int = OFFICIAL_INITS, width: int = OFFICIAL_WIDTH
+    key: Key[Array, ""], *, hidden: int = OFFICIAL_HIDDEN, inits: int = OFFICIAL_INITS, width: int = OFFICIAL_WIDTH
 ) -> dict[str, Any]:
     """Random θ, for meta-training and tests: normal weights of variance 1/fan-in, zero biases and initial state.
 
@@ -514,7 +524,7 @@ def init_theta(
     shapes = expected_shapes(hidden, inits, (width, width), OFFICIAL_OUTPUTS)
     keys = dict(zip(sorted(shapes), jax.random.split(key, len(shapes)), strict=True))
 
-    def draw(name: str, shape: tuple[int, ...]) -> Array:
+    def draw(name: str, shape: tuple[int, ...]) -> Float[Array, "..."]:
         if "/b" in name or name.startswith("lstm_init_state"):
             return jnp.zeros(shape, jnp.float32)
         fan_in = sum(GROUP_CHANNELS) if "/w0__" in name else shape[-2]

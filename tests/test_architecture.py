@@ -328,6 +328,7 @@ print(open_bench.load_runs().experiments["hyperparameter_origin"].item())
 """
 
 
+@pytest.mark.slow
 def test_the_wheel_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     """Unpacked where the checkout is not in sight, it finds its own configs and baselines, and trains."""
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"

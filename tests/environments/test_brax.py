@@ -132,6 +132,7 @@ def test_a_bad_option_is_an_error(options: dict[str, Any], message: str) -> None
         make("brax:aunt", **options)
 
 
+@pytest.mark.slow
 def test_options_reach_brax() -> None:
     still = make(f"brax:{TASK}")
     moved = make("brax:ant", reset_noise_scale=0)
@@ -268,6 +269,7 @@ def told(environment: str, steps: int | None, devices: Any) -> list[str]:
     return [str(warning.message) for warning in caught if "are ahead" in str(warning.message)]
 
 
+@pytest.mark.slow
 def test_a_cpu_is_warned_of_long_runs_alone() -> None:
     (message,) = told("ant", None, jax.devices()[:2])
     speed = make("brax:ant").cpu_steps_per_second
@@ -284,6 +286,7 @@ def test_every_backend_is_known_to_brax() -> None:
     assert [make(f"brax:{task}", backend=backend).observation_size for backend in BACKENDS] == [4] * len(BACKENDS)
 
 
+@pytest.mark.slow
 def test_ant_through_the_command_line(tmp_path: Path) -> None:
     """A lifetime of 400 env steps: its returns are printed and stored, and the folder is named."""
     code = "import sys; sys.argv[0] = 'openbench'; from open_bench.cli.main import main; main()"

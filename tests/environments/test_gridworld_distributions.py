@@ -244,6 +244,7 @@ def test_results_belong_to_the_map_and_not_to_the_files_name(tmp_path: Path) -> 
         load_environment(str(toml))
 
 
+@pytest.mark.slow
 def test_walls_that_leave_no_room_are_dropped_anywhere() -> None:
     """Not from the end of the grid alone, so that no row is filled for sure."""
     environment = gridworld("rand_all", min_size=4, max_size=4)

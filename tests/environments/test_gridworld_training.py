@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 import open_bench
 from open_bench.environments.gridworld.environment import GridworldEnvironment
@@ -20,6 +21,7 @@ NAME = "gridworld/small"
 OPTIMIZER = "adam:learning_rate=5e-3"
 
 
+@pytest.mark.slow
 def test_a_trained_agent_lies_between_random_and_optimal(tmp_path: Path) -> None:
     config = make_task(NAME, settings=SETTINGS).environment
     environment = make_environment(config)

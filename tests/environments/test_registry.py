@@ -414,6 +414,7 @@ def test_nothing_ends_an_episode_of_a_fixed_length_before_its_time() -> None:
 SHORT = {("halfcheetah", "quick"), ("halfcheetah", "short")}
 
 
+@pytest.mark.slow
 def test_every_copy_finishes_three_episodes_of_a_fixed_length() -> None:
     found = set()
     for name in configs.shipped("environments"):

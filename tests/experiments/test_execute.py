@@ -268,6 +268,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_the_study_goes_on(whole: Store, tmp_path: Path) -> None:
     folder, generator = tmp_path / "results", random.Random(int(time.time()))
     moments: list[Callable[[], bool]] = [
@@ -298,6 +299,7 @@ def test_killed_at_any_moment_the_study_goes_on(whole: Store, tmp_path: Path) ->
     assert (folder / "leaderboard.csv").is_file()
 
 
+@pytest.mark.slow
 def test_killed_with_another_algorithm_the_study_goes_on(tmp_path: Path) -> None:
     """PQN's state, with the copies of the greedy policy, is restored bit for bit."""
     folder = tmp_path / "results"
@@ -314,6 +316,7 @@ def test_killed_with_another_algorithm_the_study_goes_on(tmp_path: Path) -> None
     same(tables(Store(folder)), tables(undisturbed(tmp_path / "undisturbed", "pqn")))
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_work(whole: Store, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     processes = [study_process(folder) for _ in range(2)]
@@ -361,6 +364,7 @@ def test_a_lock_falls_free_when_its_owner_is_killed(tmp_path: Path) -> None:
     owner.communicate()
 
 
+@pytest.mark.slow
 def test_two_hosts_give_the_same_bits_as_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

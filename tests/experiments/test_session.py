@@ -80,6 +80,7 @@ def test_adam_joins_and_the_board_says_so(ran: tuple[Session, Any, Log], openben
     assert "no scores, only returns" in (folder / "leaderboard.md").read_text()
 
 
+@pytest.mark.slow
 def test_what_is_returned_is_what_is_written(ran: tuple[Session, Any, Log]) -> None:
     """Also where the folder holds rows of other studies."""
     session, board, _ = ran

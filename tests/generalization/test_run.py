@@ -96,6 +96,7 @@ env_steps = 1_280
 """
 
 
+@pytest.mark.slow
 def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
     request = ["sgd", "--study", tmp_path / "tiny.toml", "--results", tmp_path / "results", "--plain"]

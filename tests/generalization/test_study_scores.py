@@ -169,6 +169,7 @@ def test_unknown_normalizers_and_missing_baselines_are_refused() -> None:
 returns = st.lists(st.floats(-100, 100, allow_nan=False), min_size=3, max_size=3)
 
 
+@pytest.mark.slow
 @given(x=returns, adam=returns, scale=st.floats(0.5, 20), shift=st.floats(-50, 50), data=st.data())
 @settings(max_examples=10, deadline=None)
 def test_scores_do_not_depend_on_units_or_on_the_order_of_rows(

@@ -46,6 +46,7 @@ def rows(board: Any) -> list[str]:
 # --- as needed --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_weights_are_evolved_once_then_used_again_and_continued(tmp_path: Path) -> None:
     """Interrupted, finished, used by another results folder, and continued: one name, and evolution from one θ."""
     results = tmp_path / "results"

@@ -31,6 +31,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, float]:
     return campaign, startup
 
 
+@pytest.mark.slow
 def test_killed_at_the_start_at_work_and_while_writing(undisturbed: tuple[Any, float], tmp_path: Path) -> None:
     """``python tooling/kill_campaign.py`` does this with a dozen kills."""
     one, startup = undisturbed
@@ -61,6 +62,7 @@ def test_a_difference_would_be_seen(undisturbed: tuple[Any, float], tmp_path: Pa
     assert differences(one, other) == ["θ", "history", "cost"]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_bits_as_one(undisturbed: tuple[Any, float], tmp_path: Path) -> None:
     one, _ = undisturbed
     two = Campaign(tmp_path / "two", **REQUEST)

@@ -89,6 +89,7 @@ quick = 1280
 """
 
 
+@pytest.mark.slow
 def test_pairs_of_gridworlds_resume_bitwise_on_another_number_of_devices(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(GRIDWORLD)
 
@@ -122,6 +123,7 @@ def test_device_batches_that_do_not_divide_a_generation_change_nothing(tmp_path:
     np.testing.assert_array_equal(vector(one.theta), vector(two.theta))
 
 
+@pytest.mark.slow
 def test_interrupted_between_batches_theta_is_bitwise_the_same(undisturbed: Undisturbed, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         meta_train(tmp_path, progress=StopWithin())
@@ -149,6 +151,7 @@ open_bench.meta_train("open", ["cartpole"], name="mine", progress=slow, devices=
 """
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_theta_is_bitwise_the_same(undisturbed: Undisturbed, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "results" / "meta" / "mine", {})
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_NUM", "XLA_"))}
@@ -194,6 +197,7 @@ def flip(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncate, flip, lambda path: path.write_bytes(b"")])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     damage: Callable[[Path], None], undisturbed: Undisturbed, tmp_path: Path

@@ -63,6 +63,7 @@ def run(tmp_path: Path, results: str) -> tuple[int, int]:
     return int(misses), int(hits)
 
 
+@pytest.mark.slow
 def test_a_second_study_in_a_new_process_and_folder_compiles_nothing_new(tmp_path: Path) -> None:
     cold, _ = run(tmp_path, "first")
     assert cold > 0

@@ -25,7 +25,7 @@ _CACHE = os.environ.setdefault(
 )
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.devices()  # now: a test that asks for fewer devices would else leave as many to the tests after it
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # as devices.start() has it
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # as devices.start() has it
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
-Array = jax.Array
+Samples = Float[Array, " batch"]
+Loss = Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +28,19 @@ class PolicyLoss:
     init: Callable[[Array], Any] | None = None
     validate: Callable[[Any], None] | None = None  # raises ValueError naming the array that does not fit
 
-    def __call__(self, theta: Any, log_prob: Array, log_prob_old: Array, advantage: Array, clip: Any) -> Array:
+    def __call__(self, theta: Any, log_prob: Samples, log_prob_old: Samples, advantage: Samples, clip: Any) -> Loss:
         """Loss of a minibatch, a scalar to minimize."""
         return self.fn(theta, log_prob, log_prob_old, advantage, clip)
 
 
-def ppo_clip(theta: Any, log_prob: Array, log_prob_old: Array, advantage: Array, clip: Any) -> Array:
+def ppo_clip(theta: Any, log_prob: Samples, log_prob_old: Samples, advantage: Samples, clip: Any) -> Loss:
     """−mean(min(r·A, clip(r, 1±ε)·A)) (Schulman et al. 2017, eq. 7)."""
     del theta
     ratio = jnp.exp(log_prob - log_prob_old)
     return -jnp.minimum(ratio * advantage, jnp.clip(ratio, 1.0 - clip, 1.0 + clip) * advantage).mean()
 
 
-def dpo(theta: Any, log_prob: Array, log_prob_old: Array, advantage: Array, clip: Any) -> Array:
+def dpo(theta: Any, log_prob: Samples, log_prob_old: Samples, advantage: Samples, clip: Any) -> Loss:
     """−mean(r·A − D) with DPO's closed-form drift D, α = 2, β = 0.6 (Lu et al. 2022, eq. 8)."""
     del theta, clip
     alpha, beta = 2.0, 0.6
@@ -57,7 +59,7 @@ def dpo(theta: Any, log_prob: Array, log_prob_old: Array, advantage: Array, clip
 LPO_HIDDEN = 128  # units of the drift network
 
 
-def lpo(theta: Any, log_prob: Array, log_prob_old: Array, advantage: Array, clip: Any) -> Array:
+def lpo(theta: Any, log_prob: Samples, log_prob_old: Samples, advantage: Samples, clip: Any) -> Loss:
     """−mean(r·A − D) with a learned drift D = relu(f_θ(x) − 1e-4 + relu((r − clip(r, 1±ε))·A)) (Lu et al. 2022).
 
     θ is ``{"kernel_0": (8, H), "kernel_1": (H, 1)}``; x = (r−1, (r−1)², ρ, ρ²) and the same four times A. The
@@ -74,7 +76,7 @@ def lpo(theta: Any, log_prob: Array, log_prob_old: Array, advantage: Array, clip
     return -(ratio * advantage - drift).mean()
 
 
-def init_lpo(key: Array) -> dict[str, Array]:
+def init_lpo(key: Key[Array, ""]) -> dict[str, Float[Array, "inputs units"]]:
     """Where evolution starts: a drift network whose output is 0, so almost PPO-clip.
 
     Only ``kernel_1`` is 0. The network is even in θ (changing the sign of both kernels changes nothing), so around

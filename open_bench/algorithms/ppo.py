@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key, Shaped
 from pydantic import Field
 
 from open_bench.algorithms.base import (
@@ -53,12 +53,12 @@ class PPOConfig(AlgorithmConfig):
 class Batch(NamedTuple):
     """Training data; every field has a leading axis of samples."""
 
-    observation: Array
-    action: Array
-    log_prob: Array
-    advantage: Array
-    target: Array  # of the value
-    value: Array  # of the critic before the update
+    observation: Shaped[Array, "samples observation_size"]
+    action: Shaped[Array, "samples ..."]
+    log_prob: Float[Array, " samples"]
+    advantage: Float[Array, " samples"]
+    target: Float[Array, " samples"]  # of the value
+    value: Float[Array, " samples"]  # of the critic before the update
 
 
 class PPO(Algorithm):
@@ -191,7 +191,7 @@ def advantages(
     reward: Float[Array, "num_steps num_envs"],
     value: Float[Array, "num_steps num_envs"],
     last_value: Float[Array, " num_envs"],
-    done: Array,
+    done: Bool[Array, "num_steps num_envs"],
     gamma: float,
     gae_lambda: float,
 ) -> Float[Array, "num_steps num_envs"]:

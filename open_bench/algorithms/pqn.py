@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from pydantic import Field
 
 from open_bench.algorithms.base import (
@@ -56,9 +56,9 @@ class PQNConfig(AlgorithmConfig):
 class Batch(NamedTuple):
     """Training data; every field has a leading axis of samples."""
 
-    observation: Array
-    action: Array
-    target: Array  # λ-return
+    observation: Shaped[Array, "samples observation_size"]
+    action: Int[Array, " samples"]
+    target: Float[Array, " samples"]  # λ-return
 
 
 class Greedy(NamedTuple):
@@ -202,7 +202,7 @@ def lambda_returns(
     reward: Float[Array, "num_steps num_envs"],
     value: Float[Array, "num_steps num_envs"],
     last_value: Float[Array, " num_envs"],
-    done: Array,
+    done: Bool[Array, "num_steps num_envs"],
     gamma: float,
     td_lambda: float,
 ) -> Float[Array, "num_steps num_envs"]:

@@ -185,9 +185,9 @@ def rich_scores(scores: pd.DataFrame, metrics: Mapping[str, str] = METRICS) -> A
         some = "" if len(known) == len(scores) else f"of {len(known)} of {len(scores)}"
         rows.append(["mean", *(number(known[name].mean()) for name in metrics), "", some])
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for heading, cells in zip(("seed", *metrics.values(), "env steps", ""), zip(*rows, strict=True), strict=True):
-        # Headings may fold, numbers never.
-        table.add_column(heading, justify="right" if heading else "left", min_width=max(map(len, cells)))
+    for place, heading in enumerate(("seed", *metrics.values(), "env steps", "")):
+        width = max((len(row[place]) for row in rows), default=0)  # headings may fold, numbers never
+        table.add_column(heading, justify="right" if heading else "left", min_width=width)
     for row in rows:
         table.add_row(*row, end_section=row is rows[len(scores) - 1])
     return table

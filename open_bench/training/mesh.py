@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Key
 
 from open_bench.training.lifetime import Lifetime, LifetimeState, Progress
 
@@ -56,7 +57,7 @@ class Program:
         shared = needs.alias_size_in_bytes  # results that take the place of arguments
         return needs.argument_size_in_bytes + needs.output_size_in_bytes - shared + needs.temp_size_in_bytes
 
-    def init(self, keys: jax.Array, inputs: Any) -> LifetimeState:
+    def init(self, keys: Key[Array, " lifetimes"], inputs: Any) -> LifetimeState:
         """Start a batch: ``keys`` (batch_size,) → state with a leading axis of lifetimes."""
         return self._init(_sharded(jax.random.key_data(keys), self.mesh), self._place(inputs))
 

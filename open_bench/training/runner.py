@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+from jaxtyping import Array, Key
 
 from open_bench.training import record as records
 from open_bench.training.lifetime import Progress
@@ -52,7 +53,7 @@ class Finished(NamedTuple):
 
 def run_lifetimes(
     program: Program,
-    keys: jax.Array,
+    keys: Key[Array, " lifetimes"],
     inputs: Any,
     on_segment: Callable[[Segment], None] = lambda segment: None,
     checkpoint: Callable[[range], Checkpoint | None] = lambda indices: None,
@@ -93,7 +94,9 @@ def run_lifetimes(
         yield _finished(program, state, own, indices, seconds, keep_agents)
 
 
-def _begin(program: Program, keys: jax.Array, inputs: Any, checkpoint: Checkpoint | None) -> tuple[Any, int, float]:
+def _begin(
+    program: Program, keys: Key[Array, " lifetimes"], inputs: Any, checkpoint: Checkpoint | None
+) -> tuple[Any, int, float]:
     """``(state, updates done, seconds so far)``: from a checkpoint where there is one that fits."""
     saved = checkpoint.load() if checkpoint is not None and jax.process_count() == 1 else None
     if saved is not None:

@@ -200,6 +200,12 @@ def _training_points(
     notes = []
     for each in optimizers:
         for trained in (of_weights(each) or ()) if each.needs_weights else ():
+            if trained.num_updates is None:
+                notes.append(
+                    f"{each.label}: θ was trained on {trained.name} with lifetimes of a length that is not known, so "
+                    "that is no further point"
+                )
+                continue
             task = _training_task(trained)
             if task is None:
                 notes.append(f"{each.label}: θ was trained on {trained.name}, which is not known here or has changed")

@@ -17,6 +17,7 @@ from open_bench.experiments.plan import make_experiments
 from open_bench.generalization.run import make_plan, optimal_returns
 from open_bench.generalization.study import load_generalization, make_points
 from open_bench.training.keys import lifetime_keys, stream
+from open_bench.weights.format import load_weights, save_weights
 
 
 def test_variants_share_the_keys_of_their_base_and_the_base_its_runs_with_compare() -> None:
@@ -54,6 +55,15 @@ def test_training_environments_are_points_too(tmp_path: Path) -> None:
     plan = make_plan(short, ["adam"], jax.devices(), train_on=["cartpole", "breakout"])
     added = [point for point in plan.points if point.axis == "training"]
     assert [(point.task.base, point.task.env_steps) for point in added] == [("breakout", 10_000)]
+
+
+def test_weights_that_say_where_but_not_how_long_add_no_point(tmp_path: Path) -> None:
+    """As imported weights do: ``openbench weights import … --train-on acrobot``."""
+    found = load_weights(trained_weights(tmp_path, task("acrobot", 20_480, hidden=[8])))
+    save_weights(tmp_path / "imported.safetensors", found.theta, {"environments": {"acrobot": {"env_steps": None}}})
+    plan = make_plan(study_of(), [f"open-feedforward@{tmp_path / 'imported.safetensors'}"], jax.devices())
+    assert [point.axis for point in plan.points] == ["width"]
+    assert any("acrobot with lifetimes of a length that is not known" in note for note in plan.notes)
 
 
 def test_optimal_returns_are_those_of_each_seeds_level() -> None:

@@ -32,22 +32,14 @@ __all__ = [
     "Hyperparameter", "OptimizerSpec", "Search", "Started", "UserError", "Waiting", "Watcher", "Work", "compare",
     "generalize", "leaderboard", "load_agent", "load_runs", "meta_train", "train",
 ]  # fmt: skip
-_CONTENTS = {
-    "config": ("Cluster", "Execution"),
-    "errors": ("UserError",),
-    "events": (
-        "Advanced", "Compiled", "Compiling", "Ended", "Evaluated", "Finished", "Generation", "Started", "Waiting",
-        "Watcher", "Work",
-    ),
-    "experiments.agents": ("load_agent",),
-    "optimizers.spec": ("Hyperparameter", "OptimizerSpec", "Search"),
-}  # fmt: skip
-_HOMES = {name: home for home, names in _CONTENTS.items() for name in names}
+# Where public names lie; looked through in this order, the heaviest to import last.
+_HOMES = ("errors", "events", "config", "api", "optimizers.spec", "experiments.agents")
 
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        return getattr(_importlib.import_module(f"open_bench.{_HOMES.get(name, 'api')}"), name)
+        homes = (_importlib.import_module(f"open_bench.{home}") for home in _HOMES)
+        return next(getattr(home, name) for home in homes if hasattr(home, name))
     if name == "__version__":
         from importlib.metadata import version
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from open_bench.config import Execution, StudyConfig, build, load_study, quiet_xla, several
-from open_bench.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,9 +232,7 @@ def load_runs(results: str | Path = "results") -> "Runs":
     from open_bench.experiments.store import Store
 
     store = Store(results)
-    store.refuse_version_1()
-    if not store.experiments.is_dir():
-        raise UserError(f"{results}: no stored runs (there is no folder {store.experiments})")
+    store.check_there()
     return store.load()
 
 

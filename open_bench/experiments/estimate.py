@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,9 +35,15 @@ def estimate(
     experiments: Sequence[Experiment], num_seeds: int, store: Store, devices: Sequence[jax.Device]
 ) -> Estimate:
     """The work ahead for seeds 0 … n−1 of some experiments."""
+    return workload(
+        ((each, num_seeds - sum(seed < num_seeds for seed in store.seeds(each))) for each in experiments), devices
+    )
+
+
+def workload(parts: Iterable[tuple[Experiment, int]], devices: Sequence[jax.Device]) -> Estimate:
+    """The work of so many lifetimes of each experiment."""
     lifetimes, env_steps, total = 0, 0, 0.0
-    for each in experiments:
-        missing = num_seeds - sum(seed < num_seeds for seed in store.seeds(each))
+    for each, missing in parts:
         learned = each.optimizer is not None and each.optimizer.spec.learned is not None
         seconds = lifetime_seconds(each.task, learned, devices)
         lifetimes, env_steps = lifetimes + missing, env_steps + missing * each.task.lifetime_steps
@@ -60,7 +66,7 @@ def announce(ahead: Estimate, experiments: Sequence[Experiment], devices: Sequen
     for task in {each.task.name: each.task for each in experiments}.values():
         _warn_of_few_episodes(task)
     for each in experiments:
-        _check_memory(each, devices)
+        check_memory(each, devices)
     if ahead.seconds is not None and ahead.seconds > LONG_SECONDS:
         warnings.warn(
             f"{ahead.lifetimes:,} lifetimes with {ahead.env_steps:,} env steps are ahead: about "
@@ -82,8 +88,8 @@ def _warn_of_few_episodes(task: Task) -> None:
         )
 
 
-def _check_memory(experiment: Experiment, devices: Sequence[jax.Device]) -> None:
-    """A CPU's devices share the machine's memory; lifetimes vmapped on them must fit in it."""
+def check_memory(experiment: Experiment, devices: Sequence[jax.Device]) -> None:
+    """Raise UserError unless lifetimes vmapped on a CPU's devices fit in the machine's memory, which they share."""
     if devices[0].platform != "cpu":
         return
     needed = experiment.task.lifetime_bytes * experiment.vmap_size * len(devices)

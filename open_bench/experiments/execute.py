@@ -4,7 +4,7 @@ import contextlib
 import functools
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -100,15 +100,13 @@ class _Run:
 
     def work(self, experiment: Experiment) -> Work:
         """The experiment as watchers know it."""
-        task, stored = experiment.task, self.store.seeds(experiment) if self.leader else set()
-        label = " · ".join(dict.fromkeys((task.name, task.algorithm, experiment.label)))
-        done = len(stored & set(range(self.num_seeds)))
-        return Work(experiment.name, label, task.num_updates, task.lifetime_steps, self.num_seeds, done)
+        stored = self.store.seeds(experiment) if self.leader else set()
+        return work_of(experiment, self.num_seeds, len(stored & set(range(self.num_seeds))))
 
     def attend(self, experiment: Experiment) -> bool:
         """Run an experiment unless somebody else is at it; says whether it is done."""
         wait = jax.process_count() > 1  # the other hosts follow the first batch by batch
-        with self.store.lock(experiment, wait) if self.leader else contextlib.nullcontext(True) as free:
+        with self.store.lock(experiment.name, wait) if self.leader else contextlib.nullcontext(True) as free:
             if not free:
                 return False
             missing = self._missing(experiment)
@@ -127,34 +125,46 @@ class _Run:
 
     def _train(self, experiment: Experiment, missing: list[int]) -> None:
         """Train seeds a device batch at a time; every finished batch is stored."""
-        work = self.work(experiment)
-        self.watcher(Compiling(work, tuple(missing)))
-        lifetime = experiment.make_lifetime()
-        program = compile_program(lifetime, experiment.inputs, self.devices, experiment.vmap_size, len(missing))
-        self.watcher(Compiled(work, program.compile_seconds))
-        folder = self.store.path(experiment)
+        work, folder = self.work(experiment), self.store.path(experiment)
 
         def checkpoint(indices: range) -> BatchCheckpoint | None:
             seeds = [missing[index] for index in indices]
             return BatchCheckpoint(folder, seeds, self.checkpoint_seconds) if self.leader else None
 
-        batches = runner.run_lifetimes(
-            program,
-            experiment.keys(missing),
-            experiment.inputs,
-            functools.partial(tell, self.watcher, work),
-            checkpoint,
-            self.save_agents,
-        )
-        for batch in batches:
-            seeds = [missing[index] for index in batch.indices]
+        batches = run_seeds(experiment, missing, self.devices, self.watcher, work, checkpoint, self.save_agents)
+        for program, seeds, batch in batches:
             if self.leader:
-                scores, curves = rows(lifetime, seeds, batch)
+                scores, curves = rows(program.lifetime, seeds, batch)
                 facts = _facts(program, seeds, batch, first=batch.indices.start == 0)
                 self.store.add(experiment, scores, curves, facts, batch.agents)
                 BatchCheckpoint(folder, seeds, 0.0).remove()
         if self.leader:
             remove_batches(folder)
+
+
+def work_of(experiment: Experiment, lifetimes: int, stored: int = 0) -> Work:
+    """An experiment as watchers know it."""
+    task = experiment.task
+    label = " · ".join(dict.fromkeys((task.name, task.algorithm, experiment.label)))
+    return Work(experiment.name, label, task.num_updates, task.lifetime_steps, lifetimes, stored)
+
+
+def run_seeds(
+    experiment: Experiment, seeds: Sequence[int], devices: Sequence[jax.Device], watcher: Watcher, work: Work,
+    checkpoint: Callable[[range], BatchCheckpoint | None] = lambda indices: None, keep_agents: bool = False,
+) -> Iterator[tuple[Program, list[int], runner.Finished]]:  # fmt: skip
+    """Compile an experiment's program and run seeds of it, a device batch at a time; nothing is stored."""
+    watcher(Compiling(work, tuple(seeds)))
+    program = compile_program(
+        experiment.make_lifetime(), experiment.inputs, devices, experiment.vmap_size, len(seeds)
+    )  # fmt: skip
+    watcher(Compiled(work, program.compile_seconds))
+    batches = runner.run_lifetimes(
+        program, experiment.keys(list(seeds)), experiment.inputs, functools.partial(tell, watcher, work), checkpoint,
+        keep_agents,
+    )  # fmt: skip
+    for batch in batches:
+        yield program, [seeds[index] for index in batch.indices], batch
 
 
 def description(experiment: Experiment) -> dict[str, Any]:

@@ -118,11 +118,16 @@ def watcher_of(execution: Execution) -> Watcher:
 
 
 def write_board(folder: Path, runs: Runs, budget: str | None) -> Leaderboard:
-    """Rank stored runs and write tables and figures; the study that made all of them names the board."""
-    title, joined = _study_of(folder, runs)
-    board = rank(runs, load_baseline_returns(), budget, title=title, joined=joined)
+    """Rank stored runs and write tables and figures."""
+    board = stored_board(folder, runs, budget)
     _write(folder, runs, board, budget)
     return board
+
+
+def stored_board(folder: Path, runs: Runs, budget: str | None = None) -> Leaderboard:
+    """The board of stored runs; the study that made all of them names it."""
+    title, joined = _study_of(folder, runs)
+    return rank(runs, load_baseline_returns(), budget, title=title, joined=joined)
 
 
 def _study_of(folder: Path, runs: Runs) -> tuple[str | None, bool]:

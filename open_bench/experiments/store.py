@@ -11,7 +11,7 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from open_bench.experiments.agents import AGENTS, write_agents
 from open_bench.experiments.experiment import Experiment, folder_name
 from open_bench.files import TEMPORARY, folder_written_whole
 
-EXPERIMENTS, DESCRIPTION = "experiments", "experiment.json"
+EXPERIMENTS, DESCRIPTION, PROVENANCE = "experiments", "experiment.json", "provenance.json"
 CURVES = schema.without_labels(schema.CURVES)
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -41,6 +41,22 @@ class Shard(NamedTuple):
     scores: pd.DataFrame
     curves: pd.DataFrame
     provenance: dict[str, Any]
+
+
+class Stored(NamedTuple):
+    """One experiment's folder, read.
+
+    Attributes:
+        path: the folder.
+        content: ``experiment.json``.
+        shards: the readable ones. Where two hold the same seeds (folders were merged), equal rows count once.
+        damaged: what is wrong with the others, which are named.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    shards: list[Shard]
+    damaged: list[str]
 
 
 class Store:
@@ -76,11 +92,17 @@ class Store:
                 "name another --results folder, or read it with version 1 (revision 9a82065)"
             )
 
+    def check_there(self) -> None:
+        """Raise UserError where no experiments are, or version 1's."""
+        self.refuse_version_1()
+        if not self.experiments.is_dir():
+            raise UserError(f"{self.results}: no stored runs (there is no folder {self.experiments})")
+
     @contextlib.contextmanager
-    def lock(self, experiment: Experiment, wait: bool = False) -> Iterator[bool]:
-        """Hold the experiment's lock, yielding whether it was free. The system releases it when its owner dies."""
+    def lock(self, experiment: str, wait: bool = False) -> Iterator[bool]:
+        """Hold an experiment's lock, yielding whether it was free. The system releases it when its owner dies."""
         folder = self.experiments / ".locks"
-        lock = filelock.FileLock(folder / f"{experiment.name}.lock", timeout=-1 if wait else 0)
+        lock = filelock.FileLock(folder / f"{experiment}.lock", timeout=-1 if wait else 0)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -100,15 +122,19 @@ class Store:
 
     def create(self, experiment: Experiment, description: dict[str, Any]) -> Path:
         """Make the experiment's folder if need be, and clear what a killed writer left. Hold the lock."""
-        path = self.path(experiment)
-        for leftover in [*path.glob(f"{TEMPORARY}*"), *self.experiments.glob(f"{TEMPORARY}{experiment.name}-*")]:
+        return self.create_described({"identity": experiment.identity, **description})
+
+    def create_described(self, content: dict[str, Any]) -> Path:
+        """The same for what ``experiment.json`` will hold."""
+        name = folder_name(content["identity"])
+        path = self.experiments / name
+        for leftover in [*path.glob(f"{TEMPORARY}*"), *self.experiments.glob(f"{TEMPORARY}{name}-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
         if path.exists() and _description(path) is None:
             _set_aside(path)
         if not path.exists():
-            content = {"identity": experiment.identity, **description}
             with folder_written_whole(path) as folder:
-                (folder / DESCRIPTION).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+                _write_json(folder / DESCRIPTION, content)
         return path
 
     def seeds(self, experiment: Experiment) -> set[int]:
@@ -117,7 +143,7 @@ class Store:
         content = _description(path)
         if content is None:
             return set()
-        return {int(seed) for shard in _shards(path, content, silent=True) for seed in shard.scores["seed"]}
+        return {int(seed) for shard in _shards(path, content)[0] for seed in shard.scores["seed"]}
 
     def add(
         self, experiment: Experiment, scores: pd.DataFrame, curves: pd.DataFrame, provenance: dict[str, Any],
@@ -127,18 +153,23 @@ class Store:
 
         ``agents`` are trained parameters with a leading axis of lifetimes, the first of which are the seeds'.
         """
-        path = self.path(experiment) / _shard_name(scores)
-        if path.exists():  # only a damaged shard can be in the way
-            _set_aside(path)
-        with folder_written_whole(path) as folder:
+        with new_shard(self.path(experiment), scores["seed"], provenance) as folder:
             schema.write_csv(scores, _scores_columns(_read_description(self.path(experiment))), folder / "scores.csv")
             schema.write_csv(curves, CURVES, folder / "curves.csv")
             if agents:
                 write_agents(folder / AGENTS, agents, list(scores["seed"]))
-            digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
-            content = {**provenance, "files": digests}
-            (folder / "provenance.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        return path
+        return self.path(experiment) / shard_name(scores["seed"])
+
+    def read(self, name: str) -> Stored:
+        """One experiment; raises Damaged where the folder is none."""
+        path = self.experiments / name
+        content = _read_description(path)
+        return Stored(path, content, *_shards(path, content))
+
+    def names(self) -> list[str]:
+        """Names of what lies among the experiments, sorted."""
+        there = self.experiments.iterdir() if self.experiments.is_dir() else ()
+        return sorted(path.name for path in there if not path.name.startswith("."))
 
     def load(self, experiments: Sequence[Experiment] | None = None, num_seeds: int | None = None) -> Runs:
         """Every stored row, or those of some experiments; what is damaged or foreign is named in a warning and skipped.
@@ -148,13 +179,16 @@ class Store:
         self.refuse_version_1()
         wanted = {each.name for each in experiments} if experiments is not None else None
         tables = []
-        for path in sorted(self.experiments.iterdir()) if self.experiments.is_dir() else []:
-            if path.name.startswith(".") or (wanted is not None and path.name not in wanted):
+        for name in self.names():
+            if wanted is not None and name not in wanted:
                 continue
             try:
-                tables.append(_read_experiment(path))
-            except Damaged as problem:
-                warnings.warn(f"skipped {problem}", stacklevel=2)
+                stored = self.read(name)
+                for problem in stored.damaged:
+                    warnings.warn(f"skipped {problem}", stacklevel=2)
+                tables.append(_tables(stored))
+            except Damaged as damage:
+                warnings.warn(f"skipped {damage}", stacklevel=2)
         found = Runs.join(each for each in tables if each is not None)
         if num_seeds is None:
             return found
@@ -184,20 +218,20 @@ def _read_description(path: Path) -> dict[str, Any]:
     return content
 
 
-def _shards(path: Path, content: dict[str, Any], silent: bool = False) -> list[Shard]:
-    """The readable shards. Where two hold the same seeds (folders were merged), equal rows count once."""
+def _shards(path: Path, content: dict[str, Any]) -> tuple[list[Shard], list[str]]:
+    """``Stored.shards`` and ``Stored.damaged``."""
     shards: list[Shard] = []
+    damaged = []
     known: dict[int, Any] = {}
     for folder in sorted(path.glob("shard-*")):
         try:
             shard = _without_known(_read_shard(folder, content), known)
         except Damaged as problem:
-            if not silent:
-                warnings.warn(f"skipped {problem}", stacklevel=4)
+            damaged.append(str(problem))
             continue
         shards.append(shard)
         known |= {int(row["seed"]): row for row in shard.scores.to_dict("records")}
-    return shards
+    return [shard for shard in shards if len(shard.scores)], damaged
 
 
 def _without_known(shard: Shard, known: dict[int, Any]) -> Shard:
@@ -211,10 +245,29 @@ def _without_known(shard: Shard, known: dict[int, Any]) -> Shard:
     return shard._replace(scores=scores, curves=curves)
 
 
-def _shard_name(scores: pd.DataFrame) -> str:
+@contextlib.contextmanager
+def new_shard(experiment: Path, seeds: Iterable[int], provenance: dict[str, Any]) -> Iterator[Path]:
+    """A folder to write a shard's files into; provenance and digests join them, and it takes its place in the end.
+
+    Hold the experiment's lock; the seeds must not be stored yet.
+    """
+    path = experiment / shard_name(seeds)
+    if path.exists():  # only a damaged shard can be in the way
+        _set_aside(path)
+    with folder_written_whole(path) as folder:
+        yield folder
+        digests = {file.name: digest(file) for file in sorted(folder.iterdir())}
+        _write_json(folder / PROVENANCE, {**provenance, "files": digests})
+
+
+def shard_name(seeds: Iterable[int]) -> str:
     """``shard-<first>-<last seed>``."""
-    seeds = sorted(scores["seed"])
-    return "-".join(["shard", *(f"{seed:04d}" for seed in seeds[:: max(1, len(seeds) - 1)])])
+    ordered = sorted(seeds)
+    return "-".join(["shard", *(f"{seed:04d}" for seed in ordered[:: max(1, len(ordered) - 1)])])
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _scores_columns(content: dict[str, Any]) -> dict[str, schema.Column]:
@@ -224,9 +277,11 @@ def _scores_columns(content: dict[str, Any]) -> dict[str, schema.Column]:
 def _read_shard(path: Path, content: dict[str, Any]) -> Shard:
     """A shard that is whole and, as an experiment of its own, within the schema; raises Damaged."""
     try:
-        provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+        provenance = json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
         for name in {"scores.csv", "curves.csv", *provenance["files"]}:
-            if _digest(path / name) != provenance["files"][name]:
+            if Path(name).name != name:  # nothing outside is a part of a shard
+                raise Damaged(f"{path}: {name!r} is no name of a file")
+            if digest(path / name) != provenance["files"][name]:
                 raise Damaged(f"{path}: {name} is not what was written (its digest differs)")
         scores = schema.read_csv(path / "scores.csv", _scores_columns(content))
         curves = schema.read_csv(path / "curves.csv", CURVES)
@@ -235,15 +290,14 @@ def _read_shard(path: Path, content: dict[str, Any]) -> Shard:
         raise Damaged(f"{path}: {problem}") from None
     except _UNREADABLE as error:
         raise Damaged(f"{path}: unreadable ({type(error).__name__}: {error})") from None
-    if path.name != _shard_name(scores):
-        raise Damaged(f"{path}: holds the seeds of {_shard_name(scores)}")
+    if path.name != shard_name(scores["seed"]):
+        raise Damaged(f"{path}: holds the seeds of {shard_name(scores['seed'])}")
     return Shard(path, scores, curves, provenance)
 
 
-def _read_experiment(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame] | None:
+def _tables(stored: Stored) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame] | None:
     """(row of the experiments table, its scores, its curves); None when no shard is complete."""
-    content = _read_description(path)
-    shards = [shard for shard in _shards(path, content) if len(shard.scores)]
+    path, content, shards, _ = stored
     if not shards:
         return None
     try:
@@ -284,7 +338,8 @@ def _cost(provenances: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -67,10 +67,10 @@ def save_figures(
 
 def _stem(board: Board) -> str:
     key = board.scores.key
-    study, algorithm = (
-        re.sub(r"[^A-Za-z0-9.-]+", "-", name or "").strip("-.") for name in (board.study, key.algorithm)
+    study, budget, algorithm = (
+        re.sub(r"[^A-Za-z0-9.-]+", "-", name or "").strip("-.") for name in (board.study, key.budget, key.algorithm)
     )
-    return "_".join([*([] if study in ("", key.budget) else [study]), key.budget, algorithm])
+    return "_".join([*([] if study in ("", budget) else [study]), budget, algorithm])
 
 
 def _suffix(board: Board) -> str:

@@ -107,8 +107,9 @@ class ResolvedOptimizer:
 
 
 def resolve(
-    optimizer: Any, task: Task | None = None, require_weights: bool = True, tuned_for: str | None = None
-) -> ResolvedOptimizer:
+    optimizer: Any, task: Task | None = None, require_weights: bool = True, tuned_for: str | None = None,
+    hyperparameters: Mapping[str, Any] | None = None,
+) -> ResolvedOptimizer:  # fmt: skip
     """The optimizer that a name means for a task.
 
     Args:
@@ -117,6 +118,7 @@ def resolve(
         task: where it will be used; None: nowhere in particular, so no hyperparameters that ship apply.
         require_weights: a learned optimizer without weights is an error; else its ``weights`` are None.
         tuned_for: algorithm whose shipped hyperparameters apply, in place of the task's own.
+        hyperparameters: in place of all others, those of an experiment that is stored.
 
     Raises:
         UserError: unknown name or setting (with near matches), a value of the wrong kind, weights that are absent or do
@@ -131,6 +133,7 @@ def resolve(
     given = registry.check_settings(spec, dict(parsed.settings))
     algorithm = tuned_for or (task.algorithm if task is not None else "")
     values, origin, tuned_on = _hyperparameters(spec, given, task, algorithm)
+    values |= registry.check_settings(spec, dict(hyperparameters or {}))
     found = ResolvedOptimizer(_label(spec, parsed), spec, values, origin, tuned_on, policy_loss)
     found = _with_weights(found, parsed)
     if found.needs_weights and found.weights is None:

@@ -45,6 +45,14 @@ def test_boards_of_one_budget_do_not_overwrite_each_other(tmp_path):
         figures.save_figures(runs, {}, "full", tmp_path)
 
 
+def test_no_name_leads_to_another_folder(tmp_path):
+    """Results of somebody else's may call a budget anything."""
+    runs = make_runs({("adam", "a"): [1, 2]}, budget="../../quick")
+    files = figures.save_figures(runs, {}, None, tmp_path / "a" / "b", resamples=FEW)
+    assert [path.name for path in files] == ["quick_ppo_returns.png"]
+    assert files[0].parent == tmp_path / "a" / "b"
+
+
 def test_learning_curves_draw_a_panel_an_environment_and_one_legend():
     runs = make_runs(RESULTS, curves=True)
     figure = figures.learning_curves(made_board(runs), runs, SCALES, FEW)

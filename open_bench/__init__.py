@@ -1,7 +1,8 @@
 """open-bench: compare optimizers for reinforcement learning in one harness.
 
 ``train`` one optimizer, ``compare`` several, ``meta_train`` a learned one, ``generalize``; ``load_runs``,
-``load_agent`` and ``leaderboard`` read what is stored. Importing does no work: functions load what they need.
+``load_agent`` and ``leaderboard`` read what is stored; ``export``, ``import_results`` and ``verify`` exchange results.
+Importing does no work: functions load what they need.
 """
 
 import importlib as _importlib
@@ -24,16 +25,17 @@ if TYPE_CHECKING:
         Watcher,
         Work,
     )
+    from open_bench.exchange import export, import_results, verify
     from open_bench.experiments.agents import load_agent
     from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, Search
 
 __all__ = [
     "Advanced", "Cluster", "Compiled", "Compiling", "Ended", "Evaluated", "Execution", "Finished", "Generation",
     "Hyperparameter", "OptimizerSpec", "Search", "Started", "UserError", "Waiting", "Watcher", "Work", "compare",
-    "generalize", "leaderboard", "load_agent", "load_runs", "meta_train", "train",
+    "export", "generalize", "import_results", "leaderboard", "load_agent", "load_runs", "meta_train", "train", "verify",
 ]  # fmt: skip
 # Where public names lie; looked through in this order, the heaviest to import last.
-_HOMES = ("errors", "events", "config", "api", "optimizers.spec", "experiments.agents")
+_HOMES = ("errors", "events", "config", "api", "exchange", "optimizers.spec", "experiments.agents")
 
 
 def __getattr__(name: str) -> object:

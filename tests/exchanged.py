@@ -39,7 +39,9 @@ def invented(folder: Path, some: Sequence[Experiment], seeds: Sequence[int], siz
         store.create(experiment, description(experiment))
         for first in range(0, len(seeds), size):
             batch = list(seeds[first : first + size])
-            returns = [int(hashlib.sha256(f"{experiment.name}{seed}".encode()).hexdigest()[:4], 16) / 7 for seed in batch]
+            returns = [
+                int(hashlib.sha256(f"{experiment.name}{seed}".encode()).hexdigest()[:4], 16) / 7 for seed in batch
+            ]
             scores = pd.DataFrame({"seed": batch, "final_return": returns, "mean_return": returns})
             scores = scores.assign(diverged=False, env_steps=STEPS)
             points = [(seed, step, value * step) for seed, value in zip(batch, returns, strict=True) for step in (1, 2)]
@@ -71,7 +73,9 @@ def changed(shard: Path, row: int, **columns: float) -> None:
 def redigest(shard: Path) -> None:
     """Make the digests fit what was changed."""
     digest = lambda name: hashlib.sha256((shard / name).read_bytes()).hexdigest()
-    edit_json(shard / "provenance.json", lambda facts: facts.update(files={name: digest(name) for name in facts["files"]}))
+    edit_json(
+        shard / "provenance.json", lambda facts: facts.update(files={name: digest(name) for name in facts["files"]})
+    )
 
 
 def renamed(experiment: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

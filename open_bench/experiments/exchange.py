@@ -13,23 +13,21 @@ import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import filelock
 import pandas as pd
-import safetensors.numpy
+from safetensors import SafetensorError
 
 from open_bench.config import PROTOCOL_VERSION
 from open_bench.errors import UserError
 from open_bench.evaluation.schema import LABELS, Runs
-from open_bench.experiments.agents import AGENTS
 from open_bench.experiments.archive import SUFFIX, unpack, write_archive
+from open_bench.experiments.merge import Incoming, merged, refusal, seeds_in, write
 from open_bench.experiments.session import STUDY_FILE, stored_board
-from open_bench.experiments.store import DESCRIPTION, EXPERIMENTS, PROVENANCE, Damaged, Shard, Store, Stored, new_shard
+from open_bench.experiments.store import DESCRIPTION, EXPERIMENTS, PROVENANCE, Damaged, Shard, Store, Stored
 from open_bench.files import TEMPORARY, write_atomically
-from open_bench.text import listed
 
-_FREE = ("theta_source",)  # of a description: for people, so that it may differ
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run what begins with one
 
@@ -101,22 +99,6 @@ def _facts(runs: Runs) -> dict[str, Any]:
 # --- in ---------------------------------------------------------------------------------------------------------------
 
 
-class _Incoming(NamedTuple):
-    """One experiment of one source."""
-
-    source: str
-    stored: Stored
-
-
-class _Merge(NamedTuple):
-    """What an experiment gains."""
-
-    content: dict[str, Any]
-    added: list[tuple[str, Shard, list[int]]]  # source, shard, and those of its seeds that are new
-    known: dict[str, int]  # by source: how many seeds are there already
-    conflicts: list[str]
-
-
 def import_results(sources: Sequence[Path], results: Path) -> pd.DataFrame:
     """Merge archives and results folders into one; killed at any moment, the same call goes on.
 
@@ -132,17 +114,12 @@ def import_results(sources: Sequence[Path], results: Path) -> pd.DataFrame:
     store.check_writable()
     with _unpacked(sources, results) as folders:
         groups, studies = _read(folders, store)
-        problems = [problem for name, group in groups.items() for problem in _merged(store, name, group).conflicts]
+        problems = [problem for name, group in groups.items() for problem in merged(store, name, group).conflicts]
         if problems:
-            raise _refusal(problems)
-        rows = [row for name, group in groups.items() for row in _write(store, name, group)]
+            raise refusal(problems)
+        rows = [row for name, group in groups.items() for row in write(store, name, group)]
         _write_study(store, studies)
     return pd.DataFrame(rows).sort_values(["source", "experiment"], ignore_index=True)
-
-
-def _refusal(problems: list[str]) -> UserError:
-    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-    return UserError(f"nothing was imported: {'; '.join(problems[:3])}{more}")
 
 
 @contextlib.contextmanager
@@ -190,9 +167,9 @@ def _clear_leftovers(results: Path) -> None:
             shutil.rmtree(place, ignore_errors=True)
 
 
-def _read(folders: dict[str, Path], store: Store) -> tuple[dict[str, list[_Incoming]], list[dict[str, Any]]]:
+def _read(folders: dict[str, Path], store: Store) -> tuple[dict[str, list[Incoming]], list[dict[str, Any]]]:
     """Every experiment by name, from each source that has it, and the sources' studies; raises UserError."""
-    groups: dict[str, list[_Incoming]] = {}
+    groups: dict[str, list[Incoming]] = {}
     studies, problems = [], []
     for source, folder in folders.items():
         theirs = Store(folder)
@@ -207,10 +184,10 @@ def _read(folders: dict[str, Path], store: Store) -> tuple[dict[str, list[_Incom
             except (Damaged, UserError) as problem:
                 problems.append(str(problem).replace(str(folder), source))
                 continue
-            groups.setdefault(name, []).append(_Incoming(source, stored))
+            groups.setdefault(name, []).append(Incoming(source, stored))
         studies += _study(folder)
     if problems:
-        raise _refusal([f"{problem} (remove it from the source, or get it again)" for problem in problems])
+        raise refusal([f"{problem} (remove it from the source, or get it again)" for problem in problems])
     return dict(sorted(groups.items())), studies
 
 
@@ -226,6 +203,8 @@ def _sound(store: Store, name: str) -> Stored:
         raise Damaged(stored.damaged[0])
     if not stored.shards:
         raise Damaged(f"{stored.path} holds no seeds")
+    for shard in stored.shards:
+        _check_files(shard)
     identity = stored.content["identity"]
     if identity["protocol"] != PROTOCOL_VERSION:
         raise UserError(f"{stored.path} follows protocol {identity['protocol']}, and this is {PROTOCOL_VERSION}")
@@ -234,95 +213,14 @@ def _sound(store: Store, name: str) -> Stored:
     return stored
 
 
-def _merged(store: Store, name: str, group: Sequence[_Incoming]) -> _Merge:
-    """What the store's experiment gains from others of its name. Hold the lock to be sure of it."""
-    try:
-        mine: Stored | None = store.read(name)
-    except Damaged:  # as training does, a damaged folder is set aside
-        mine = None
-    content = mine.content if mine is not None else group[0].stored.content
-    at = str(store.experiments / name) if mine is not None else group[0].source
-    there = [(at, shard) for shard in (mine.shards if mine is not None else [])]
-    merge = _Merge(content, [], {}, [])
-    for source, stored in group:
-        differing = [
-            key for key in {*content, *stored.content} - {*_FREE} if content.get(key) != stored.content.get(key)
-        ]
-        if differing:
-            merge.conflicts.append(f"{name} has another {', '.join(sorted(differing))} in {source} than in {at}")
-            continue
-        for shard in stored.shards:
-            new = _new_seeds(name, source, shard, there, merge)
-            if new:
-                merge.added.append((source, shard, new))
-                there.append((source, shard))
-    return merge
-
-
-def _new_seeds(name: str, source: str, shard: Shard, there: Sequence[tuple[str, Shard]], merge: _Merge) -> list[int]:
-    """Those of a shard's seeds that are not there yet; those that are must have the same rows."""
-    left = [int(seed) for seed in shard.scores["seed"]]
-    for origin, other in there:
-        common = sorted({*left} & {*map(int, other.scores["seed"])})
-        differing = [seed for seed in common if _text(shard, seed) != _text(other, seed)]
-        if differing:
-            seeds = listed([str(seed) for seed in differing])
-            merge.conflicts.append(
-                f"{name}: seed {seeds} has other numbers in {source} than in {origin}: `openbench verify` says which "
-                "are right; keep one, or import into another folder"
-            )
-        merge.known[source] = merge.known.get(source, 0) + len(common)
-        left = [seed for seed in left if seed not in common]
-    return left
-
-
-def _text(shard: Shard, seed: int) -> str:
-    """A seed's rows, in which NaN equals NaN."""
-    return "".join(frame[frame["seed"] == seed].to_csv(index=False) for frame in (shard.scores, shard.curves))
-
-
-def _write(store: Store, name: str, group: Sequence[_Incoming]) -> Iterator[dict[str, Any]]:
-    """Add what is new, and say what was."""
-    with store.lock(name, wait=True):
-        merge = _merged(store, name, group)  # again: somebody may have trained meanwhile
-        if merge.conflicts:
-            raise _refusal(merge.conflicts)
-        if merge.added:
-            path = store.create_described(merge.content)
-            for _, shard, seeds in merge.added:
-                _add(path, shard, seeds)
-    told = {key: merge.content["identity"][key] for key in ("environment", "optimizer")}
-    for source, _ in group:
-        added = sum(len(seeds) for at, _, seeds in merge.added if at == source)
-        yield {"source": source, "experiment": name, **told, "added": added, "known": merge.known.get(source, 0)}
-
-
-def _add(experiment: Path, shard: Shard, seeds: list[int]) -> None:
-    """Copy a shard; of one that overlaps others only what is new."""
-    provenance = dict(shard.provenance)
-    files = provenance.pop("files")
-    stored = len(pd.read_csv(shard.path / "scores.csv", usecols=["seed"]))
-    if len(seeds) < stored:
-        share = len(seeds) / stored
-        provenance |= {"seeds": seeds, "env_steps": round(provenance["env_steps"] * share),
-                       "run_seconds": provenance["run_seconds"] * share}  # fmt: skip
-    with new_shard(experiment, seeds, provenance) as folder:
-        for file in files:
-            if len(seeds) == stored:
-                shutil.copyfile(shard.path / file, folder / file)
-            else:
-                _cut(shard.path / file, folder / file, seeds)
-
-
-def _cut(file: Path, target: Path, seeds: list[int]) -> None:
-    """A shard's file with some of its seeds."""
-    if file.name == AGENTS:
-        arrays = safetensors.numpy.load_file(file)
-        kept = {name: array for name, array in arrays.items() if int(name.partition("/")[0]) in seeds}
-        safetensors.numpy.save_file(kept, target)
-        return
-    frame = pd.read_csv(file, dtype=str, keep_default_na=False)
-    frame[frame["seed"].astype(int).isin(seeds)].to_csv(target, index=False, lineterminator="\n")
+def _check_files(shard: Shard) -> None:
+    """Raise Damaged where a shard's further files (saved agents, further tables) have no seeds, or other ones."""
+    for file in shard.provenance["files"].keys() - {"scores.csv", "curves.csv"}:
+        try:
+            if seeds_in(shard.path / file) - {*shard.scores["seed"]}:
+                raise ValueError("it has other seeds than the scores")
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            raise Damaged(f"{shard.path}: {file}: {error}") from None
 
 
 # --- which study the runs are of --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@
 distribution. A seed then agrees *within tolerance* when its metrics are equal to ``TOLERANCE``, and else *in
 distribution*: the difference between the stored and the new return is compared with the spread of the experiment's
 other stored seeds by Student's t-test (two draws differ by √2 standard deviations), at ``LEVEL`` for the whole sample
-(Bonferroni). A spread below ``LEAST_SPREAD`` of the largest return counts as that much. A return that is missing here
+(Bonferroni). A spread below ``LEAST_SPREAD`` of their largest return counts as that much. A return that is missing here
 or there (diverged, or no episode ended) agrees when it is missing in another stored seed and not in all. Fewer than
 ``LEAST_SEEDS`` other seeds cannot say anything.
 """
@@ -187,7 +187,7 @@ def in_distribution(stored: float, again: float, others: np.ndarray, level: floa
     known = others[~missing]
     if len(known) < LEAST_SEEDS:
         return UNKNOWN
-    spread = max(known.std(ddof=1), LEAST_SPREAD * np.abs([*known, stored]).max())
+    spread = max(known.std(ddof=1), LEAST_SPREAD * np.abs(known).max(), np.finfo(float).tiny)
     score = abs(again - stored) / (math.sqrt(2) * spread) if again != stored else 0.0
     return DISTRIBUTION if 2 * stats.t.sf(score, len(known) - 1) >= level else DISAGREES
 
@@ -201,7 +201,7 @@ def _compared(
         seed = int(again["seed"])
         shard = next(each for each in stored.shards if (each.scores["seed"] == seed).any())
         (_, before), *_ = shard.scores[shard.scores["seed"] == seed].iterrows()
-        points = [frame[frame["seed"] == seed].to_numpy(float) for frame in (shard.curves, curves)]
-        same = np.array_equal(*points, equal_nan=True)
+        written_curve, curve = (frame[frame["seed"] == seed].to_numpy(float) for frame in (shard.curves, curves))
+        same = np.array_equal(written_curve, curve, equal_nan=True)
         others = written[written["seed"] != seed]
         yield _Again(experiment, before, again, same, others, same_kind(shard.provenance, provenance()))

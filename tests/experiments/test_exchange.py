@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from exchanged import board, changed, chosen, contents, edit_json, invented, made, renamed
+from exchanged import board, changed, chosen, contents, edit_json, invented, made, redigest, renamed
 from tiny import experiments, shards
 
 import open_bench
@@ -67,9 +67,9 @@ def test_folders_trained_apart_merge_into_the_board_of_one(tmp_path: Path) -> No
     adam, _, random = chosen()
     one = made(tmp_path / "one", [adam, random], 4)
     first, second = made(tmp_path / "first", [adam], 4, devices=2), made(tmp_path / "second", [random], 4, devices=1)
-    sent = archive(second, tmp_path / "second.zip")
-    found = open_bench.import_results(first, sent, results=tmp_path / "merged")
-    assert added(found) == {str(first): [4, 0], str(sent): [4, 0]}
+    sent = archive(first, tmp_path / "first.zip")
+    found = open_bench.import_results(second, sent, results=tmp_path / "merged")
+    assert added(found) == {str(second): [4, 0], str(sent): [4, 0]}
     assert board(tmp_path / "merged") == board(one)
     again = open_bench.import_results(one, sent, results=tmp_path / "merged")
     assert added(again) == {str(one): [0, 8], str(sent): [0, 4]}
@@ -231,6 +231,17 @@ def test_a_shard_tells_of_no_files_elsewhere(copy: Path, tmp_path: Path) -> None
     refused(r"'../secret.csv' is no name of a file", copy, results=tmp_path / "new")
 
 
+@pytest.mark.parametrize(
+    ("file", "content"), [("agents.safetensors", b"no"), ("more.csv", b"a\n1\n"), ("x.csv", b"seed\n9\n")]
+)
+def test_further_files_must_tell_of_the_shards_seeds(file: str, content: bytes, copy: Path, tmp_path: Path) -> None:
+    shard = shards(copy)[0]
+    (shard / file).write_bytes(content)
+    edit_json(shard / "provenance.json", lambda facts: facts["files"].update({file: ""}))
+    redigest(shard)
+    refused(f"{shard}: {file}: ", copy, results=tmp_path / "new")
+
+
 def test_a_strangers_folder_runs_no_code(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An optimizer, an algorithm and an environment of modules that could be imported: they are only names."""
     (tmp_path / "evil_code.py").write_text(EVIL)
@@ -245,7 +256,7 @@ def test_a_strangers_folder_runs_no_code(copy: Path, tmp_path: Path, monkeypatch
     sent = archive(copy, tmp_path / "sent.zip")
     open_bench.import_results(sent, results=tmp_path / "merged")
     open_bench.export(tmp_path / "table.csv", tmp_path / "merged")
-    with pytest.raises(UserError, match=r"runs code from outside open-bench \(evil_code:Algorithm\): --own-code"):
+    with pytest.raises(UserError, match=r"\(evil_code:SPEC\): --own-code.*evil_code:Algorithm.*evil_code:Env"):
         open_bench.verify(results=tmp_path / "merged")
     assert not (tmp_path / "was_imported").exists()
     with pytest.raises(UserError, match="nothing can be run again"):

@@ -20,11 +20,8 @@ def signed_momentum(learning_rate: float = 1e-3, decay: float = 0.9) -> optax.Gr
 
 def main(**request: Any) -> Any:
     """The leaderboard, a row an optimizer; ``request`` is whatever ``open_bench.compare`` takes."""
-    board = open_bench.compare(
-        optimizers=["adam", signed_momentum],
-        environments=["cartpole", "breakout"],
-        **{"num_seeds": 4, "results": "results/your-optimizer", "progress": True, **request},
-    )
+    study = {"optimizers": ["adam", signed_momentum], "environments": ["cartpole", "breakout"], "num_seeds": 4}
+    board = open_bench.compare(**{**study, "results": "results/your-optimizer", "progress": True, **request})
     print(board[["rank", "optimizer", "iqm", "iqm_low", "iqm_high"]].to_string(index=False))
     return board
 

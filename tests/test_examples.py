@@ -10,6 +10,7 @@ from tiny_meta import SETTINGS as META_SETTINGS
 
 import open_bench
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FEW: dict[str, Any] = {"steps": STEPS, "num_seeds": 2, "devices": 2, "progress": False}
 
@@ -38,14 +39,8 @@ def test_compare_your_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_add_an_environment(tmp_path: Path) -> None:
-    scores = main_of("add_an_environment")(**FEW, results=tmp_path, settings=SETTINGS)
-    assert not scores["diverged"].any()
-    assert scores["final_return"].between(-3.2, 1).all()
-
-
-def test_what_is_learned_there_can_be_learned(tmp_path: Path) -> None:
-    """With enough steps an agent goes the shorter way: at most eight steps, four on average."""
-    scores = main_of("add_an_environment")(**(FEW | {"steps": 40_960}), results=tmp_path)
+    """An agent goes the shorter way: at most eight steps, four on average."""
+    scores = main_of("add_an_environment")(**FEW | {"steps": 40_960, "num_seeds": 1}, results=tmp_path)
     assert (scores["final_return"] > 0.4).all()
 
 

@@ -106,7 +106,7 @@ class _Run:
     def attend(self, experiment: Experiment) -> bool:
         """Run an experiment unless somebody else is at it; says whether it is done."""
         wait = jax.process_count() > 1  # the other hosts follow the first batch by batch
-        with self.store.lock(experiment.name, wait) if self.leader else contextlib.nullcontext(True) as free:
+        with self.store.lock(experiment, wait) if self.leader else contextlib.nullcontext(True) as free:
             if not free:
                 return False
             missing = self._missing(experiment)

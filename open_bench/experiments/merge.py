@@ -82,7 +82,7 @@ def _text(shard: Shard, seed: int) -> str:
 
 def write(store: Store, name: str, group: Sequence[Incoming]) -> Iterator[dict[str, Any]]:
     """Add what is new, and say what was."""
-    with store.lock(name, wait=True):
+    with store.lock(group[0].stored, wait=True):
         merge = merged(store, name, group)  # again: somebody may have trained meanwhile
         if merge.conflicts:
             raise refusal(merge.conflicts)

@@ -13,7 +13,7 @@ import uuid
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import filelock
 import pandas as pd
@@ -43,6 +43,13 @@ class Shard(NamedTuple):
     provenance: dict[str, Any]
 
 
+class Named(Protocol):
+    """What has a folder of its own: an experiment, the trials of one."""
+
+    @property
+    def name(self) -> str: ...
+
+
 class Stored(NamedTuple):
     """One experiment's folder, read.
 
@@ -57,6 +64,11 @@ class Stored(NamedTuple):
     content: dict[str, Any]
     shards: list[Shard]
     damaged: list[str]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
 
 
 class Store:
@@ -99,10 +111,10 @@ class Store:
             raise UserError(f"{self.results}: no stored runs (there is no folder {self.experiments})")
 
     @contextlib.contextmanager
-    def lock(self, experiment: str, wait: bool = False) -> Iterator[bool]:
-        """Hold an experiment's lock, yielding whether it was free. The system releases it when its owner dies."""
+    def lock(self, experiment: Named, wait: bool = False) -> Iterator[bool]:
+        """Hold the experiment's lock, yielding whether it was free. The system releases it when its owner dies."""
         folder = self.experiments / ".locks"
-        lock = filelock.FileLock(folder / f"{experiment}.lock", timeout=-1 if wait else 0)
+        lock = filelock.FileLock(folder / f"{experiment.name}.lock", timeout=-1 if wait else 0)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -131,7 +143,7 @@ class Store:
         for leftover in [*path.glob(f"{TEMPORARY}*"), *self.experiments.glob(f"{TEMPORARY}{name}-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
         if path.exists() and _description(path) is None:
-            _set_aside(path)
+            set_aside(path)
         if not path.exists():
             with folder_written_whole(path) as folder:
                 _write_json(folder / DESCRIPTION, content)
@@ -253,7 +265,7 @@ def new_shard(experiment: Path, seeds: Iterable[int], provenance: dict[str, Any]
     """
     path = experiment / shard_name(seeds)
     if path.exists():  # only a damaged shard can be in the way
-        _set_aside(path)
+        set_aside(path)
     with folder_written_whole(path) as folder:
         yield folder
         digests = {file.name: digest(file) for file in sorted(folder.iterdir())}
@@ -343,7 +355,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _set_aside(path: Path) -> None:
+def set_aside(path: Path) -> None:
     """Move something unreadable out of the way without losing it."""
     target = path.with_name(f".damaged-{uuid.uuid4().hex[:6]}-{path.name}")  # hidden, so named only once
     warnings.warn(f"{path} is damaged; moved to {target.name} and made anew", stacklevel=4)

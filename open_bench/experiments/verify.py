@@ -22,7 +22,7 @@ import pandas as pd
 from open_bench.errors import UserError
 from open_bench.evaluation.schema import METRICS
 from open_bench.events import Finished, Started, Watcher, silent
-from open_bench.experiments.estimate import announce, check_memory, workload
+from open_bench.experiments.estimate import announce, check_memory, estimate_missing
 from open_bench.experiments.execute import rows, run_seeds, stream, work_of
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.provenance import provenance, same_kind
@@ -87,7 +87,7 @@ def verify(
         raise UserError(f"{store.results}: nothing can be run again: {'; '.join(reasons[:3]) or 'no seed is stored'}")
     sample = _sample({name: sound[name] for name in experiments}, num_seeds, root_seed)
     parts = [(experiments[name], len(seeds)) for name, seeds in sample.items()]
-    ahead = workload(parts, devices)
+    ahead = estimate_missing(parts, devices)
     announce(ahead, [each for each, _ in parts], devices)
     works = {each.name: work_of(each, count) for each, count in parts}
     found: list[_Again] = []

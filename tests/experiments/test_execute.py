@@ -346,7 +346,7 @@ def test_a_lock_falls_free_when_its_owner_is_killed(tmp_path: Path) -> None:
     )
     assert owner.stdout is not None
     assert owner.stdout.readline() == "held\n"
-    with store.lock(chosen[0].name) as free:
+    with store.lock(chosen[0]) as free:
         assert not free
     log, waited = Log(), []
 

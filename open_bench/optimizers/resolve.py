@@ -221,8 +221,11 @@ def _with_weights(found: ResolvedOptimizer, parsed: names.ParsedName) -> Resolve
             return found
         return dataclasses.replace(found, weights=library.import_file(kept, found.spec), source=kept.name)
     if parsed.source in UNTRAINED:
-        theta = found.spec.init_theta(jax.random.key(0))
-        theta = jax.tree.map(jnp.zeros_like, theta) if parsed.source == "zero" else theta
+        if parsed.source == "zero":  # of its shapes: nothing is drawn
+            shapes = jax.eval_shape(found.spec.init_theta, jax.random.key(0))
+            theta = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        else:
+            theta = found.spec.init_theta(jax.random.key(0))
         return dataclasses.replace(found, weights=Weights(theta, {}, ""), source=parsed.source)
     weights = library.load_source(parsed.source, found.spec)
     # Rows and folders show the weights' name; what they hold is told by their hash, wherever the file lies.

@@ -47,12 +47,10 @@ def reports(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
-    """A small study, by the command line in a process of its own."""
-    folder = tmp_path_factory.mktemp("compared")
-    process = subprocess_of("compare", *REQUEST, "--results", "results", "--plain", cwd=folder)
-    out, err = process.communicate(timeout=240)
-    return folder / "results", Answer(process.returncode, out, err)
+def compared(tmp_path_factory: pytest.TempPathFactory, openbench_of_a_module: OpenBench) -> tuple[Path, Answer]:
+    """A small study, by the command line."""
+    folder = tmp_path_factory.mktemp("compared") / "results"
+    return folder, openbench_of_a_module("compare", *REQUEST, "--results", folder, "--plain")
 
 
 def test_compare_prints_a_table_and_writes_the_leaderboard(compared: tuple[Path, Answer]) -> None:

@@ -240,27 +240,31 @@ from open_bench.experiments.execute import execute
 def say(event):
     if isinstance(event, Compiling):
         print("begins", event.work.name, list(event.seeds), flush=True)
-session = prepare(optimizers=["adam", "sgd"], environments=["cartpole"], algorithm=sys.argv[2], num_seeds=2,
-                  steps=int(sys.argv[3]), settings=json.loads(sys.argv[4]), results=sys.argv[1], devices=1)
+algorithm, steps, settings, *optimizers = sys.argv[2:]
+session = prepare(optimizers=optimizers, environments=["cartpole"], algorithm=algorithm, num_seeds=2, steps=int(steps),
+                  settings=json.loads(settings), results=sys.argv[1], devices=1)
 session.store.check_writable()
 execute(session.plan.experiments, 2, session.store, session.devices, say, checkpoint_seconds=0.0)
 runs = session.store.load(session.plan.experiments)
 session.write(runs, session.board(runs))
 """
 KILLED_STEPS = 4 * 8 * 400
+OPTIMIZERS = {"ppo": ("adam", "sgd"), "pqn": ("adam",)}
 
 
 def study_process(folder: Path, algorithm: str = "ppo") -> "subprocess.Popen[str]":
     settings = json.dumps(SETTINGS if algorithm == "ppo" else PQN_SETTINGS)
+    request = [str(folder), algorithm, str(KILLED_STEPS), settings, *OPTIMIZERS[algorithm]]
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", STUDY, str(folder), algorithm, str(KILLED_STEPS), settings],
+        [sys.executable, "-W", "ignore", "-c", STUDY, *request],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT,
     )  # fmt: skip
 
 
 def undisturbed(folder: Path, algorithm: str = "ppo") -> Store:
     """What the study of the processes gives when nobody disturbs it."""
-    return train(folder, experiments("adam", "sgd", steps=KILLED_STEPS, algorithm=algorithm), num_seeds=2)
+    study = experiments(*OPTIMIZERS[algorithm], steps=KILLED_STEPS, algorithm=algorithm)
+    return train(folder, study, num_seeds=2)
 
 
 @pytest.fixture(scope="module")
@@ -369,11 +373,11 @@ def test_two_hosts_give_the_same_bits_as_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    settings = {"num_steps": 16, "hidden": [8]}
-    request = ["train", "adam", "-e", "cartpole", "--steps", 2048, "--num-seeds", 2, "--set=num_steps=16"]
+    request = ["train", "adam", "-e", "cartpole", "--steps", STEPS, "--num-seeds", 2,
+               *(f"--set={key}={value}" for key, value in SETTINGS.items())]  # fmt: skip
     workers = [
-        subprocess_of(*request, "--set=hidden=[8]", "--quiet", "--results", tmp_path / "two", "--coordinator", address,
-                      "--num-processes", 2, "--process-id", number)
+        subprocess_of(*request, "--quiet", "--results", tmp_path / "two", "--coordinator", address, "--num-processes",
+                      2, "--process-id", number)
         for number in (0, 1)
     ]  # fmt: skip
     try:
@@ -383,10 +387,10 @@ def test_two_hosts_give_the_same_bits_as_one(tmp_path: Path) -> None:
             worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], output
     alone = open_bench.train(
-        "adam", "cartpole", steps=2048, num_seeds=2, settings=settings, results=tmp_path / "one", devices=4
+        "adam", "cartpole", steps=STEPS, num_seeds=2, settings=SETTINGS, results=tmp_path / "one", devices=4
     )
     together = open_bench.load_runs(tmp_path / "two")
     pd.testing.assert_frame_equal(together.scores, alone, check_exact=True)
     curves = open_bench.load_runs(tmp_path / "one").curves
     pd.testing.assert_frame_equal(together.curves, curves, check_exact=True)
-    assert len(curves) == 2 * 32
+    assert len(curves) == 2 * 40

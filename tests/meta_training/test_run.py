@@ -1,12 +1,6 @@
 """A meta-training from request to stored weights: bitwise the same however it is cut, stored with how it was made."""
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,50 +130,6 @@ def interrupted(folder: Path, after: int = 5) -> Path:
     with pytest.raises(KeyboardInterrupt):
         meta_train(folder, progress=Watch(after))
     return folder / "meta" / "mine"
-
-
-KILLED = """
-import time
-import open_bench
-from open_bench.events import Generation
-
-def slow(event):
-    if isinstance(event, Generation):
-        time.sleep(0.2)
-
-open_bench.meta_train("open", ["cartpole"], name="mine", progress=slow, devices=2, **{settings!r})
-"""
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_theta_is_bitwise_the_same(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "results" / "meta" / "mine", {})
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_NUM", "XLA_"))}
-    start = lambda: subprocess.Popen(
-        [sys.executable, "-c", KILLED.format(settings=SETTINGS)], cwd=tmp_path, stderr=subprocess.PIPE,
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])}, text=True,
-    )  # fmt: skip
-    moments, kills, seen = random.Random(), 0, []
-    while kills < 3:
-        process, before = start(), newest(checkpoints)
-        while newest(checkpoints) <= before and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-        assert process.returncode == -signal.SIGKILL, errors
-        kills += 1
-        seen.append(newest(checkpoints))
-    assert sorted(set(seen)) == seen
-    assert seen[-1] < SETTINGS["generations"], "it ended before it was killed"
-    process = start()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    found = load_weights(tmp_path / "library" / "mine.safetensors")
-    np.testing.assert_array_equal(vector(found.theta), vector(undisturbed.trained.theta))
-    history = pd.read_csv(checkpoints.folder / "history.csv")
-    assert history["generation"].tolist() == list(range(1, SETTINGS["generations"] + 1))
-    assert not list(checkpoints.folder.glob(".*.safetensors.*"))  # nothing half-written stays
 
 
 def newest(checkpoints: Checkpoints) -> int:

@@ -15,9 +15,10 @@ from open_bench.training.keys import lifetime_keys
 from open_bench.training.lifetime import Lifetime
 from open_bench.training.mesh import Program, compile_program
 
+pytestmark = pytest.mark.usefixtures("optimized")
 CONFIGS = {
-    "ppo": PPOConfig(num_envs=4, num_steps=16, update_epochs=2, num_minibatches=2, hidden=(8, 8)),
-    "pqn": PQNConfig(num_envs=4, num_steps=16, num_epochs=2, num_minibatches=2, hidden=(8, 8), greedy_envs=2),
+    "ppo": PPOConfig(num_envs=4, num_steps=16, update_epochs=2, num_minibatches=2, hidden=(8,)),
+    "pqn": PQNConfig(num_envs=4, num_steps=16, num_epochs=2, num_minibatches=2, hidden=(8,), greedy_envs=2),
 }
 
 

@@ -1,5 +1,6 @@
 """VeLO: numbers of the original implementation, the transformation's contract, and reading checkpoints."""
 
+import functools
 import shutil
 from pathlib import Path
 
@@ -217,7 +218,7 @@ def test_entry_needs_weights_and_has_the_official_size():
 
 
 def test_random_theta_makes_finite_steps():
-    theta = velo.init_theta(jax.random.key(1), hidden=16, inits=8)
+    theta = jax.jit(functools.partial(velo.init_theta, hidden=16, inits=8))(jax.random.key(1))
     velo.validate(theta)
     params = jax.tree.map(jnp.asarray, PARAMS)
     updates, _, _ = run(velo.velo(theta, TrainingLength(3, 1, 1)), params, [params] * 3, [1.0, 0.5, 0.2])

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 import pandas as pd
+import pydantic
 from pydantic import Field
 
 from open_bench import files
@@ -40,6 +41,11 @@ class TuneConfig(Config):
     trials: Count = 16  # points of the search space; the published setting, or the default, is one more
     num_seeds: Count = 2  # of each
     report_seeds: Annotated[int, Field(ge=0, strict=True)] = 4  # fresh ones, of each winner
+
+    @pydantic.model_validator(mode="after")
+    def _lifetimes_can_be_listed(self) -> "TuneConfig":
+        check_count((self.trials + 1) * self.num_seeds, "lifetimes")
+        return self
 
 
 class Winner(NamedTuple):
@@ -173,7 +179,6 @@ class _Campaign:
         # A study's most valuable rows come first; else environment by environment.
         order = {each.label: place for place, each in reversed(list(enumerate(experiments)))}
         ordered = sorted(experiments, key=lambda each: order[each.label]) if tracks else experiments
-        check_count((amount.trials + 1) * amount.num_seeds, "lifetimes")
         self.jobs = [
             Trials(dataclasses.replace(each, root_seed=ROOT_SEED), amount.trials, amount.num_seeds, self.results)
             for each in ordered

@@ -280,7 +280,7 @@ class _Campaign:
 
     def run_winners(self) -> None:
         """Train the winners on fresh seeds, as the experiments that ``NAME:track=tuned`` means in a study."""
-        if not self.amount.report_seeds:
+        if not (self.amount.report_seeds and self.winners):
             return
         found = {self._key(winner): self._reported(winner) for winner in self.winners}
         experiments = list(found.values())

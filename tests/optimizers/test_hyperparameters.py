@@ -252,7 +252,7 @@ def test_writing_keeps_everything_else(own: Path) -> None:
     assert (
         resolve("adam:track=one_setting", at("cartpole", "quick"), folder=own).hyperparameters["learning_rate"] == 0.3
     )
-    with pytest.raises(UserError, match="holds published settings at environments.cartpole.ppo.any"):
+    with pytest.raises(UserError, match=r"holds published settings at environments\.cartpole\.ppo\.any"):
         hyperparameters.write(path, "adam", [(("environments", "cartpole", "ppo", "any"), table)])
     hyperparameters.write(
         own / "new.toml", "new", [(("one_setting", "ppo", "quick"), {"environments": ["a"], "values": {}})]

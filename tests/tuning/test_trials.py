@@ -79,7 +79,8 @@ def test_the_first_trial_is_published_or_else_the_default(tmp_path: Path) -> Non
 def test_rows_say_what_was_tried(whole: Path) -> None:
     frame = load_trials(whole)
     assert list(frame.columns[:10]) == [
-        "tuning", "environment", "algorithm", "budget", "optimizer", "trial", "seed", "settings", "env_steps", "diverged"
+        "tuning", "environment", "algorithm", "budget", "optimizer", "trial", "seed", "settings", "env_steps",
+        "diverged",
     ]  # fmt: skip
     assert list(zip(frame["trial"], frame["seed"], strict=True)) == [(t, s) for t in range(4) for s in range(2)]
     job = trials_of(whole, 3, 2)
@@ -180,7 +181,7 @@ def test_a_static_hyperparameter_means_a_program_for_each_of_its_values(tmp_path
 
 # --- killed -----------------------------------------------------------------------------------------------------------
 
-# A tuning by the public function; before it its trials, with a checkpoint after every segment instead of twice a minute.
+# A tuning by the public function; before it its trials, with a checkpoint after every segment, not twice a minute.
 TUNE = """
 import dataclasses, json, sys
 import open_bench

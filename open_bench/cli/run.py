@@ -9,7 +9,9 @@ from open_bench.cli.options import ALGORITHM, BUDGET, SAVE_AGENTS, SET, STEPS, n
 from open_bench.cli.results import print_board
 from open_bench.config import Execution
 
-_REQUEST = options(ALGORITHM, STEPS, SET, SAVE_AGENTS, trains)
+HYPERPARAMETERS = click.option("--hyperparameters", metavar="FOLDER",
+                               help="Results of tune: its settings come before those that ship.")  # fmt: skip
+_REQUEST = options(ALGORITHM, STEPS, SET, HYPERPARAMETERS, SAVE_AGENTS, trains)
 
 
 @click.command()

@@ -19,7 +19,7 @@ import pandas as pd
 from pandas.api import types
 
 METRICS = {"final_return": "final return", "mean_return": "return over the lifetime"}  # labels by column
-ORIGINS = ("given", "published", "tuned", "default", "none")
+ORIGINS = ("given", "published", "tuned", "one setting", "default", "none")
 RANDOM = "random"  # algorithm of the random policy, whose lifetimes are stored and never ranked
 LARGEST = 1e12  # of a return: anything beyond is a fault, not a score
 
@@ -39,6 +39,7 @@ class Column(NamedTuple):
 
 _TEXT, _FLAG = Column("text"), Column("flag")
 _COUNT = Column("integer", 1, 2**62)
+_COST = Column("integer", 0, 2**62, required=False)
 _INDEX = Column("integer", 0, 2**31 - 1)
 _AMOUNT = Column("number", 0, LARGEST)
 _RETURN = Column("number", -LARGEST, LARGEST)
@@ -62,6 +63,10 @@ EXPERIMENTS = {
     "settings": _TEXT._replace(required=False),  # JSON of algorithm settings and environment options
     "environment_version": _COUNT._replace(required=False),
     "metrics": _TEXT._replace(required=False),  # JSON: label by column
+    "tuning_trials": _COST,  # points that were tried to find the hyperparameters, 0: none, or not known
+    "tuning_env_steps": _COST,  # that tuning took
+    "meta_env_steps": _COST,  # that the meta-training of θ took
+    "trained_on": _TEXT._replace(required=False),  # environments that θ was trained on, "" where there are none
     "steps_per_second": _AMOUNT,  # env steps over all seeds / run_seconds
     "run_seconds": _AMOUNT,  # wall clock without compilation
     "compile_seconds": _AMOUNT,
@@ -70,6 +75,9 @@ EXPERIMENTS = {
 }
 SCORES = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "diverged": _FLAG, "env_steps": _COUNT}  # and the metrics
 CURVES = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "env_steps": _COUNT, "episode_return": _RETURN}
+# Trials of tuning, a row each and a seed; beside these the metrics.
+TRIALS = {"trial": _INDEX, "seed": _INDEX, "settings": _TEXT, "env_steps": _COUNT, "diverged": _FLAG}
+TRIAL_CURVES = {"trial": _INDEX, "seed": _INDEX, "env_steps": _COUNT, "episode_return": _RETURN}
 
 _DTYPES = {"text": "object", "number": "float64", "integer": "int64", "flag": "bool"}
 _IS_KIND = {
@@ -198,6 +206,21 @@ def read_csv(path: str | Path, columns: Mapping[str, Column]) -> pd.DataFrame:
     if list(frame.columns) != list(columns) or not isinstance(frame.index, pd.RangeIndex):
         raise BadRows(f"{Path(path).name}: its columns are {', '.join(map(str, frame.columns))}")
     return frame
+
+
+def read_trials(path: Path, columns: Mapping[str, Column], keys: list[str]) -> pd.DataFrame:
+    """``TRIALS`` or ``TRIAL_CURVES`` with further columns, which are metrics; no rows where there is no file.
+
+    Raises BadRows for other values, or one key twice.
+    """
+    if not path.is_file():
+        return _empty(columns)
+    try:
+        frame = pd.read_csv(path, float_precision="round_trip", dtype=dtypes(columns))
+    except (ValueError, OverflowError, KeyError, TypeError, OSError) as error:
+        raise BadRows(f"{path}: {error}") from None
+    expected = {**columns, **{name: _RETURN for name in frame.columns if name not in columns}}
+    return _check(str(path), frame, expected, keys, "a lifetime appears twice")
 
 
 def check_scores(frame: pd.DataFrame, metrics: Iterable[str] = METRICS) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 
 from open_bench.config import Execution, StudyConfig
+from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.evaluation.leaderboard import Leaderboard
 from open_bench.evaluation.leaderboard import leaderboard as rank
@@ -20,6 +21,7 @@ from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.plan import Find, Plan, make_plan
 from open_bench.experiments.store import Store
 from open_bench.files import write_atomically
+from open_bench.optimizers.hyperparameters import folder_of
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.devices import start
 from open_bench.training.task import Settings
@@ -38,6 +40,7 @@ class Session:
         execution: where and how.
         ranked: whether a board is wanted, and so what scores are measured against.
         baseline: whether Adam joins where scores need it.
+        hyperparameters: a folder of hyperparameter files that come before those that ship, or results with such.
     """
 
     study: StudyConfig
@@ -46,6 +49,7 @@ class Session:
     execution: Execution
     ranked: bool = True
     baseline: bool = True
+    hyperparameters: str | Path | None = None
 
     @functools.cached_property
     def devices(self) -> list[jax.Device]:
@@ -60,7 +64,13 @@ class Session:
     @functools.cached_property
     def plan(self) -> Plan:
         """Every experiment, checked."""
-        return self.plan_with(resolve)
+        return self.plan_with(self.find)
+
+    @functools.cached_property
+    def find(self) -> Find:
+        """What an optimizer's name means for a task."""
+        folder = None if self.hyperparameters is None else folder_of(self.hyperparameters)
+        return functools.partial(resolve, folder=folder)
 
     def plan_with(self, find: Find) -> Plan:
         """The plan where names mean what ``find`` says."""
@@ -115,6 +125,15 @@ def watcher_of(execution: Execution) -> Watcher:
 
         return default_watcher()
     return silent
+
+
+def load_runs(results: str | Path = "results") -> Runs:
+    """Every stored experiment of a results folder, as tables (``experiments``, ``scores``, ``curves``)."""
+    store = Store(results)
+    store.refuse_version_1()
+    if not store.experiments.is_dir():
+        raise UserError(f"{results}: no stored runs (there is no folder {store.experiments})")
+    return store.load()
 
 
 def write_board(folder: Path, runs: Runs, budget: str | None) -> Leaderboard:

@@ -13,7 +13,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import filelock
 import pandas as pd
@@ -27,6 +27,7 @@ from open_bench.files import TEMPORARY, folder_written_whole
 
 EXPERIMENTS, DESCRIPTION = "experiments", "experiment.json"
 CURVES = schema.without_labels(schema.CURVES)
+UNKNOWN = {"tuning_trials": 0, "tuning_env_steps": 0, "meta_env_steps": 0, "trained_on": ""}  # of older experiments
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
@@ -43,12 +44,19 @@ class Shard(NamedTuple):
     provenance: dict[str, Any]
 
 
-class Store:
-    """The experiments below one results folder."""
+class Named(Protocol):
+    """What has a folder of its own: an experiment, the trials of one."""
 
-    def __init__(self, results: str | Path):
+    @property
+    def name(self) -> str: ...
+
+
+class Store:
+    """The experiments below one results folder; with another ``folder``, what else has folders and locks there."""
+
+    def __init__(self, results: str | Path, folder: str = EXPERIMENTS):
         self.results = Path(results)
-        self.experiments = self.results / EXPERIMENTS
+        self.experiments = self.results / folder
 
     def check_writable(self) -> None:
         """Raise UserError when nothing can be written there, or it is version 1's folder. Makes nothing."""
@@ -77,7 +85,7 @@ class Store:
             )
 
     @contextlib.contextmanager
-    def lock(self, experiment: Experiment, wait: bool = False) -> Iterator[bool]:
+    def lock(self, experiment: Named, wait: bool = False) -> Iterator[bool]:
         """Hold the experiment's lock, yielding whether it was free. The system releases it when its owner dies."""
         folder = self.experiments / ".locks"
         lock = filelock.FileLock(folder / f"{experiment.name}.lock", timeout=-1 if wait else 0)
@@ -94,7 +102,7 @@ class Store:
         finally:
             lock.release()
 
-    def path(self, experiment: Experiment) -> Path:
+    def path(self, experiment: Named) -> Path:
         """The experiment's folder."""
         return self.experiments / experiment.name
 
@@ -104,7 +112,7 @@ class Store:
         for leftover in [*path.glob(f"{TEMPORARY}*"), *self.experiments.glob(f"{TEMPORARY}{experiment.name}-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
         if path.exists() and _description(path) is None:
-            _set_aside(path)
+            set_aside(path)
         if not path.exists():
             content = {"identity": experiment.identity, **description}
             with folder_written_whole(path) as folder:
@@ -129,7 +137,7 @@ class Store:
         """
         path = self.path(experiment) / _shard_name(scores)
         if path.exists():  # only a damaged shard can be in the way
-            _set_aside(path)
+            set_aside(path)
         with folder_written_whole(path) as folder:
             schema.write_csv(scores, _scores_columns(_read_description(self.path(experiment))), folder / "scores.csv")
             schema.write_csv(curves, CURVES, folder / "curves.csv")
@@ -267,6 +275,7 @@ def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) 
         hyperparameters=json.dumps(identity["hyperparameters"], sort_keys=True),
         settings=json.dumps({"algorithm": identity["settings"], "options": identity["options"]}, sort_keys=True),
         metrics=json.dumps(content["metrics"], sort_keys=True),
+        **{key: content.get(key, nothing) for key, nothing in UNKNOWN.items()},
         **_cost(provenances),
     )
 
@@ -288,7 +297,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _set_aside(path: Path) -> None:
+def set_aside(path: Path) -> None:
     """Move something unreadable out of the way without losing it."""
     target = path.with_name(f".damaged-{uuid.uuid4().hex[:6]}-{path.name}")  # hidden, so named only once
     warnings.warn(f"{path} is damaged; moved to {target.name} and made anew", stacklevel=4)

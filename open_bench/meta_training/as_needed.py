@@ -39,7 +39,7 @@ def with_weights(session: Session) -> Session:
     requests = {
         name: make_request(name, config, returns, session.devices, session.settings) for name in without_weights(study)
     }
-    session.plan_with(stand_ins(requests))
+    session.plan_with(stand_ins(requests, session.find))
     for request in requests.values():
         check(request, results)
     named = {}
@@ -89,15 +89,15 @@ def settings_for(study: StudyConfig, steps: int | None) -> MetaConfig:
     return build(MetaConfig, values, f"meta-training {chosen.name} for study {study.name}")
 
 
-def stand_ins(requests: Mapping[Any, Request]) -> Find:
-    """Like ``resolve``, but for the optimizers that are to be meta-trained: with the θ that they start from.
+def stand_ins(requests: Mapping[Any, Request], resolved: Find = resolve) -> Find:
+    """Like ``resolved``, but for the optimizers that are to be meta-trained: with the θ that they start from.
 
     They have the names that they will have. A plan with them finds what is wrong with a study before evolution begins.
     """
 
     def find(name: Any, task: Task) -> ResolvedOptimizer:
         if not isinstance(name, str) or name not in requests:
-            return resolve(name, task)
+            return resolved(name, task)
         found = resolve(str(dataclasses.replace(names.parse(name), source="init")), task)
         return dataclasses.replace(found, label=_with_weights(requests[name]))
 

@@ -104,7 +104,7 @@ def find_object(value: Any) -> tuple[names.ParsedName, OptimizerSpec]:
 
 
 def told_apart(optimizers: Sequence[Any]) -> Any:
-    """The optimizers, objects that no file tells numbered where they would have one label."""
+    """The optimizers, grids written out, and objects that no file tells numbered where they would have one label."""
 
     def name_of(optimizer: Any) -> str | None:
         spec = None if isinstance(optimizer, str) else find_object(optimizer)[1]
@@ -113,7 +113,8 @@ def told_apart(optimizers: Sequence[Any]) -> Any:
     def renamed(optimizer: Any, name: str) -> OptimizerSpec:
         return dataclasses.replace(find_object(optimizer)[1], name=name)
 
-    return plugins.told_apart(optimizers, name_of, renamed)
+    written_out = [each for one in optimizers for each in (names.expand(one) if isinstance(one, str) else [one])]
+    return plugins.told_apart(written_out, name_of, renamed)
 
 
 def name_of(optimizer: Any) -> str:

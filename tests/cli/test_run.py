@@ -294,7 +294,7 @@ BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
     "too many seeds": ({"--seeds": "100000000"}, "100,000,000 seeds are too many: ask for at most 1,000,000"),
     "negative seeds": ({"--seeds": "-1"}, "num_seeds = -1"),
     "negative seed": ({"--seed": "-1"}, "root_seed = -1"),
-    "seed out of range": ({"--seed": "1000000"}, "root_seed = 1000000"),
+    "seed out of range": ({"--seed": "1000000"}, "root_seed: 1000000 is a root seed kept"),
     "no equals sign": ({"--set": "num_envs"}, "--set num_envs: expected KEY=VALUE"),
     "no value": ({"--set": "num_envs="}, "expected KEY=VALUE"),
     "unknown setting": ({"--set": "num_env=4"}, "unknown key 'num_env'. Did you mean num_envs"),

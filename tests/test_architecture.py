@@ -106,8 +106,8 @@ def part(name: str) -> str:
 
 def test_the_reader_of_imports_sees_them() -> None:
     assert "open_bench.training.lifetime" in own("open_bench.training.mesh")
-    assert "open_bench.experiments.store" in own("open_bench.api")
-    assert "open_bench.experiments.store" not in own("open_bench.api", lazy=False)
+    assert "open_bench.experiments.session" in own("open_bench.api")
+    assert "open_bench.experiments.session" not in own("open_bench.api", lazy=False)
     assert "open_bench.optimizers.registry" in own("open_bench.optimizers.resolve")
 
 

@@ -173,7 +173,7 @@ def write(path: Path, optimizer: str, tables: Sequence[tuple[tuple[str, ...], Ma
         values.update(table["values"])
         inside[keys[-1]] = {**table, "values": values}
     try:
-        files.write_atomically(path, tomlkit.dumps(document))
+        files.write_atomically(path, re.sub(r"(?<=\S)\n(?=\[)", "\n\n", tomlkit.dumps(document)))  # a blank line apart
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
     shipped.cache_clear()

@@ -114,7 +114,9 @@ SCHEDULE_FREE = (
     | EPS
     | WEIGHT_DECAY
     | {
-        "warmup": Hyperparameter(0.05, "share of the lifetime over which the learning rate rises", minimum=0.0),
+        "warmup": Hyperparameter(
+            0.05, "share of the lifetime over which the learning rate rises", minimum=0.0, below=1.0
+        ),
         "anneal_learning_rate": Hyperparameter(False, "anneal the learning rate linearly to 0 over the lifetime"),
     }
 )

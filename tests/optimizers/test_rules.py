@@ -152,7 +152,7 @@ def test_muon_is_adam_where_nothing_is_hidden() -> None:
 
 
 def test_prodigy_is_optax_with_the_schedule_inside() -> None:
-    """Annealed, it is optax's with a rate that falls from 1, one step down an update; scaled updates are another rule."""
+    """Annealed, it is optax's with a rate that falls from 1 by one step an update; scaled updates are another rule."""
     length, params = TrainingLength(10, 4, 4), {"actor": {"w": jnp.asarray([10.0, -5.0])}}
     settings = {"betas": (0.9, 0.99), "eps": 1e-5, "estim_lr_coef": 2.0}
     inside = optax.contrib.prodigy(lambda count: 1.0 - (count // 16) / 10, **settings)

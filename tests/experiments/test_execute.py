@@ -201,7 +201,7 @@ def test_agents_are_kept_when_asked_for(algorithm: str, tmp_path: Path) -> None:
 
 def test_agents_are_those_that_act(tmp_path: Path) -> None:
     """A schedule-free method acts at other parameters than it differentiates at."""
-    (chosen,) = experiments("optax.contrib.schedule_free_adamw:learning_rate=0.01")
+    (chosen,) = experiments("schedule-free-adamw:learning_rate=0.01")
     store = train(tmp_path, [chosen], num_seeds=1, save_agents=True)
     program = compile_program(chosen.make_lifetime(), chosen.inputs, jax.devices(), 1, 1)
     state, _ = program.run(program.init(chosen.keys([0]), chosen.inputs), chosen.inputs, 40)

@@ -14,7 +14,7 @@ from open_bench.optimizers import OptimizerSpec, TrainingLength, available, regi
 from open_bench.optimizers.conformance import Subject, actor_critic, check, cost, q_agent
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
 
-FROM_OPTAX = ["optax.adabelief", "optax.contrib.muon", "optax.contrib.schedule_free_adamw", "optax.noisy_sgd"]
+FROM_OPTAX = ["optax.adabelief", "optax.noisy_sgd"]
 
 
 def with_theta(name: str) -> str:

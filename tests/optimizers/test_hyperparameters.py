@@ -37,7 +37,8 @@ GRIDWORLDS = tuple(name for name in config.shipped("environments") if name.start
         ("humanoid", 3e-4, 0.9, 0.999),
         ("walker2d", 1e-3, 0.9, 0.999),
         ("hopper", 8e-4, 0.9, 0.999),
-        *((name, 1e-4, 0.9, 0.999) for name in GRIDWORLDS),
+        ("craftax-classic", 5e-4, 0.9, 0.999),
+        *((name, 1e-4, 0.99, 0.99) for name in GRIDWORLDS),
     ],
 )
 def test_adam_has_the_published_settings(environment: str, learning_rate: float, b1: float, b2: float) -> None:

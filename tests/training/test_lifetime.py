@@ -1,5 +1,6 @@
 """A lifetime: where its keys go, what it carries, and what an optimizer is told and asked."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from open_bench.algorithms.pqn import PQN
 from open_bench.environments.base import Environment
 from open_bench.environments.registry import make
 from open_bench.environments.wrappers import VectorEnvironment
+from open_bench.optimizers.resolve import resolve
 from open_bench.training.keys import stream
 from open_bench.training.lifetime import make_lifetime
 
@@ -272,6 +274,29 @@ def test_old_log_probabilities_and_values_are_the_acting_parameters() -> None:
     np.testing.assert_allclose(batch.value, value, rtol=1e-5)
     assert told == pytest.approx(expected, rel=1e-4)
     assert told != pytest.approx(elsewhere, rel=1e-3)
+
+
+def test_a_schedule_free_optimizer_acts_at_its_average() -> None:
+    """Third update: the rollout and the old log-probabilities are x's, the loss and its gradient y's."""
+    config = TINY.model_copy(update={"num_minibatches": 1, "update_epochs": 1})
+    found, algorithm = resolve("schedule-free-adamw:learning_rate=0.1,warmup=0.0"), PPO(config, Probe(length=3))
+    chosen = found.learning(config.training_length(UPDATES), found.inputs)
+    update = jax.jit(functools.partial(algorithm.update, learning=chosen))
+    keys, late = jax.random.split(jax.random.key(1), 3), jnp.float32(0.5)
+    state = algorithm.init(keys[0], keys[0], chosen)
+    for key in keys[1:]:
+        state, _ = update(key, key, state, late)
+    _, info = update(keys[0], keys[0], state, late)
+
+    def loss_of(acting: Any) -> float:
+        rollout, last, _ = algorithm.collect(acting, state, keys[0])
+        batch = algorithm.make_batch(acting, rollout, last)
+        assert chosen.policy_loss is not None
+        return float(algorithm.loss(state.params, batch, chosen.policy_loss)[0])
+
+    average = optax.contrib.schedule_free_eval_params(state.optimizer_state, state.params)
+    assert float(info["loss"]) == pytest.approx(loss_of(average), rel=1e-4)
+    assert float(info["loss"]) != pytest.approx(loss_of(state.params), rel=1e-3)
 
 
 def test_trained_agents_are_the_acting_parameters() -> None:

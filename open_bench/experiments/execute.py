@@ -4,7 +4,7 @@ import contextlib
 import functools
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from open_bench.experiments.store import Store
 from open_bench.training import runner
 from open_bench.training.lifetime import Lifetime
 from open_bench.training.mesh import Program, broadcast, compile_program
-from open_bench.training.record import METRICS, curve_ends, metrics_of
+from open_bench.training.record import MAX_MEASURED, METRICS, curve_ends, metrics_of
 
 CHECKPOINT_SECONDS = 30.0  # how often a device batch under way is saved
 
@@ -36,6 +36,7 @@ def execute(
     *,
     title: str = "study",
     save_agents: bool = False,
+    diagnose: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
     """Train what is missing of seeds 0 … n−1 of every experiment.
@@ -44,8 +45,12 @@ def execute(
     falls free and its experiment is continued here.
     """
     if save_agents:
-        _warn_of_absent_agents(experiments, num_seeds, store)
-    run = _Run(num_seeds, store, devices, watcher, save_agents, checkpoint_seconds)
+        agents_of = lambda each: saved_agents(store.path(each))
+        _warn_of_absent(experiments, num_seeds, store, agents_of, "--save-agents", "its agents are")
+    if diagnose:
+        experiments_with = _warn_of_no_diagnostics(experiments)
+        _warn_of_absent(experiments_with, num_seeds, store, store.diagnosed_seeds, "--diagnose", "its diagnosis is")
+    run = _Run(num_seeds, store, devices, watcher, save_agents, diagnose, checkpoint_seconds)
     with stream(watcher):
         ahead = estimate(experiments, num_seeds, store, devices).seconds if run.leader else None
         watcher(Started(title, tuple(run.work(each) for each in experiments), seconds=ahead))
@@ -75,16 +80,28 @@ def stream(watcher: Watcher) -> Iterator[None]:
         watcher(Ended(finished))
 
 
-def _warn_of_absent_agents(experiments: Sequence[Experiment], num_seeds: int, store: Store) -> None:
-    """What is stored is not trained again, not for its agents either."""
+def _warn_of_absent(
+    experiments: Sequence[Experiment], num_seeds: int, store: Store, seeds_with: Callable[[Experiment], set[int]],
+    option: str, its: str,
+) -> None:  # fmt: skip
+    """What is stored is not trained again, not for its agents or diagnosis either."""
     for each in experiments:
         stored = store.seeds(each) & set(range(num_seeds))
-        if stored - saved_agents(store.path(each)):
+        if each.optimizer is not None and stored - seeds_with(each):
             warnings.warn(
-                f"{store.path(each)} was trained without --save-agents and is stored already, so its agents are not "
-                "there: remove that folder, or name other --results, to have them",
+                f"{store.path(each)} was trained without {option} and is stored already, so {its} not there: remove "
+                "that folder, or name other --results, to have them",
                 stacklevel=3,
             )
+
+
+def _warn_of_no_diagnostics(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Those experiments whose algorithm has diagnostics; which others learn is said."""
+    algorithms = {each.task.algorithm: find_algorithm(each.task.algorithm) for each in experiments}
+    for name, algorithm in algorithms.items():
+        if algorithm.learns and not algorithm.diagnostics:
+            warnings.warn(f"algorithm {name} reports no diagnostics: --diagnose stores nothing of it", stacklevel=3)
+    return [each for each in experiments if algorithms[each.task.algorithm].diagnostics]
 
 
 class _Run:
@@ -92,10 +109,10 @@ class _Run:
 
     def __init__(
         self, num_seeds: int, store: Store, devices: Sequence[jax.Device], watcher: Watcher, save_agents: bool,
-        checkpoint_seconds: float,
+        diagnose: bool, checkpoint_seconds: float,
     ):  # fmt: skip
         self.num_seeds, self.store, self.devices, self.watcher = num_seeds, store, devices, watcher
-        self.save_agents, self.checkpoint_seconds = save_agents, checkpoint_seconds
+        self.save_agents, self.diagnose, self.checkpoint_seconds = save_agents, diagnose, checkpoint_seconds
         self.leader = jax.process_index() == 0  # of several hosts the first decides and writes
 
     def work(self, experiment: Experiment) -> Work:
@@ -129,7 +146,7 @@ class _Run:
         """Train seeds a device batch at a time; every finished batch is stored."""
         work = self.work(experiment)
         self.watcher(Compiling(work, tuple(missing)))
-        lifetime = experiment.make_lifetime()
+        lifetime = experiment.make_lifetime(self.diagnose)
         program = compile_program(lifetime, experiment.inputs, self.devices, experiment.vmap_size, len(missing))
         self.watcher(Compiled(work, program.compile_seconds))
         folder = self.store.path(experiment)
@@ -151,7 +168,7 @@ class _Run:
             if self.leader:
                 scores, curves = rows(lifetime, seeds, batch)
                 facts = _facts(program, seeds, batch, first=batch.indices.start == 0)
-                self.store.add(experiment, scores, curves, facts, batch.agents)
+                self.store.add(experiment, scores, curves, facts, batch.agents, diagnosis_rows(lifetime, seeds, batch))
                 BatchCheckpoint(folder, seeds, 0.0).remove()
         if self.leader:
             remove_batches(folder)
@@ -183,10 +200,20 @@ def _facts(program: Program, seeds: list[int], batch: runner.Finished, first: bo
 
 def rows(lifetime: Lifetime, seeds: list[int], batch: runner.Finished) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of ``scores.csv`` and ``curves.csv``; a diverged lifetime's metrics are NaN."""
-    steps, points = lifetime.env_steps_per_update, batch.curves.shape[1]
-    whole = lifetime.num_updates * steps
+    whole = lifetime.num_updates * lifetime.env_steps_per_update
     scores = pd.DataFrame({"seed": seeds, **batch.metrics, "diverged": batch.diverged, "env_steps": whole})
-    ends = curve_ends(lifetime.num_updates).astype(np.int64) * steps
-    curves = pd.DataFrame({"seed": np.repeat(seeds, points), "env_steps": np.tile(ends, len(seeds))})
-    curves["episode_return"] = batch.curves.reshape(-1)
+    curves = _points(lifetime, seeds, curve_ends(lifetime.num_updates), {"episode_return": batch.curves})
     return scores, curves
+
+
+def diagnosis_rows(lifetime: Lifetime, seeds: list[int], batch: runner.Finished) -> pd.DataFrame | None:
+    """The rows of ``diagnosis.csv``: a diverged lifetime's are what was measured until then; None without diagnosis."""
+    ends = curve_ends(lifetime.num_updates, MAX_MEASURED)
+    return _points(lifetime, seeds, ends, batch.diagnosis) if batch.diagnosis else None
+
+
+def _points(lifetime: Lifetime, seeds: list[int], ends: np.ndarray, values: dict[str, np.ndarray]) -> pd.DataFrame:
+    """A row a seed and update of ``ends``, from columns (seeds, ends)."""
+    steps = ends.astype(np.int64) * lifetime.env_steps_per_update
+    columns = {name: value.reshape(-1) for name, value in values.items()}
+    return pd.DataFrame({"seed": np.repeat(seeds, len(ends)), "env_steps": np.tile(steps, len(seeds)), **columns})

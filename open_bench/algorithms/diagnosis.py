@@ -45,7 +45,7 @@ def of_update(gradients: Params, before: Params, after: Params) -> Diagnosis:
 
 
 def dormant_fraction(activations: Activations) -> Float[Array, ""]:
-    """Share of dormant hidden units in a network (Sokar et al. 2023, arXiv 2302.12902, definition 3.1).
+    """Share of dormant hidden units in a network (Sokar et al. 2023, arXiv 2302.12902).
 
     A unit is dormant where its mean |activation|, divided by the mean of its layer, is at most ``DORMANT``; all of a
     layer that is silent are.

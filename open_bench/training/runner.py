@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -104,8 +105,12 @@ def _begin(
         arrays, facts = saved
         try:
             return program.restore(arrays, inputs), facts["update"], facts["seconds"]
-        except ValueError:  # written on another number of devices: begin this batch anew
-            pass
+        except ValueError:
+            warnings.warn(
+                f"{facts['update']} updates of a batch that was begun with other devices, or with or without "
+                "--diagnose, do not fit: it is begun anew",
+                stacklevel=4,
+            )
     return program.init(keys, inputs), 0, 0.0
 
 

@@ -113,6 +113,7 @@ class Execution:
         save_agents: keep the trained agents' parameters (``open_bench.load_agent`` reads them).
         executor: None is this process; a ``Cluster`` joins several hosts.
         progress: True shows what a terminal or notebook can, False and None nothing; else a watcher of events.
+        diagnose: record and store what the algorithm can say of its updates (``load_runs(…).diagnosis``).
     """
 
     results: str | Path = Path("results")
@@ -121,6 +122,7 @@ class Execution:
     save_agents: bool = False
     executor: Cluster | None = None
     progress: bool | Watcher | None = None
+    diagnose: bool = False
 
     def __post_init__(self) -> None:
         if not (self.progress is None or isinstance(self.progress, bool) or callable(self.progress)):

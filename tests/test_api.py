@@ -360,3 +360,23 @@ def test_a_new_statistic_is_one_entry_of_the_table(
     assert "best return" in answer.out
     header = next(folder.glob("shard-*/scores.csv")).read_text().splitlines()[0]
     assert "best_return" in header.split(",")
+
+
+# --- diagnosis --------------------------------------------------------------------------------------------------------
+
+
+def test_diagnosis_is_stored_and_drawn_by_the_commands_that_are_asked_for_it(
+    tmp_path: Path, openbench: OpenBench
+) -> None:
+    given = ["--steps", STEPS, "--devices", 1, *(f"--set={key}={value}" for key, value in SETTINGS.items())]
+    request = ["-o", "adam", "-e", "cartpole", "--no-baseline", "--num-seeds", 2, "--results", tmp_path]
+    openbench("compare", *request, *given, "--diagnose")
+    rows = open_bench.load_runs(tmp_path).diagnosis
+    assert len(rows) == 2 * 40
+    assert set(PPO.diagnostics) <= set(rows.columns)
+    (figure,) = (tmp_path / "figures").glob("*_diagnosis_cartpole*.png")
+    drawn = figure.read_bytes()
+    figure.unlink()
+    openbench("leaderboard", "--results", tmp_path)
+    (again,) = (tmp_path / "figures").glob("*_diagnosis_cartpole*.png")
+    assert again.read_bytes() == drawn

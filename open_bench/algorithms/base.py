@@ -87,6 +87,7 @@ class Algorithm(abc.ABC):
         learns: False for a policy that never changes.
         reports: names in ``update``'s info beside ``loss``; those that are metrics (``training.record.METRICS``) become
             columns.
+        diagnostics: names that ``update``'s info also has when it is given ``measured`` (see ``diagnosis``).
     """
 
     name: ClassVar[str]
@@ -97,6 +98,7 @@ class Algorithm(abc.ABC):
     has_policy_loss: ClassVar[bool] = False
     learns: ClassVar[bool] = True
     reports: ClassVar[tuple[str, ...]] = ()
+    diagnostics: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any, environment: Environment):
         self.config, self.environment = config, environment
@@ -118,11 +120,13 @@ class Algorithm(abc.ABC):
         state: AgentState,
         training_fraction: Float[Array, ""],
         learning: Learning,
+        measured: Bool[Array, ""] | None = None,
     ) -> tuple[AgentState, dict[str, Float[Array, ""]]]:
         """Collect a rollout and learn from it: ``(state, info)``.
 
         ``training_fraction`` is update / (updates − 1), 0 where that would be 0/0. ``info`` holds ``loss`` (mean over
-        the last epoch) and what ``reports`` names, NaN where a number is not known.
+        the last epoch) and what ``reports`` names, NaN where a number is not known. Where diagnosis is on, an algorithm
+        that has ``diagnostics`` is told by ``measured`` whether they are wanted of this update, and adds them.
         """
 
     @abc.abstractmethod

@@ -74,7 +74,9 @@ EXPERIMENTS = {
     "revision": _TEXT,  # git revision
 }
 SCORES = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "diverged": _FLAG, "env_steps": _COUNT}  # and the metrics
-CURVES = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "env_steps": _COUNT, "episode_return": _RETURN}
+_POINTS = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "env_steps": _COUNT}
+CURVES = {**_POINTS, "episode_return": _RETURN}
+DIAGNOSIS = _POINTS  # and a column a diagnostic, whose values know no limits
 # Trials of tuning, a row each and a seed; beside these the metrics.
 TRIALS = {"trial": _INDEX, "seed": _INDEX, "settings": _TEXT, "env_steps": _COUNT, "diverged": _FLAG}
 TRIAL_CURVES = {"trial": _INDEX, "seed": _INDEX, "env_steps": _COUNT, "episode_return": _RETURN}
@@ -98,11 +100,14 @@ class Runs:
             diverged, and when no episode finished).
         curves: one row an experiment, seed and recorded update (``CURVES``; ``episode_return`` is NaN until an episode
             has finished, and after divergence).
+        diagnosis: one row an experiment, seed and measured update (``DIAGNOSIS`` and a column a diagnostic, NaN where an
+            experiment lacks it); of those lifetimes that were trained with diagnosis.
     """
 
     experiments: pd.DataFrame
     scores: pd.DataFrame
     curves: pd.DataFrame
+    diagnosis: pd.DataFrame = dataclasses.field(default_factory=lambda: _empty(DIAGNOSIS))
 
     @classmethod
     def empty(cls) -> "Runs":
@@ -110,18 +115,18 @@ class Runs:
         return cls(_empty(EXPERIMENTS), _empty(score_columns()), _empty(CURVES))
 
     @classmethod
-    def join(cls, parts: Iterable[tuple[Mapping[str, Any], pd.DataFrame, pd.DataFrame]]) -> "Runs":
-        """Experiments that have passed ``check_experiment``, with their scores and curves, in order."""
+    def join(cls, parts: Iterable[tuple[Mapping[str, Any], *tuple[pd.DataFrame | None, ...]]]) -> "Runs":
+        """Experiments that have passed ``check_experiment``, in order: rows, scores, curves and perhaps diagnosis."""
         parts = list(parts)
         if not parts:
             return cls.empty()
-        experiments = pd.DataFrame([dict(row) for row, _, _ in parts])
-        labels = [{name: row[name] for name in LABELS} for row, _, _ in parts]
-        scores, curves = (
-            pd.concat([frame.assign(**own) for frame, own in zip(frames, labels, strict=True)], ignore_index=True)
-            for frames in zip(*((scores, curves) for _, scores, curves in parts), strict=True)
+        experiments = pd.DataFrame([dict(row) for row, *_ in parts])
+        labels = [{name: row[name] for name in LABELS} for row, *_ in parts]
+        tables = (
+            [frame.assign(**own) for frame, own in zip(frames, labels, strict=True) if frame is not None]
+            for frames in zip(*(frames for _, *frames in parts), strict=True)
         )
-        return cls(experiments, scores, curves)
+        return cls(experiments, *(pd.concat(frames, ignore_index=True) for frames in tables if frames))
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -149,11 +154,8 @@ class Runs:
             several = isinstance(wanted, Collection) and not isinstance(wanted, str)
             keep &= self.experiments[name].isin(list(wanted) if several else [wanted])
         experiments = self.experiments[keep]
-        return Runs(
-            experiments,
-            self.scores[self.scores["experiment"].isin(experiments["experiment"])],
-            self.curves[self.curves["experiment"].isin(experiments["experiment"])],
-        )
+        others = (self.scores, self.curves, self.diagnosis)
+        return Runs(experiments, *(each[each["experiment"].isin(experiments["experiment"])] for each in others))
 
 
 # --- columns -----------------------------------------------------------------------------------------------------
@@ -223,6 +225,17 @@ def read_trials(path: Path, columns: Mapping[str, Column], keys: list[str]) -> p
     return _check(str(path), frame, expected, keys, "a lifetime appears twice")
 
 
+def read_diagnosis(path: str | Path) -> pd.DataFrame:
+    """One experiment's diagnosis: seed, env_steps, and whatever diagnostics the file has. Raises as ``read_csv``."""
+    with Path(path).open(encoding="utf-8") as file:
+        names = file.readline().rstrip("\n").split(",")
+    points = without_labels(DIAGNOSIS)
+    wrong = [name for name in names if not name.isidentifier() or name in LABELS]
+    if names[: len(points)] != list(points) or wrong:
+        raise BadRows(f"{Path(path).name}: its columns are {', '.join(names)}")
+    return read_csv(path, points | dict.fromkeys(names[len(points) :], Column("number")))
+
+
 def check_scores(frame: pd.DataFrame, metrics: Iterable[str] = METRICS) -> pd.DataFrame:
     """Return one experiment's scores, or raise BadRows."""
     return _check("scores", frame, without_labels(score_columns(metrics)), ["seed"], "a seed appears twice")
@@ -231,6 +244,12 @@ def check_scores(frame: pd.DataFrame, metrics: Iterable[str] = METRICS) -> pd.Da
 def check_curves(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one experiment's curves, or raise BadRows."""
     return _check("curves", frame, without_labels(CURVES), ["seed", "env_steps"], "a point appears twice")
+
+
+def check_diagnosis(frame: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the diagnosis of lifetimes with these scores, or raise BadRows."""
+    _refuse("diagnosis", frame, ~frame["seed"].isin(scores["seed"]), "these seeds have no scores", ["seed"])
+    return _check("diagnosis", frame, without_labels(DIAGNOSIS), ["seed", "env_steps"], "a point appears twice")
 
 
 def experiment_row(**values: Any) -> dict[str, Any]:

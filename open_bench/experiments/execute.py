@@ -25,7 +25,7 @@ from open_bench.optimizers.resolve import ResolvedOptimizer
 from open_bench.training import runner
 from open_bench.training.lifetime import Lifetime
 from open_bench.training.mesh import Program, broadcast, compile_program
-from open_bench.training.record import METRICS, curve_ends, metrics_of
+from open_bench.training.record import MAX_MEASURED, METRICS, curve_ends, metrics_of
 
 CHECKPOINT_SECONDS = 30.0  # how often a device batch under way is saved
 
@@ -91,8 +91,11 @@ class SeedsOf:
 
     counted = "seed"
 
-    def __init__(self, experiment: Experiment, num_seeds: int, store: Store, save_agents: bool = False):
-        self.experiment, self.lifetimes, self.store, self.save_agents = experiment, num_seeds, store, save_agents
+    def __init__(
+        self, experiment: Experiment, num_seeds: int, store: Store, save_agents: bool = False, diagnose: bool = False
+    ):  # fmt: skip
+        self.experiment, self.lifetimes, self.store = experiment, num_seeds, store
+        self.save_agents, self.diagnose = save_agents, diagnose
         self.name, self.label, self.path = experiment.name, label_of(experiment), store.path(experiment)
 
     def stored(self) -> set[int]:
@@ -106,14 +109,15 @@ class SeedsOf:
 
     def groups(self, missing: Sequence[int]) -> Iterable[Group]:
         each = self.experiment
-        yield Group(missing, each.make_lifetime(), each.keys(list(missing)), each.inputs, own_inputs=False)
+        yield Group(missing, each.make_lifetime(self.diagnose), each.keys(list(missing)), each.inputs, own_inputs=False)
 
     def digest(self, indices: Sequence[int]) -> str:
         return ""
 
     def add(self, lifetime: Lifetime, indices: Sequence[int], batch: runner.Finished, facts: dict[str, Any]) -> None:
         scores, curves = rows(lifetime, indices, batch)
-        self.store.add(self.experiment, scores, curves, {**facts, "seeds": list(indices)}, batch.agents)
+        diagnosis = diagnosis_rows(lifetime, indices, batch)
+        self.store.add(self.experiment, scores, curves, {**facts, "seeds": list(indices)}, batch.agents, diagnosis)
 
 
 def label_of(experiment: Experiment) -> str:
@@ -130,12 +134,17 @@ def execute(
     *,
     title: str = "study",
     save_agents: bool = False,
+    diagnose: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
     """Train what is missing of seeds 0 … n−1 of every experiment; see ``execute_jobs``."""
     if save_agents:
-        _warn_of_absent_agents(experiments, num_seeds, store)
-    jobs = [SeedsOf(each, num_seeds, store, save_agents) for each in experiments]
+        agents_of = lambda each: saved_agents(store.path(each))
+        _warn_of_absent(experiments, num_seeds, store, agents_of, "--save-agents", "its agents are")
+    if diagnose:
+        experiments_with = _warn_of_no_diagnostics(experiments)
+        _warn_of_absent(experiments_with, num_seeds, store, store.diagnosed_seeds, "--diagnose", "its diagnosis is")
+    jobs = [SeedsOf(each, num_seeds, store, save_agents, diagnose) for each in experiments]
     execute_jobs(jobs, devices, watcher, title=title, checkpoint_seconds=checkpoint_seconds)
 
 
@@ -189,16 +198,28 @@ def stream(watcher: Watcher) -> Iterator[None]:
         watcher(Ended(finished))
 
 
-def _warn_of_absent_agents(experiments: Sequence[Experiment], num_seeds: int, store: Store) -> None:
-    """What is stored is not trained again, not for its agents either."""
+def _warn_of_absent(
+    experiments: Sequence[Experiment], num_seeds: int, store: Store, seeds_with: Callable[[Experiment], set[int]],
+    option: str, its: str,
+) -> None:  # fmt: skip
+    """What is stored is not trained again, not for its agents or diagnosis either."""
     for each in experiments:
         stored = store.seeds(each) & set(range(num_seeds))
-        if stored - saved_agents(store.path(each)):
+        if each.optimizer is not None and stored - seeds_with(each):
             warnings.warn(
-                f"{store.path(each)} was trained without --save-agents and is stored already, so its agents are not "
-                "there: remove that folder, or name other --results, to have them",
+                f"{store.path(each)} was trained without {option} and is stored already, so {its} not there: remove "
+                "that folder, or name other --results, to have them",
                 stacklevel=3,
             )
+
+
+def _warn_of_no_diagnostics(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Those experiments whose algorithm has diagnostics; which others learn is said."""
+    algorithms = {each.task.algorithm: find_algorithm(each.task.algorithm) for each in experiments}
+    for name, algorithm in algorithms.items():
+        if algorithm.learns and not algorithm.diagnostics:
+            warnings.warn(f"algorithm {name} reports no diagnostics: --diagnose stores nothing of it", stacklevel=3)
+    return [each for each in experiments if algorithms[each.task.algorithm].diagnostics]
 
 
 class _Run:
@@ -304,10 +325,20 @@ def _facts(program: Program, lifetimes: int, batch: runner.Finished, first: bool
 
 def rows(lifetime: Lifetime, seeds: Sequence[int], batch: runner.Finished) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of ``scores.csv`` and ``curves.csv``; a diverged lifetime's metrics are NaN."""
-    steps, points = lifetime.env_steps_per_update, batch.curves.shape[1]
-    whole = lifetime.num_updates * steps
+    whole = lifetime.num_updates * lifetime.env_steps_per_update
     scores = pd.DataFrame({"seed": seeds, **batch.metrics, "diverged": batch.diverged, "env_steps": whole})
-    ends = curve_ends(lifetime.num_updates).astype(np.int64) * steps
-    curves = pd.DataFrame({"seed": np.repeat(seeds, points), "env_steps": np.tile(ends, len(seeds))})
-    curves["episode_return"] = batch.curves.reshape(-1)
+    curves = _points(lifetime, seeds, curve_ends(lifetime.num_updates), {"episode_return": batch.curves})
     return scores, curves
+
+
+def diagnosis_rows(lifetime: Lifetime, seeds: Sequence[int], batch: runner.Finished) -> pd.DataFrame | None:
+    """The rows of ``diagnosis.csv``: a diverged lifetime's are what was measured until then; None without diagnosis."""
+    ends = curve_ends(lifetime.num_updates, MAX_MEASURED)
+    return _points(lifetime, seeds, ends, batch.diagnosis) if batch.diagnosis else None
+
+
+def _points(lifetime: Lifetime, seeds: Sequence[int], ends: np.ndarray, values: dict[str, np.ndarray]) -> pd.DataFrame:
+    """A row a seed and update of ``ends``, from columns (seeds, ends)."""
+    steps = ends.astype(np.int64) * lifetime.env_steps_per_update
+    columns = {name: value.reshape(-1) for name, value in values.items()}
+    return pd.DataFrame({"seed": np.repeat(seeds, len(ends)), "env_steps": np.tile(steps, len(seeds)), **columns})

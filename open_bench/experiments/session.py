@@ -99,7 +99,7 @@ class Session:
         announce(self.estimate(), self.experiments, self.devices)
         execute(
             self.experiments, self.study.num_seeds, self.store, self.devices, self.watcher, title=self.study.name,
-            save_agents=self.execution.save_agents,
+            save_agents=self.execution.save_agents, diagnose=self.execution.diagnose,
         )  # fmt: skip
         return self.store.load(self.experiments, self.study.num_seeds)
 

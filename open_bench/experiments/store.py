@@ -1,6 +1,7 @@
 """Experiments on disk: ``<results>/experiments/<experiment>/`` with ``experiment.json`` and a shard a device batch.
 
-A shard (``shard-<seeds>/``) holds ``scores.csv``, ``curves.csv`` and ``provenance.json`` with their digests. It is
+A shard (``shard-<seeds>/``) holds ``scores.csv``, ``curves.csv``, where asked for ``diagnosis.csv`` and
+``agents.safetensors``, and ``provenance.json`` with their digests. It is
 written under a temporary name and renamed whole, so it is complete or absent. Reading a folder runs no code of it.
 """
 
@@ -25,7 +26,7 @@ from open_bench.experiments.agents import AGENTS, write_agents
 from open_bench.experiments.experiment import Experiment, folder_name
 from open_bench.files import TEMPORARY, folder_written_whole
 
-EXPERIMENTS, DESCRIPTION = "experiments", "experiment.json"
+EXPERIMENTS, DESCRIPTION, DIAGNOSIS = "experiments", "experiment.json", "diagnosis.csv"
 CURVES = schema.without_labels(schema.CURVES)
 UNKNOWN = {"tuning_trials": 0, "tuning_env_steps": 0, "meta_env_steps": 0, "trained_on": ""}  # of older experiments
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
@@ -41,6 +42,7 @@ class Shard(NamedTuple):
     path: Path
     scores: pd.DataFrame
     curves: pd.DataFrame
+    diagnosis: pd.DataFrame | None
     provenance: dict[str, Any]
 
 
@@ -121,15 +123,21 @@ class Store:
 
     def seeds(self, experiment: Experiment) -> set[int]:
         """Seeds that are stored for the experiment; damaged shards do not count."""
+        return {int(seed) for shard in self._sound_shards(experiment) for seed in shard.scores["seed"]}
+
+    def diagnosed_seeds(self, experiment: Experiment) -> set[int]:
+        """Those of them that were trained with diagnosis."""
+        frames = [shard.diagnosis for shard in self._sound_shards(experiment) if shard.diagnosis is not None]
+        return {int(seed) for frame in frames for seed in frame["seed"]}
+
+    def _sound_shards(self, experiment: Experiment) -> list[Shard]:
         path = self.path(experiment)
         content = _description(path)
-        if content is None:
-            return set()
-        return {int(seed) for shard in _shards(path, content, silent=True) for seed in shard.scores["seed"]}
+        return [] if content is None else _shards(path, content, silent=True)
 
     def add(
         self, experiment: Experiment, scores: pd.DataFrame, curves: pd.DataFrame, provenance: dict[str, Any],
-        agents: Any = None,
+        agents: Any = None, diagnosis: pd.DataFrame | None = None,
     ) -> Path:  # fmt: skip
         """Store a device batch. Hold the lock; its seeds must not be stored yet.
 
@@ -141,6 +149,8 @@ class Store:
         with folder_written_whole(path) as folder:
             schema.write_csv(scores, _scores_columns(_read_description(self.path(experiment))), folder / "scores.csv")
             schema.write_csv(curves, CURVES, folder / "curves.csv")
+            if diagnosis is not None:
+                schema.write_csv(diagnosis, dict.fromkeys(diagnosis), folder / DIAGNOSIS)
             if agents:
                 write_agents(folder / AGENTS, agents, list(scores["seed"]))
             digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
@@ -166,8 +176,8 @@ class Store:
         found = Runs.join(each for each in tables if each is not None)
         if num_seeds is None:
             return found
-        scores, curves = (frame[frame["seed"] < num_seeds] for frame in (found.scores, found.curves))
-        return Runs(found.experiments, scores, curves)
+        frames = (found.scores, found.curves, found.diagnosis)
+        return Runs(found.experiments, *(frame[frame["seed"] < num_seeds] for frame in frames))
 
 
 def _description(path: Path) -> dict[str, Any] | None:
@@ -215,8 +225,11 @@ def _without_known(shard: Shard, known: dict[int, Any]) -> Shard:
     for seed in again:
         if str(rows[seed]) != str(known[seed]):  # as texts, in which NaN equals NaN
             raise Damaged(f"{shard.path}: seed {seed} is stored twice, with other scores")
-    scores, curves = (frame[~frame["seed"].isin(again)] for frame in (shard.scores, shard.curves))
-    return shard._replace(scores=scores, curves=curves)
+    scores, curves, diagnosis = (
+        None if frame is None else frame[~frame["seed"].isin(again)]
+        for frame in (shard.scores, shard.curves, shard.diagnosis)
+    )
+    return shard._replace(scores=scores, curves=curves, diagnosis=diagnosis)
 
 
 def _shard_name(scores: pd.DataFrame) -> str:
@@ -239,17 +252,19 @@ def _read_shard(path: Path, content: dict[str, Any]) -> Shard:
         scores = schema.read_csv(path / "scores.csv", _scores_columns(content))
         curves = schema.read_csv(path / "curves.csv", CURVES)
         schema.check_experiment(_row(path.parent.name, content, [provenance]), scores, curves)
+        diagnosed = DIAGNOSIS in provenance["files"]
+        diagnosis = schema.check_diagnosis(schema.read_diagnosis(path / DIAGNOSIS), scores) if diagnosed else None
     except BadRows as problem:
         raise Damaged(f"{path}: {problem}") from None
     except _UNREADABLE as error:
         raise Damaged(f"{path}: unreadable ({type(error).__name__}: {error})") from None
     if path.name != _shard_name(scores):
         raise Damaged(f"{path}: holds the seeds of {_shard_name(scores)}")
-    return Shard(path, scores, curves, provenance)
+    return Shard(path, scores, curves, diagnosis, provenance)
 
 
-def _read_experiment(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame] | None:
-    """(row of the experiments table, its scores, its curves); None when no shard is complete."""
+def _read_experiment(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, pd.DataFrame | None] | None:
+    """(row of the experiments table, its scores, curves and diagnosis); None when no shard is complete."""
     content = _read_description(path)
     shards = [shard for shard in _shards(path, content) if len(shard.scores)]
     if not shards:
@@ -261,7 +276,8 @@ def _read_experiment(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataF
     scores, curves = (
         pd.concat([getattr(each, name) for each in shards], ignore_index=True) for name in ("scores", "curves")
     )
-    return row, scores, curves
+    diagnosed = [each.diagnosis for each in shards if each.diagnosis is not None]
+    return row, scores, curves, pd.concat(diagnosed, ignore_index=True) if diagnosed else None
 
 
 def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def test_commands_that_train_share_their_options(command: str) -> None:
     if command != "generalize":  # algorithms are one of its axes
         assert "--algorithm" in names(cli.cli.commands[command])
     if command != "meta-train":  # its lifetimes keep no agents
-        assert {"--save-agents", "--num-seeds", "--seeds"} <= names(cli.cli.commands[command])
+        assert {"--save-agents", "--diagnose", "--num-seeds", "--seeds"} <= names(cli.cli.commands[command])
 
 
 def test_every_option_and_command_has_a_help() -> None:

@@ -11,8 +11,10 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
@@ -34,7 +36,9 @@ from tiny import (
 )
 
 import open_bench
+from open_bench.algorithms.ppo import PPO
 from open_bench.errors import UserError
+from open_bench.evaluation.schema import DIAGNOSIS
 from open_bench.events import Ended, Event, Finished, Started, Waiting, several
 from open_bench.experiments.agents import load_agent
 from open_bench.experiments.store import Store
@@ -47,6 +51,12 @@ ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 def breaking() -> optax.GradientTransformation:
     """An optimizer whose updates are not numbers."""
     return optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * np.nan, updates))
+
+
+def late() -> optax.GradientTransformation:
+    """SGD whose updates are not numbers from half of the 80 steps on."""
+    rate = lambda count: jnp.where(count < 41, -0.1, jnp.nan)
+    return optax.scale_by_schedule(rate)
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +236,62 @@ def test_it_is_said_when_agents_are_wanted_of_what_is_stored_without(tmp_path: P
 def test_agents_are_not_kept_otherwise(finished: Store) -> None:
     with pytest.raises(UserError, match="no saved agent"):
         load_agent(finished.path(experiments()[0]))
+
+
+# --- diagnosis --------------------------------------------------------------------------------------------------------
+
+
+class Mute(PPO):
+    """PPO by somebody who knows nothing of diagnosis."""
+
+    diagnostics = ()
+
+    def update(self, rollout_key: Any, learning_key: Any, state: Any, training_fraction: Any, learning: Any) -> Any:  # type: ignore[override]
+        return super().update(rollout_key, learning_key, state, training_fraction, learning)
+
+
+def test_diagnosis_is_stored_beside_the_same_numbers(finished: Store, tmp_path: Path) -> None:
+    """No part of the identity; the random policy, which never learns, has none."""
+    store = train(tmp_path, [*experiments(), random_policy()], num_seeds=2, diagnose=True)
+    rows = store.load().diagnosis
+    assert list(rows.columns) == [*DIAGNOSIS, *PPO.diagnostics]
+    assert list(rows["env_steps"]) == [32 * update for update in range(1, 41)] * 2
+    assert rows[list(PPO.diagnostics)].notna().all(axis=None)
+    assert set(rows["optimizer"]) == {"adam"}
+    same(tables(store, experiments()), [table[table["seed"] < 2] for table in tables(finished)])
+    assert not list(finished.results.rglob("diagnosis.csv"))
+    assert finished.load().diagnosis.empty
+
+
+def test_what_was_measured_before_a_divergence_stays(tmp_path: Path) -> None:
+    store = train(tmp_path, experiments(f"{__name__}:late"), num_seeds=1, diagnose=True)
+    ratio = store.load().diagnosis.set_index("env_steps")["update_ratio"]
+    assert np.isfinite(ratio[:640]).all()
+    assert ratio[704:].isna().all()
+    assert store.load().scores["diverged"].all()
+
+
+def test_it_is_said_when_diagnosis_is_wanted_of_what_is_stored_without(tmp_path: Path) -> None:
+    log, both = Log(), [*experiments(), random_policy()]
+    train(tmp_path, both, num_seeds=1)
+    with pytest.warns(UserWarning, match="was trained without --diagnose and is stored already, so its") as told:
+        train(tmp_path, both, num_seeds=2, watcher=log, diagnose=True)
+    assert len(told) == 1
+    assert log.started == [("adam", [1]), ("random", [1])]
+    assert set(Store(tmp_path).load().diagnosis["seed"]) == {1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(tmp_path / "another", both, num_seeds=1, diagnose=True)
+        train(tmp_path / "another", both, num_seeds=1, diagnose=True)
+        train(tmp_path, both, num_seeds=2)  # and it stays
+
+
+def test_an_algorithm_without_diagnostics_trains_and_says_so(tmp_path: Path) -> None:
+    chosen = experiments(algorithm=f"{__name__}:Mute")
+    with pytest.warns(UserWarning, match="Mute reports no diagnostics: --diagnose stores nothing of it"):
+        store = train(tmp_path, chosen, num_seeds=1, diagnose=True)
+    assert store.load().diagnosis.empty
+    assert not store.load().scores["diverged"].any()
 
 
 # --- killed and gone on -----------------------------------------------------------------------------------------------

@@ -267,6 +267,7 @@ def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) 
         hyperparameters=json.dumps(identity["hyperparameters"], sort_keys=True),
         settings=json.dumps({"algorithm": identity["settings"], "options": identity["options"]}, sort_keys=True),
         metrics=json.dumps(content["metrics"], sort_keys=True),
+        **{name: content[name] for name in schema.ABSENT if name in content},
         **_cost(provenances),
     )
 

@@ -287,7 +287,7 @@ class _Scorer:
 
     def _difference(self, optimizer: str, keys: list[Key]) -> Estimate:
         mine, theirs = (self._matrix(name, keys) for name in (optimizer, self.baseline))
-        return bootstrap.paired_difference(mine, theirs, self.resamples)
+        return bootstrap.paired_difference(mine, theirs)
 
     def _win(self, optimizer: str, keys: list[Key]) -> Estimate:
         mine, theirs = (self._matrix(name, keys, "value") for name in (optimizer, self.baseline))

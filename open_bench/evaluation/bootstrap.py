@@ -159,6 +159,13 @@ def difference_interval(difference: np.ndarray) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def difference_bands(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean of differences (seeds, points), NaN left out, with each point's Student interval: (points,) each."""
+    known = [column[~np.isnan(column)][:, None] for column in values.T]
+    value, low, high = np.array([difference_interval(each) if len(each) else NO_ESTIMATE for each in known]).T
+    return value, low, high
+
+
 def p_value(difference: np.ndarray) -> float:
     """Two-sided, of the mean of differences (seeds, environments) being 0, by the same statistic as the interval."""
     from scipy.special import stdtr

@@ -68,7 +68,7 @@ def scale_plan(
     baseline_returns: BaselineReturns,
     metric: str = "final_return",
     env_steps: Mapping[str, int] | None = None,
-    adam: str = ADAM,
+    own: str = ADAM,
 ) -> ScalePlan:
     """Which scale a board with these environments and optimizers has: one for all of it.
 
@@ -78,7 +78,7 @@ def scale_plan(
         baseline_returns: stored returns by environment.
         metric: column that is scored.
         env_steps: length of a lifetime by environment; stored returns of another length do not fit.
-        adam: label of the Adam that may be the 1.
+        own: label of the Adam among ``optimizers`` that may be the 1.
     """
     lacking = []
     for name in sorted(environments):
@@ -90,8 +90,8 @@ def scale_plan(
     if not lacking:
         return ScalePlan("stored", "scores: 0 is the random policy and 1 is Adam, by stored returns")
     why = f"no stored returns fit {listed(lacking)} ({algorithm} at {budget})"
-    if adam in optimizers:
-        who = "Adam" if adam == ADAM else adam
+    if own in optimizers:
+        who = "Adam" if own == ADAM else own
         return ScalePlan(
             "own", f"scores: 0 is the random policy and 1 is {who}, of these runs and paired by seed, as {why}"
         )

@@ -242,8 +242,22 @@ def tune(
                root_seed=root_seed)  # fmt: skip
 
 
-def leaderboard(results: str | Path = "results", budget: str | None = None) -> "Leaderboard":
-    """Write the leaderboard (CSV, Markdown) and figures of a folder from its stored runs; ``budget``: only that one."""
+def leaderboard(
+    results: str | Path = "results", budget: str | None = None, *, tracks: Sequence[str] | str = (),
+    metric: str = "final_return",
+) -> "Leaderboard":  # fmt: skip
+    """Write the leaderboard (CSV, Markdown) and figures of a folder anew, from its stored runs and trials.
+
+    Args:
+        results: the folder.
+        budget: only this one.
+        tracks: show only rows with these: default, one setting, tuned, published, learned, given, mixed.
+        metric: column to rank by: final_return, mean_return (the area under the learning curve divided by its length),
+            or another that experiments list.
+
+    Raises:
+        UserError: there are no runs, or a budget, track or metric is unknown.
+    """
     from open_bench.experiments.session import load_runs, write_board
 
-    return write_board(Path(results), load_runs(results), budget)
+    return write_board(Path(results), load_runs(results), budget, several(tracks) or (), metric)

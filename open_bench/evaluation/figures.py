@@ -1,4 +1,4 @@
-"""Figures of a board as PNG files: learning curves, returns, aggregates, performance profiles, diagnosis.
+"""Figures of a board as PNG files: curves, returns, aggregates, profiles of scores and times, diagnosis.
 
 The same runs give the same bytes; see ``style`` for the look that all figures share.
 """
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from open_bench.evaluation import time_to_target
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
 from open_bench.evaluation.bootstrap import AGGREGATES, RESAMPLES, mean_bands, performance_profile
 from open_bench.evaluation.leaderboard import Board, Leaderboard, leaderboard
@@ -49,8 +50,9 @@ def save_figures(
     """Draw every board of ``budget`` (None: of all) into ``directory``; returns the files, in order.
 
     ``<study or budget>_<algorithm>_learning_curves.png`` (where curves are stored), ``…_returns.png`` and, where an
-    environment has a scale and an optimizer has run in all of those, ``…_aggregates.png`` and ``…_profiles.png``; for
-    each environment with a stored diagnosis ``…_diagnosis_<environment>.png``.
+    environment has a scale and an optimizer has run in all of those, ``…_aggregates.png`` and ``…_profiles.png``;
+    ``…_time_to_target.png`` where Adam's target and curves are there; for each environment with a stored diagnosis
+    ``…_diagnosis_<environment>.png``.
     Boards that would share a name have protocol, root seed and vmap size in it. ``ranked`` saves computing the
     leaderboard again. Raises what ``leaderboard`` raises.
     """
@@ -197,12 +199,35 @@ def profiles(board: Board, resamples: int = RESAMPLES) -> "Figure | None":
     return figure
 
 
+def time_profiles(board: Board) -> "Figure | None":
+    """Share of environments in which an optimizer needs at most τ times the fewest env steps to the target."""
+    steps = board.per_environment.pivot(index="environment", columns="optimizer", values="steps_to_target")
+    ratios = time_to_target.ratios(steps.dropna(axis="index", how="all"))
+    complete = [name for name in board.table["optimizer"] if len(ratios) and ratios[name].notna().all()]
+    if not complete:
+        return None
+    limits = np.linspace(1.0, time_to_target.LONGEST, 301)
+    look, short = styles(board.scores.optimizers), aliases(board.scores.optimizers)
+    figure, (axis,) = panel_grid(1, panel=(6.0, 3.8))
+    lines = {
+        short[name]: draw_line(axis, limits, time_to_target.profile(ratios[name], limits), look[name])
+        for name in complete
+    }
+    finish_axis(axis, f"time to {board.scores.adam}'s median {board.scores.label}", "τ: env steps / fewest env steps")
+    axis.set_ylabel("share of environments with r ≤ τ", fontsize=9)
+    axis.set_xlim(1.0, time_to_target.LONGEST)
+    axis.set_ylim(-0.02, 1.02)
+    figure_legend(figure, lines)
+    return figure
+
+
 def _figures(board: Board, runs: Runs, baseline_returns: BaselineReturns, resamples: int) -> list[tuple[str, "Figure"]]:
     made = {
         "learning_curves": learning_curves(board, runs, baseline_returns, resamples),
         "returns": return_intervals(board),
         "aggregates": aggregate_intervals(board),
         "profiles": profiles(board, resamples),
+        "time_to_target": time_profiles(board),
     }
     for name in board.scores.environments:
         made[f"diagnosis_{_in_file_names(name)}"] = diagnosis(board, runs, name, resamples)

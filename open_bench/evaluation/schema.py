@@ -20,6 +20,7 @@ from pandas.api import types
 
 METRICS = {"final_return": "final return", "mean_return": "return over the lifetime"}  # labels by column
 ORIGINS = ("given", "published", "tuned", "one setting", "default", "none")
+LEARNED, MIXED = "learned", "mixed"  # tracks that are no origin
 RANDOM = "random"  # algorithm of the random policy, whose lifetimes are stored and never ranked
 LARGEST = 1e12  # of a return: anything beyond is a fault, not a score
 
@@ -39,10 +40,10 @@ class Column(NamedTuple):
 
 _TEXT, _FLAG = Column("text"), Column("flag")
 _COUNT = Column("integer", 1, 2**62)
-_COST = Column("integer", 0, 2**62, required=False)
 _INDEX = Column("integer", 0, 2**31 - 1)
 _AMOUNT = Column("number", 0, LARGEST)
 _RETURN = Column("number", -LARGEST, LARGEST)
+_AMOUNT_OF_WORK = Column("integer", 0, 2**62, required=False)
 
 LABELS = ("experiment", "environment", "algorithm", "budget", "optimizer")  # repeated in each row of an experiment
 SETTINGS = ("settings", "environment_version")  # must agree within an environment of a board, where they are there
@@ -62,11 +63,11 @@ EXPERIMENTS = {
     "protocol": _COUNT,  # protocol version
     "settings": _TEXT._replace(required=False),  # JSON of algorithm settings and environment options
     "environment_version": _COUNT._replace(required=False),
+    "tuning_trials": _AMOUNT_OF_WORK,  # K: trials that the setting was chosen from; 0: none
+    "tuning_env_steps": _AMOUNT_OF_WORK,  # that tuning of this setting took
+    "meta_env_steps": _AMOUNT_OF_WORK,  # that meta-training of θ took; 0: unknown, or no θ
+    "trained_on": _TEXT._replace(required=False),  # training distribution of θ
     "metrics": _TEXT._replace(required=False),  # JSON: label by column
-    "tuning_trials": _COST,  # points that were tried to find the hyperparameters, 0: none, or not known
-    "tuning_env_steps": _COST,  # that tuning took
-    "meta_env_steps": _COST,  # that the meta-training of θ took
-    "trained_on": _TEXT._replace(required=False),  # environments that θ was trained on, "" where there are none
     "steps_per_second": _AMOUNT,  # env steps over all seeds / run_seconds
     "run_seconds": _AMOUNT,  # wall clock without compilation
     "compile_seconds": _AMOUNT,
@@ -77,9 +78,14 @@ SCORES = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "diverged": _FLAG, "en
 _POINTS = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "env_steps": _COUNT}
 CURVES = {**_POINTS, "episode_return": _RETURN}
 DIAGNOSIS = _POINTS  # and a column a diagnostic, whose values know no limits
-# Trials of tuning, a row each and a seed; beside these the metrics.
+TRIAL_LABELS = ("environment", "algorithm", "budget", "optimizer")  # repeated in each row of a table of trials
+# Trials of tuning, a row each and a seed; beside these the metrics. Trial 0 is the published or default setting, others
+# mean the same setting in all environments.
 TRIALS = {"trial": _INDEX, "seed": _INDEX, "settings": _TEXT, "env_steps": _COUNT, "diverged": _FLAG}
 TRIAL_CURVES = {"trial": _INDEX, "seed": _INDEX, "env_steps": _COUNT, "episode_return": _RETURN}
+
+# What an experiment that lacks an optional column has there.
+ABSENT = {"tuning_trials": 0, "tuning_env_steps": 0, "meta_env_steps": 0, "trained_on": ""}
 
 _DTYPES = {"text": "object", "number": "float64", "integer": "int64", "flag": "bool"}
 _IS_KIND = {
@@ -120,7 +126,7 @@ class Runs:
         parts = list(parts)
         if not parts:
             return cls.empty()
-        experiments = pd.DataFrame([dict(row) for row, *_ in parts])
+        experiments = with_absent(pd.DataFrame([dict(row) for row, *_ in parts]))
         labels = [{name: row[name] for name in LABELS} for row, *_ in parts]
         tables = (
             [frame.assign(**own) for frame, own in zip(frames, labels, strict=True) if frame is not None]
@@ -274,6 +280,24 @@ def check_experiment(row: Mapping[str, Any], scores: pd.DataFrame, curves: pd.Da
     check_scores(scores, metrics)
     check_curves(curves)
     _refuse("curves", curves, ~curves["seed"].isin(scores["seed"]), "these seeds have no scores", ["seed"])
+
+
+def check_trials(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return labeled tables of trials, or raise BadRows; further columns are welcome."""
+    columns = {**dict.fromkeys(TRIAL_LABELS, _TEXT), **TRIALS, **dict.fromkeys(METRICS, _RETURN)}
+    return _check("trials", frame, columns, [*TRIAL_LABELS, "trial", "seed"], "a trial's seed appears twice")
+
+
+def with_absent(experiments: pd.DataFrame) -> pd.DataFrame:
+    """The experiments with every column of ``ABSENT``."""
+    columns = {name: experiments.get(name, pd.Series(index=experiments.index, dtype=object)) for name in ABSENT}
+    filled = {name: column.where(column.notna(), ABSENT[name]) for name, column in columns.items()}
+    return experiments.assign(**filled).astype({name: type(nothing) for name, nothing in ABSENT.items()})
+
+
+def tracks(experiments: pd.DataFrame) -> pd.Series:
+    """What each experiment's optimizer was given: a θ, or hyperparameters of one of ``ORIGINS``."""
+    return experiments["hyperparameter_origin"].where(experiments["theta"] == "", LEARNED)
 
 
 # --- whole tables ------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -136,10 +137,12 @@ def load_runs(results: str | Path = "results") -> Runs:
     return store.load()
 
 
-def write_board(folder: Path, runs: Runs, budget: str | None) -> Leaderboard:
+def write_board(
+    folder: Path, runs: Runs, budget: str | None, tracks: Sequence[str] = (), metric: str = "final_return"
+) -> Leaderboard:
     """Rank stored runs and write tables and figures; the study that made all of them names the board."""
     title, joined = _study_of(folder, runs)
-    board = rank(runs, load_baseline_returns(), budget, title=title, joined=joined)
+    board = rank(runs, load_baseline_returns(), budget, metric=metric, only=tracks, title=title, joined=joined)
     _write(folder, runs, board, budget)
     return board
 
@@ -157,7 +160,10 @@ def _study_of(folder: Path, runs: Runs) -> tuple[str | None, bool]:
 
 def _write(folder: Path, runs: Runs, board: Leaderboard, budget: str | None) -> None:
     from open_bench.evaluation.figures import save_figures
+    from open_bench.evaluation.trial_figures import write_trials
+    from open_bench.evaluation.trials import read_trials
 
     board.to_csv(folder / "leaderboard.csv")
     board.to_markdown(folder / "leaderboard.md")
     save_figures(runs, load_baseline_returns(), budget, folder / "figures", ranked=board)
+    write_trials(read_trials(folder), folder)

@@ -28,7 +28,6 @@ from open_bench.files import TEMPORARY, folder_written_whole
 
 EXPERIMENTS, DESCRIPTION, DIAGNOSIS = "experiments", "experiment.json", "diagnosis.csv"
 CURVES = schema.without_labels(schema.CURVES)
-UNKNOWN = {"tuning_trials": 0, "tuning_env_steps": 0, "meta_env_steps": 0, "trained_on": ""}  # of older experiments
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
@@ -291,7 +290,7 @@ def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) 
         hyperparameters=json.dumps(identity["hyperparameters"], sort_keys=True),
         settings=json.dumps({"algorithm": identity["settings"], "options": identity["options"]}, sort_keys=True),
         metrics=json.dumps(content["metrics"], sort_keys=True),
-        **{key: content.get(key, nothing) for key, nothing in UNKNOWN.items()},
+        **{name: content[name] for name in schema.ABSENT if name in content},
         **_cost(provenances),
     )
 

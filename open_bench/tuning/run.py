@@ -15,6 +15,7 @@ from pydantic import Field
 from open_bench import files
 from open_bench.config import Config, Count, Execution, StudyConfig, build, check_count, load_study
 from open_bench.errors import UserError
+from open_bench.evaluation.trials import read_trials
 from open_bench.experiments.estimate import announce, estimate_missing
 from open_bench.experiments.execute import execute, execute_jobs
 from open_bench.experiments.experiment import Experiment
@@ -29,7 +30,7 @@ from open_bench.training.devices import start
 from open_bench.training.task import Settings, Task
 from open_bench.tuning.selection import best, one_setting, trial_scores
 from open_bench.tuning.space import edge_note
-from open_bench.tuning.trials import FOLDER, ROOT_SEED, Trials, load_trials
+from open_bench.tuning.trials import FOLDER, ROOT_SEED, Trials
 
 TUNED, ONE_SETTING = "tuned", "one_setting"
 WRITTEN = ("trials.csv", "winners.csv", "figures/")
@@ -334,7 +335,7 @@ class _Campaign:
         trials, curves = (pd.concat(frames, ignore_index=True) for frames in zip(*tables, strict=True))
         winners = pd.DataFrame([self._row(winner) for winner in self.winners], columns=list(_ROW))
         folder = self.results / FOLDER
-        for name, frame in (("trials.csv", load_trials(self.results)), ("winners.csv", winners)):
+        for name, frame in (("trials.csv", read_trials(self.results)), ("winners.csv", winners)):
             write_atomically(folder / name, frame.to_csv(index=False, lineterminator="\n"))
         save_figures(self.jobs, self.done, folder / "figures")
         return Tuned(trials, curves, winners, tuple(self.notes))

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,9 +18,9 @@ import jax
 import numpy as np
 import pandas as pd
 
-from open_bench.errors import UserError
 from open_bench.evaluation import schema
 from open_bench.evaluation.schema import BadRows
+from open_bench.evaluation.trials import labeled
 from open_bench.experiments.execute import Group, label_of, rows
 from open_bench.experiments.experiment import Experiment, folder_name, task_lifetime
 from open_bench.experiments.store import Store, set_aside
@@ -167,32 +166,8 @@ class Trials:
         found = []
         for frame in (_read(self.path), _read_curves(self.path)):
             mine = frame[(frame["trial"] <= self.trials) & (frame["seed"] < self.num_seeds)]
-            found.append(_labeled(mine.reset_index(drop=True), self.name, self.identity))
+            found.append(labeled(mine.reset_index(drop=True), self.name, self.identity))
         return found[0], found[1]
-
-
-def load_trials(results: str | Path) -> pd.DataFrame:
-    """Every stored trial of a results folder, a row a trial and seed (``schema.TRIALS`` and the metrics).
-
-    ``tuning`` is the folder's name. What is damaged is named in a warning and skipped.
-    """
-    found = []
-    for path in sorted((Path(results) / FOLDER).glob(f"*/{DESCRIPTION}")):
-        try:
-            identity = json.loads(path.read_text("utf-8"))["identity"]
-            if folder_name(identity) != path.parent.name:
-                raise BadRows(f"{path} describes {folder_name(identity)}")
-            found.append(_labeled(_read(path.parent), path.parent.name, identity))
-        except (BadRows, OSError, ValueError, KeyError, TypeError) as problem:
-            warnings.warn(f"skipped {path.parent}: {problem}", stacklevel=2)
-    if not found:
-        raise UserError(f"{results}: no stored trials; `openbench tune` makes some")
-    return pd.concat(found, ignore_index=True)
-
-
-def _labeled(frame: pd.DataFrame, name: str, identity: dict[str, Any]) -> pd.DataFrame:
-    labels = {"tuning": name, **{key: identity[key] for key in ("environment", "algorithm", "budget", "optimizer")}}
-    return pd.concat([pd.DataFrame(labels, index=frame.index), frame], axis=1)
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -13,6 +13,8 @@ from open_bench.errors import UserError
 from open_bench.evaluation import figures, schema, style
 from open_bench.evaluation.leaderboard import leaderboard
 
+FIGURES = ("learning_curves", "returns", "aggregates", "profiles", "time_to_target")
+
 
 def made_board(runs, baseline_returns=SCALES):
     return leaderboard(runs, baseline_returns, resamples=FEW).boards[0]
@@ -21,7 +23,7 @@ def made_board(runs, baseline_returns=SCALES):
 def test_files(tmp_path):
     runs = make_runs(RESULTS, curves=True)
     names = [path.name for path in figures.save_figures(runs, SCALES, "quick", tmp_path, resamples=FEW)]
-    assert names == [f"quick_ppo_{name}.png" for name in ("learning_curves", "returns", "aggregates", "profiles")]
+    assert names == [f"quick_ppo_{name}.png" for name in FIGURES]
     for name in names:
         data = (tmp_path / name).read_bytes()
         assert data.startswith(b"\x89PNG")

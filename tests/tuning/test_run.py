@@ -16,10 +16,11 @@ import open_bench
 from open_bench import Execution
 from open_bench.api import prepare
 from open_bench.config import StudyConfig, read_toml
+from open_bench.evaluation.trials import read_trials
 from open_bench.optimizers import Search, searchable
 from open_bench.optimizers.resolve import resolve
 from open_bench.tuning.run import Tuned
-from open_bench.tuning.trials import ROOT_SEED, load_trials
+from open_bench.tuning.trials import ROOT_SEED
 
 SET = [f"--set={key}={value}" for key, value in SETTINGS.items()]
 TINY: dict[str, Any] = {"steps": STEPS, "settings": SETTINGS, "devices": 2}
@@ -46,7 +47,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tuned]:
 
 def test_equal_means_equal(tuned: tuple[Path, Tuned]) -> None:
     """The same trials, seeds and env steps for every optimizer of a study in every environment, as they are stored."""
-    rows = load_trials(tuned[0])
+    rows = read_trials(tuned[0])
     spent = rows.groupby(["environment", "optimizer"]).agg(
         env_steps=("env_steps", "sum"), trials=("trial", "nunique"), seeds=("seed", "nunique")
     )

@@ -23,9 +23,10 @@ from open_bench.meta_training.request import Request, make_request
 from open_bench.meta_training.run import Busy, check_name_is_free, meta_train
 from open_bench.meta_training.spec import MetaConfig, load_meta
 from open_bench.optimizers import names
-from open_bench.optimizers.resolve import FETCHED, ResolvedOptimizer, own_weights, resolve
+from open_bench.optimizers.resolve import ResolvedOptimizer, own_weights, resolve
 from open_bench.training.task import Task, make_task
 from open_bench.weights import library
+from open_bench.weights.fetch import OFFICIAL
 from open_bench.weights.format import load_weights
 
 POLL_SECONDS = 1.0  # between two looks at a folder that another process holds
@@ -61,7 +62,7 @@ def without_weights(study: StudyConfig) -> list[str]:
     lacking = [
         name
         for name, each in found.items()
-        if each.needs_weights and each.weights is None and own_weights(each) not in FETCHED
+        if each.needs_weights and each.weights is None and own_weights(each) not in OFFICIAL
     ]
     if lacking and jax.process_count() > 1:
         raise UserError(

@@ -11,13 +11,13 @@ from open_bench import plugins
 from open_bench.algorithms.policy_losses import POLICY_LOSSES, PolicyLoss
 from open_bench.errors import UserError, check_known, near_matches
 from open_bench.optimizers import adapters, hand_designed, names
+from open_bench.optimizers.learned import celo2, optim4rl, velo
 from open_bench.optimizers.learned import open as open_family
-from open_bench.optimizers.learned import optim4rl, velo
 from open_bench.optimizers.spec import OptimizerSpec
 
 ENTRY_POINTS = "open_bench.optimizers"
 BRIDGE = "learned_optimization"
-SHIPPED = (*hand_designed.SPECS, *open_family.SPECS, *optim4rl.SPECS, *velo.SPECS)
+SHIPPED = (*hand_designed.SPECS, *open_family.SPECS, *optim4rl.SPECS, *velo.SPECS, *celo2.SPECS)
 
 _registered: dict[str, OptimizerSpec] = {}
 

@@ -24,10 +24,9 @@ from open_bench.errors import UserError
 from open_bench.optimizers import adapters, hyperparameters, names, registry
 from open_bench.optimizers.spec import EMPTY_THETA, OptimizerSpec, Theta, params_themselves
 from open_bench.training.task import Task
-from open_bench.weights import library
+from open_bench.weights import fetch, library
 from open_bench.weights.format import Weights, content_hash
 
-FETCHED = ("velo",)  # weights that their authors publish where ``openbench weights fetch`` finds them
 UNTRAINED = ("zero", "init")  # sources of a θ that nothing has trained
 UNTUNED = "untuned"  # a track that no name says: published settings, or else the defaults
 
@@ -275,8 +274,10 @@ def how_to_get_weights(found: ResolvedOptimizer, task: Task | None) -> str:
         absent, name, use = f"no weights named '{own}' ship or lie in {place}", own, own
         others = f"`openbench weights import FILE --optimizer {own}` keeps published ones there as '{own}', "
     message = f"{found.label} is a learned optimizer, and {absent}. Name some with {use}@NAME or {use}@FILE; "
-    if own in FETCHED:
+    if own in fetch.OFFICIAL:
         return message + f"`openbench weights fetch {own}` downloads the official ones."
+    for theirs, command in fetch.ways_to_fetch(own or "").items():
+        others += f"`{command}` downloads {theirs}, "
     where = "-e ENVIRONMENT"
     if task is not None:
         steps = task.budget.removeprefix("steps-")

@@ -127,17 +127,10 @@ def _session(study: StudyConfig, steps: int | None, settings: "Settings | None",
 
 def meta_train(
     optimizer: Any,
-    environments: str | Sequence[str] | None = None,
-    *,
-    study: "str | MetaConfig | None" = None,
-    steps: int | None = None,
-    settings: "Settings | None" = None,
-    name: str | None = None,
-    tensorboard: bool = False,
-    wandb: str | None = None,
-    execution: Execution = HERE,
-    **changes: Any,
-) -> "MetaTrained":
+    environments: str | Sequence[str] | None = None, *, study: "str | MetaConfig | None" = None,
+    steps: int | None = None, settings: "Settings | None" = None, name: str | None = None,
+    tensorboard: bool = False, wandb: str | None = None, execution: Execution = HERE, **changes: Any,
+) -> "MetaTrained":  # fmt: skip
     """Evolve the meta-parameters θ of a learned optimizer, with lifetimes of the harness as fitness.
 
     Interrupted at any moment, the same call goes on from the last generation and ends with bitwise the same θ, on any
@@ -166,21 +159,11 @@ def meta_train(
 
 
 def generalize(
-    optimizers: Any,
-    *,
-    study: "str | GeneralizationConfig" = "smoke",
-    train_on: str | Sequence[str] = (),
-    axes: str | Sequence[str] = (),
-    algorithm: Any = None,
-    budget: str | None = None,
-    steps: int | None = None,
-    num_seeds: int | None = None,
-    root_seed: int | None = None,
-    settings: Mapping[str, Any] | None = None,
-    normalize: str = "adam",
-    execution: Execution = HERE,
-    **where: Any,
-) -> "Generalization":
+    optimizers: Any, *, study: "str | GeneralizationConfig" = "smoke", train_on: str | Sequence[str] = (),
+    axes: str | Sequence[str] = (), algorithm: Any = None, budget: str | None = None, steps: int | None = None,
+    num_seeds: int | None = None, root_seed: int | None = None, settings: Mapping[str, Any] | None = None,
+    normalize: str = "adam", execution: Execution = HERE, **where: Any,
+) -> "Generalization":  # fmt: skip
     """Study how optimizers carry over to what they were not trained or tuned on.
 
     Points along several axes, each with everything else fixed, are ordinary experiments. Tables and figures are written

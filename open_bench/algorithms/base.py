@@ -87,7 +87,7 @@ class Algorithm(abc.ABC):
         learns: False for a policy that never changes.
         reports: names in ``update``'s info beside ``loss``; those that are metrics (``training.record.METRICS``) become
             columns.
-        diagnostics: names that ``update``'s info also has when it is given ``measured`` (see ``diagnosis``).
+        diagnostics: names that ``update`` also reports where diagnosis is on (see there).
     """
 
     name: ClassVar[str]
@@ -120,13 +120,14 @@ class Algorithm(abc.ABC):
         state: AgentState,
         training_fraction: Float[Array, ""],
         learning: Learning,
-        measured: Bool[Array, ""] | None = None,
     ) -> tuple[AgentState, dict[str, Float[Array, ""]]]:
         """Collect a rollout and learn from it: ``(state, info)``.
 
         ``training_fraction`` is update / (updates − 1), 0 where that would be 0/0. ``info`` holds ``loss`` (mean over
-        the last epoch) and what ``reports`` names, NaN where a number is not known. Where diagnosis is on, an algorithm
-        that has ``diagnostics`` is told by ``measured`` whether they are wanted of this update, and adds them.
+        the last epoch) and what ``reports`` names, NaN where a number is not known.
+
+        An algorithm that has ``diagnostics`` takes a sixth argument, ``measured``: None, or where diagnosis is on a
+        flag, shape (), that says whether they are wanted of this update; it then adds them to ``info``.
         """
 
     @abc.abstractmethod

@@ -106,8 +106,8 @@ class Runs:
             diverged, and when no episode finished).
         curves: one row an experiment, seed and recorded update (``CURVES``; ``episode_return`` is NaN until an episode
             has finished, and after divergence).
-        diagnosis: one row an experiment, seed and measured update (``DIAGNOSIS`` and a column a diagnostic, NaN where an
-            experiment lacks it); of those lifetimes that were trained with diagnosis.
+        diagnosis: one row an experiment, seed and measured update (``DIAGNOSIS`` and a column a diagnostic, NaN where
+            an experiment lacks it); of those lifetimes that were trained with diagnosis.
     """
 
     experiments: pd.DataFrame
@@ -170,6 +170,12 @@ class Runs:
 def score_columns(metrics: Iterable[str] = METRICS) -> dict[str, Column]:
     """The columns of a scores table whose experiments have these metrics."""
     return {**SCORES, **dict.fromkeys(metrics, _RETURN)}
+
+
+def diagnosis_columns(names: Iterable[str]) -> dict[str, Column]:
+    """The columns of one experiment's diagnosis that has these, seed and env steps among them."""
+    points = without_labels(DIAGNOSIS)
+    return points | {name: Column("number") for name in names if name not in points}
 
 
 def without_labels(columns: Mapping[str, Column]) -> dict[str, Column]:
@@ -235,11 +241,10 @@ def read_diagnosis(path: str | Path) -> pd.DataFrame:
     """One experiment's diagnosis: seed, env_steps, and whatever diagnostics the file has. Raises as ``read_csv``."""
     with Path(path).open(encoding="utf-8") as file:
         names = file.readline().rstrip("\n").split(",")
-    points = without_labels(DIAGNOSIS)
-    wrong = [name for name in names if not name.isidentifier() or name in LABELS]
-    if names[: len(points)] != list(points) or wrong:
+    columns = diagnosis_columns(names)
+    if list(columns) != names or not all(name.isidentifier() and name not in LABELS for name in names):
         raise BadRows(f"{Path(path).name}: its columns are {', '.join(names)}")
-    return read_csv(path, points | dict.fromkeys(names[len(points) :], Column("number")))
+    return read_csv(path, columns)
 
 
 def check_scores(frame: pd.DataFrame, metrics: Iterable[str] = METRICS) -> pd.DataFrame:

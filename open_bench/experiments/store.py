@@ -149,7 +149,7 @@ class Store:
             schema.write_csv(scores, _scores_columns(_read_description(self.path(experiment))), folder / "scores.csv")
             schema.write_csv(curves, CURVES, folder / "curves.csv")
             if diagnosis is not None:
-                schema.write_csv(diagnosis, dict.fromkeys(diagnosis), folder / DIAGNOSIS)
+                schema.write_csv(diagnosis, schema.diagnosis_columns(diagnosis), folder / DIAGNOSIS)
             if agents:
                 write_agents(folder / AGENTS, agents, list(scores["seed"]))
             digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}

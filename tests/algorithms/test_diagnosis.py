@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from probes import Probe
 from tiny import TINY, TINY_PQN, UPDATES, algorithm_of, equal, experiments, learning, lifetime_of, run_jitted
 
@@ -71,7 +71,7 @@ def states(agent: Any) -> tuple[AgentState, AgentState]:
     """An agent before and after an update that moved it at random; a unit of its first hidden layer is silent."""
     before = agent.init(KEY, KEY, learning())
     keys = iter(jax.random.split(KEY, 20))
-    move = lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape)
+    move = lambda x: x + 0.5 * jax.random.normal(next(keys), x.shape)
     after = {
         network: {name: jax.tree.map(move, layer) if "norm" not in name else layer for name, layer in layers.items()}
         for network, layers in before.params.items()
@@ -144,6 +144,7 @@ def test_a_unit_is_dormant_up_to_the_threshold_and_a_silent_layer_wholly() -> No
     assert np.isnan(of(jnp.full(4, jnp.nan), head))
 
 
+@settings(max_examples=30, deadline=None)
 @given(hnp.arrays(np.float32, (2, 5, 3), elements=st.floats(-3, 3, width=32)))
 def test_kl_equals_plain_numpy_and_is_0_of_itself(logits: np.ndarray) -> None:
     one, two = (Categorical(jnp.asarray(each)) for each in logits)
@@ -191,7 +192,8 @@ def test_the_last_update_of_each_point_is_measured(config: Any) -> None:
     np.testing.assert_allclose(state.record.diagnosis["update_ratio"], expected, rtol=1e-4)
     assert len(ends) == MAX_MEASURED
     assert set(state.record.diagnosis) == set(lifetime.diagnostics)
-    assert all(np.isfinite(values).all() for values in state.record.diagnosis.values())
+    unknown = {name for name, values in state.record.diagnosis.items() if not np.isfinite(values).all()}
+    assert unknown <= {"explained_variance"}  # four samples may have one target
     whole = jax.device_get(jax.jit(lifetime.run)(jax.jit(lifetime.init)(jax.random.key(0), {}), {}, 120)[0])
     equal(jax.tree.leaves(whole.record), jax.tree.leaves(jax.device_get(state.record)))
 
@@ -201,7 +203,7 @@ class Mute(PPO):
 
     name, diagnostics = "mute", ()
 
-    def update(self, rollout_key: Any, learning_key: Any, state: Any, training_fraction: Any, learning: Any) -> Any:  # type: ignore[override]
+    def update(self, rollout_key: Any, learning_key: Any, state: Any, training_fraction: Any, learning: Any) -> Any:
         return super().update(rollout_key, learning_key, state, training_fraction, learning)
 
 
@@ -226,8 +228,8 @@ def test_a_lifetime_without_diagnosis_carries_nothing_of_it() -> None:
     ("optimizer", "algorithm", "vmap_size"),
     [
         ("adam", "ppo", 1),
-        ("adam", "ppo", 2),
         ("adam", "pqn", 1),
+        pytest.param("adam", "ppo", 2, marks=pytest.mark.slow),
         pytest.param("open", "ppo", 1, marks=pytest.mark.slow),
     ],
 )

@@ -246,7 +246,7 @@ class Mute(PPO):
 
     diagnostics = ()
 
-    def update(self, rollout_key: Any, learning_key: Any, state: Any, training_fraction: Any, learning: Any) -> Any:  # type: ignore[override]
+    def update(self, rollout_key: Any, learning_key: Any, state: Any, training_fraction: Any, learning: Any) -> Any:
         return super().update(rollout_key, learning_key, state, training_fraction, learning)
 
 

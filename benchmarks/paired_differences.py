@@ -45,8 +45,9 @@ def _counts(difference: np.ndarray, generator: np.random.Generator) -> np.ndarra
 
 def _studentized(away: np.ndarray, errors: np.ndarray) -> np.ndarray:
     """Deviations over errors; infinite where a resample has no spread, and 0 where it is not away either."""
-    tiny = errors < 1e-12
-    return np.where(tiny, np.where(np.abs(away) < 1e-12, 0.0, np.sign(away) * np.inf), away / np.where(tiny, 1, errors))
+    away, errors = np.where(np.abs(away) < 1e-12, 0.0, away), np.where(errors < 1e-12, 0.0, errors)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(away == 0, 0.0, away / errors)
 
 
 def percentile(difference: np.ndarray, generator: np.random.Generator) -> Interval:

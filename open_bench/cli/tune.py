@@ -43,7 +43,7 @@ def tune(optimizers: tuple[str, ...], environments: tuple[str, ...], execution: 
     from open_bench import api
 
     tuned = api.tune(optimizers or None, environments or None, execution=execution, **request)
-    written = [str(execution.folder / name) for name in ("hyperparameters/", "tuning/")]
+    written = [f"{execution.folder}/{name}" for name in ("hyperparameters/", "tuning/")]
     if as_json:
         winners = [{**row, "settings": json.loads(row["settings"])} for row in console.records(tuned.winners)]
         console.show_json({"winners": winners, "notes": list(tuned.notes), "written": written})

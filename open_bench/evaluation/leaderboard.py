@@ -346,9 +346,7 @@ def _track_notes(experiments: pd.DataFrame) -> list[str]:
 def _board_notes(scores: BoardScores, baseline: str) -> list[str]:
     notes = []
     if len(scores.optimizers) > 1 and scores.observed:
-        notes.append(
-            "a range of ranks: the paired differences to those in it are not significant (5 % for all pairs, Holm)"
-        )
+        notes.append("a range of ranks counts significant differences alone (paired, 5 % for all pairs together, Holm)")
     if not scores.observed:
         notes.append("no environment has a result: nothing is ranked")
     elif scores.normalized and scores.normalized != scores.observed:

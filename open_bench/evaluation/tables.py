@@ -58,8 +58,8 @@ def _board_markdown(board: "Board") -> str:
 
 def _summary(board: "Board") -> dict[str, list[str]]:
     """Cells by heading; an estimate that no optimizer has gets no column."""
-    ends = zip(board.table["rank_low"], board.table["rank_high"], strict=True)
-    ranks = ["" if pd.isna(low) else str(low) if low == high else f"{low}–{high}" for low, high in ends]
+    ranges = zip(board.table["rank_low"], board.table["rank_high"], strict=True)
+    ranks = ["" if pd.isna(low) else str(low) if low == high else f"{low}–{high}" for low, high in ranges]
     columns = {"rank": ranks, "optimizer": list(board.table["optimizer"]), "track": list(board.table["track"])}
     for name, label in LABELS.items():
         if board.table[name].notna().any():

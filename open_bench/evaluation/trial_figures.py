@@ -57,12 +57,11 @@ def sensitivity(table: pd.DataFrame) -> "Figure":
     figure, (axis,) = panel_grid(1, panel=(5.0, 3.8))
     lines = {}
     for row in table.to_dict("records"):
-        name, ends = row["optimizer"], {}
-        for x, column in (("xerr", "sensitivity"), ("yerr", "performance")):
-            low, high = (abs(row[f"{column}{end}"] - row[column]) for end in ("_low", "_high"))
-            ends[x] = [[low], [high]]
-        style = {"color": look[name]["color"], "marker": look[name]["marker"], "markersize": 6, "linestyle": ""}
-        lines[short[name]] = axis.errorbar(row["sensitivity"], row["performance"], **ends, **style, elinewidth=0.8)
+        name, x, y = row["optimizer"], row["sensitivity"], row["performance"]
+        color, marker = look[name]["color"], look[name]["marker"]
+        axis.hlines(y, row["sensitivity_low"], row["sensitivity_high"], color=color, linewidth=0.8)
+        axis.vlines(x, row["performance_low"], row["performance_high"], color=color, linewidth=0.8)
+        lines[short[name]] = axis.plot(x, y, color=color, marker=marker, markersize=6, linestyle="")[0]
     finish_axis(axis, "performance and sensitivity", "sensitivity Φ: what tuning per environment brings")
     axis.set_ylabel("performance, tuned per environment", fontsize=9)
     figure_legend(figure, lines)

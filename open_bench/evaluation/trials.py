@@ -51,7 +51,7 @@ class Searched(NamedTuple):
 
 
 def read_trials(results: str | Path) -> pd.DataFrame:
-    """All trials below ``<results>/tuning``, ``tuning`` being the folder's name; what is damaged is named and skipped."""
+    """All trials below ``<results>/tuning``; ``tuning`` is the folder. What is damaged is named in a warning."""
     found: dict[tuple[str, ...], Path] = {}
     frames = []
     for path in sorted((Path(results) / "tuning").glob("*/trials.csv")):

@@ -33,7 +33,7 @@ def one_setting(scores: Mapping[str, pd.Series]) -> int | None:
     ranked = []
     for own in scores.values():
         drawn = own[own.index >= 1]
-        share = drawn.rank(method="max") / len(drawn)
-        ranked.append(share.where(drawn > FAILED, 0.0))
-    mean = pd.concat(ranked, axis=1).mean(axis=1).sort_index()
-    return best(mean.where(mean > 0, FAILED))
+        counts = drawn.rank(method="max")  # CDF × trials: whole numbers, so that equals stay equal
+        ranked.append(counts.where(drawn > FAILED, 0.0))
+    total = pd.concat(ranked, axis=1).sum(axis=1).sort_index()
+    return best(total.where(total > 0, FAILED))

@@ -378,3 +378,20 @@ def test_a_leaderboard_of_nothing(tmp_path: Path, openbench: OpenBench) -> None:
     answer = openbench("leaderboard", "--results", tmp_path / "results")
     assert answer.code == 2
     assert answer.err.count("\n") == 1
+
+
+def test_a_leaderboard_of_some_tracks(tmp_path: Path, openbench: OpenBench) -> None:
+    """Of the published quick study: fewer rows, the same scores, and a track that no row has is refused."""
+    published = Path(__file__).parents[2] / "results" / "published" / "quick"
+    shutil.copytree(published, tmp_path / "results")
+    answer = openbench(
+        "leaderboard", "--results", tmp_path / "results", "--track", "learned", "--metric", "mean_return"
+    )
+    assert answer.code == 0, answer.err
+    assert "lpo" in answer.out
+    assert "rmsprop" not in answer.out
+    table = pd.read_csv(tmp_path / "results" / "leaderboard.csv")
+    assert set(table["optimizer"]) == {"lpo", "open"}
+    assert "mean_return:breakout" in table
+    answer = openbench("leaderboard", "--results", tmp_path / "results", "--track", "publishd")
+    check_refused(answer, "no row has the track 'publishd'; there are learned, tuned. Did you mean published")

@@ -226,7 +226,7 @@ def test_without_trials_nothing_is_written(tmp_path):
         (lambda f: f.drop(columns="settings"), "columns are missing: settings"),
         (lambda f: f.assign(seed=0), "a lifetime appears twice"),
         (lambda f: f.assign(trial=-1), "trial must be finite, from 0"),
-        (lambda f: f.assign(final_return="much"), "could not convert"),
+        (lambda f: f.assign(final_return="much"), "must hold number values"),
         (None, "has trials of b ppo short adam too"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -244,7 +245,10 @@ def test_writing_keeps_everything_else(own: Path) -> None:
     path = own / "adam.toml"
     table = {"origin": "tuned", "trials": 3, "values": {"learning_rate": 0.5, "anneal_learning_rate": False}}
     hyperparameters.write(path, "adam", [(("environments", "gridworld/*", "ppo", "quick"), table)])
-    assert path.read_text().startswith(ADAM.rstrip("\n"))
+    assert "# What was found." in path.read_text()
+    after, before = config.read_toml(path), tomllib.loads(ADAM)
+    assert after["environments"].pop("gridworld/*") == {"ppo": {"quick": table}}
+    assert after == before
     found = resolve("adam:track=tuned", at("gridworld/dense", "quick"), folder=own)
     assert (found.hyperparameters["learning_rate"], found.hyperparameters["anneal_learning_rate"]) == (0.5, False)
     hyperparameters.write(path, "adam", [(("environments", "cartpole", "ppo", "quick"), {**table, "trials": 32})])

@@ -34,13 +34,16 @@ jax.devices()  # now: a test that asks for fewer devices would else leave as man
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # as devices.start() has it
 
 
-@pytest.fixture(scope="module")
-def optimized() -> Iterator[None]:
+def _optimized() -> Iterator[None]:
     """Programs are compiled as users have them."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+optimized = pytest.fixture(_optimized, scope="module", name="optimized")
+optimized_test = pytest.fixture(_optimized, name="optimized_test")
 
 
 @pytest.fixture(scope="session")

@@ -170,7 +170,7 @@ def test_an_interrupt_before_anything_is_stored_says_so(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_elsewhere(openbench: OpenBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaderboard(*_: Any) -> None:
+    def leaderboard(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("open_bench.api.leaderboard", leaderboard)

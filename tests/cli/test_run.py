@@ -394,4 +394,6 @@ def test_a_leaderboard_of_some_tracks(tmp_path: Path, openbench: OpenBench) -> N
     assert set(table["optimizer"]) == {"lpo", "open"}
     assert "mean_return:breakout" in table
     answer = openbench("leaderboard", "--results", tmp_path / "results", "--track", "publishd")
-    check_refused(answer, "no row has the track 'publishd'; there are learned, tuned. Did you mean published")
+    check_refused(
+        answer, "no row has the track 'publishd'; there are learned, tuned. Did you mean published", tmp_path / "x"
+    )

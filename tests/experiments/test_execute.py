@@ -254,7 +254,7 @@ def test_diagnosis_is_stored_beside_the_same_numbers(finished: Store, tmp_path: 
     """No part of the identity; the random policy, which never learns, has none."""
     store = train(tmp_path, [*experiments(), random_policy()], num_seeds=2, diagnose=True)
     rows = store.load().diagnosis
-    assert list(rows.columns) == [*DIAGNOSIS, *PPO.diagnostics]
+    assert set(rows.columns) == {*DIAGNOSIS, *PPO.diagnostics}
     assert list(rows["env_steps"]) == [32 * update for update in range(1, 41)] * 2
     assert rows[list(PPO.diagnostics)].notna().all(axis=None)
     assert set(rows["optimizer"]) == {"adam"}
@@ -266,8 +266,8 @@ def test_diagnosis_is_stored_beside_the_same_numbers(finished: Store, tmp_path: 
 def test_what_was_measured_before_a_divergence_stays(tmp_path: Path) -> None:
     store = train(tmp_path, experiments(f"{__name__}:late"), num_seeds=1, diagnose=True)
     ratio = store.load().diagnosis.set_index("env_steps")["update_ratio"]
-    assert np.isfinite(ratio[:640]).all()
-    assert ratio[704:].isna().all()
+    assert np.isfinite(ratio.loc[:640]).all()
+    assert ratio.loc[704:].isna().all()
     assert store.load().scores["diverged"].all()
 
 

@@ -95,7 +95,7 @@ def program(probe: Callable[[Any], Probe], config: PPOConfig, updates: int) -> C
 
     def live(given: Any) -> Any:
         lifetime = lifetime_of(probe(given), config, updates, optax.adam(1e-2))
-        state, progress = lifetime.run(lifetime.init(jax.random.key(0), {}), {}, updates)
+        state, progress = lifetime.run(lifetime.init(jax.random.key(0), {}), {}, jnp.int32(updates))
         return state.agent.params, progress
 
     return jax.jit(live)

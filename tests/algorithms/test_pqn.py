@@ -147,7 +147,7 @@ def program(probe: Callable[[Any], Probe], config: PQNConfig, updates: int) -> C
 
     def live(given: Any) -> Any:
         lifetime = lifetime_of(probe(given), config, updates, optax.adam(rate))
-        return lifetime.run(lifetime.init(jax.random.key(0), {}), {}, updates)[0]
+        return lifetime.run(lifetime.init(jax.random.key(0), {}), {}, jnp.int32(updates))[0]
 
     return jax.jit(live)
 

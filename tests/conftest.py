@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimized() -> Iterator[None]:
     """Programs are compiled as users have them."""
     before = jax.config.read("jax_disable_most_optimizations")

@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -32,6 +33,12 @@ _CACHE = os.environ.setdefault(
 jax.config.update("jax_compilation_cache_dir", _CACHE)
 jax.devices()  # now: a test that asks for fewer devices would else leave as many to the tests after it
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)  # as devices.start() has it
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The modules with the most slow tests come first, so that no worker is left alone with one at the end."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 def _optimized() -> Iterator[None]:

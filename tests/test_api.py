@@ -52,6 +52,7 @@ def test_an_unknown_argument_is_named_with_those_that_there_are(tmp_path: Path) 
 # --- objects in place of names ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_optax_constructor_is_the_optimizer_of_its_name(tmp_path: Path) -> None:
     log = Log()
     given = open_bench.train(optax.adabelief, "cartpole", results=tmp_path, progress=log, **REQUEST)
@@ -95,6 +96,7 @@ def test_what_is_no_optimizer_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_objects_stand_in_studies_too(tmp_path: Path) -> None:
     """Environment objects as well."""
     study = StudyConfig(name="objects", optimizers=(mine, optax.adam), environments=(Probe(length=3),), num_seeds=2)
@@ -134,6 +136,7 @@ def test_objects_that_no_file_tells_are_numbered() -> None:
         labels([same, same])
 
 
+@pytest.mark.slow
 def test_numbered_objects_train(tmp_path: Path) -> None:
     """Each under its own name."""
     small = {"settings": {**SETTINGS, "num_envs": 4}, "steps": STEPS, "devices": 1}
@@ -217,6 +220,7 @@ def test_what_pqn_cannot_do_is_refused(request_: dict[str, Any], message: str, t
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_learned_optimizer_trains_with_pqn(tmp_path: Path) -> None:
     """The Q-network is the network that acts, so its noise goes there."""
     scores = open_bench.train(
@@ -332,6 +336,7 @@ def test_an_algorithm_from_outside_refuses_what_it_has_not(reinforce: Path, tmp_
 # --- statistics -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_new_statistic_is_one_entry_of_the_table(
     tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

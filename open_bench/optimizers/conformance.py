@@ -131,6 +131,12 @@ class Subject:
         return _difference(params, _stack([self.walked[0], other[0]]), 2e-5) is None
 
     @functools.cached_property
+    def programs(self) -> list[Any]:
+        """Two traces of the first update, by one optimizer: what it keeps in Python would begin anew with another."""
+        optimizer = self.make()
+        return [_program(self, optimizer) for _ in range(2)]
+
+    @functools.cached_property
     def q(self) -> "Subject":
         """The optimizer on a Q-network with norms."""
         return dataclasses.replace(self, params=q_agent(jax.random.key(1)), acting_network="q", traces=[])
@@ -261,9 +267,9 @@ def compiles_once(subject: Subject) -> str:
 
 def hides_no_state(subject: Subject) -> str:
     """The same inputs give the same updates again: what changes between steps lies in the state, not in Python."""
-    optimizer = subject.make()  # once: what it keeps in Python would begin anew with another
-    if _same_program(*(_program(subject, optimizer) for _ in range(2))):
+    if _same_program(*subject.programs):
         return "traced twice, the same program"
+    optimizer = subject.make()
     # Traced at each call: a compiled step would not run the author's Python again.
     inputs = (subject.params, *subject.inputs(np.int32(1)))
     one, other = (jit(_first_update(subject, optimizer))(*inputs) for _ in range(2))
@@ -348,7 +354,7 @@ def names_do_not_matter(subject: Subject) -> str:
 
     acting = f"n_{subject.acting_network}"
     renamed = dataclasses.replace(subject, params=rename(subject.params), acting_network=acting, traces=[])
-    if not _same_program(*(_program(each, each.make()) for each in (subject, renamed))):
+    if not _same_program(subject.programs[0], _program(renamed, renamed.make())):
         _, plain = subject.run(subject.start, 1)
         _, other = renamed.run(renamed.start, 1)
         message = (

@@ -82,7 +82,6 @@ def file_name(optimizer: str) -> str:
     return re.sub(r"[^A-Za-z0-9.=+-]+", "_", optimizer) + ".toml"
 
 
-@functools.cache
 def shipped(optimizer: str) -> HyperparameterFile | None:
     """What ships for an optimizer."""
     return _read(files.baselines_dir() / FOLDER, optimizer)
@@ -90,7 +89,13 @@ def shipped(optimizer: str) -> HyperparameterFile | None:
 
 def _read(folder: Path, optimizer: str) -> HyperparameterFile | None:
     path = folder / file_name(optimizer)
-    return load(HyperparameterFile, path) if path.is_file() else None
+    return _parsed(path, path.stat().st_mtime_ns) if path.is_file() else None
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(path: Path, modified: int) -> HyperparameterFile:
+    """A study asks once an experiment; a file that tuning writes meanwhile is read anew."""
+    return load(HyperparameterFile, path)
 
 
 def folder_of(path: str | Path) -> Path:
@@ -176,4 +181,4 @@ def write(path: Path, optimizer: str, tables: Sequence[tuple[tuple[str, ...], Ma
         files.write_atomically(path, re.sub(r"(?<=\S)\n(?=\[)", "\n\n", tomlkit.dumps(document)))  # a blank line apart
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-    shipped.cache_clear()
+    _parsed.cache_clear()

@@ -148,6 +148,7 @@ def test_other_errors_keep_their_traceback(openbench: OpenBench, monkeypatch: py
         openbench("train", "adam", "-e", "cartpole")
 
 
+@pytest.mark.slow
 def test_an_interrupt_before_anything_is_stored_says_so(tmp_path: Path) -> None:
     settings = ["--set=num_steps=8", "--set=update_epochs=1", "--set=num_minibatches=2", "--set=hidden=[8]"]
     process = subprocess_of(

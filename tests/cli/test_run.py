@@ -163,6 +163,7 @@ def test_an_optimizer_that_diverges_is_shown(
     assert "diverged" in answer.err
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     steps, num_seeds = 4 * 8 * 1000, 4
     request = ["--steps", steps, "--seeds", num_seeds, *SET, "--results", tmp_path]

@@ -108,6 +108,7 @@ def test_more_seeds_add_a_shard_and_train_only_what_is_missing(finished: Store, 
     assert log.updates == 4 * 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_devices_and_company_do_not_change_an_experiment(devices: int, finished: Store, tmp_path: Path) -> None:
     study = experiments("sgd", "adam")
@@ -146,6 +147,7 @@ def test_the_random_policy_is_an_experiment(tmp_path: Path) -> None:
     assert not log.started
 
 
+@pytest.mark.slow
 def test_another_algorithm_has_its_own_metrics(finished: Store, tmp_path: Path) -> None:
     """The greedy policy's return is there for PQN, and absent for PPO."""
     store = train(tmp_path, [*experiments(algorithm="pqn"), *experiments()], num_seeds=2, devices=2)
@@ -164,6 +166,7 @@ def test_another_algorithm_has_its_own_metrics(finished: Store, tmp_path: Path) 
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_events_tell_the_work_from_beginning_to_end(finished: Store, tmp_path: Path) -> None:
     train(tmp_path, experiments(), num_seeds=2)
     log = Log()
@@ -209,6 +212,7 @@ def test_agents_are_kept_when_asked_for(algorithm: str, tmp_path: Path) -> None:
     tables(store)  # the file of agents disturbs no table
 
 
+@pytest.mark.slow
 def test_agents_are_those_that_act(tmp_path: Path) -> None:
     """A schedule-free method acts at other parameters than it differentiates at."""
     (chosen,) = experiments("schedule-free-adamw:learning_rate=0.01")

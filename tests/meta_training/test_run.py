@@ -49,6 +49,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return Undisturbed(trained, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_theta_is_bitwise_the_same_on_any_number_of_devices(
     devices: int, undisturbed: Undisturbed, tmp_path: Path
@@ -109,6 +110,7 @@ def test_pairs_of_gridworlds_resume_bitwise_on_another_number_of_devices(tmp_pat
         evolve_pairs("whole", task_sampling="common")
 
 
+@pytest.mark.slow
 def test_device_batches_that_do_not_divide_a_generation_change_nothing(tmp_path: Path) -> None:
     """A vmap size of 5 with 12 lifetimes: the last device batch is padded, on one device as on two."""
     start = lpo_start(tmp_path)
@@ -207,6 +209,7 @@ def test_a_checkpoint_of_other_settings_is_refused(
         meta_train(undisturbed.folder, **changes)
 
 
+@pytest.mark.slow
 def test_more_generations_continue_a_finished_evolution(undisturbed: Undisturbed, tmp_path: Path) -> None:
     short = meta_train(tmp_path, generations=6)
     longer = meta_train(tmp_path)
@@ -256,6 +259,7 @@ def test_meta_trained_weights_are_used_by_name(undisturbed: Undisturbed, monkeyp
     np.testing.assert_array_equal(vector(found.theta), vector(undisturbed.trained.theta))
 
 
+@pytest.mark.slow
 def test_evolution_starts_at_the_named_weights_and_says_so(undisturbed: Undisturbed, tmp_path: Path) -> None:
     start = undisturbed.trained.folder / "latest.safetensors"
     child = meta_train(tmp_path, f"open@{start}", generations=1, learning_rate=1e-6)
@@ -272,6 +276,7 @@ def test_evolution_starts_at_the_named_weights_and_says_so(undisturbed: Undistur
     assert [one["hash"] for one in ancestors] == [undisturbed.trained.hash, child.hash]
 
 
+@pytest.mark.slow
 def test_weights_under_the_optimizers_own_name_are_no_start(undisturbed: Undisturbed, tmp_path: Path) -> None:
     library.save_named("open", undisturbed.trained.theta, {})
     assert vector(resolve("open").theta).any()
@@ -279,6 +284,7 @@ def test_weights_under_the_optimizers_own_name_are_no_start(undisturbed: Undistu
     assert np.abs(vector(moved.theta)).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_policy_loss_is_evolved_too(tmp_path: Path) -> None:
     trained = meta_train(tmp_path, lpo_start(tmp_path), generations=2)
     assert trained.theta["optimizer"] == {}
@@ -289,6 +295,7 @@ def test_a_policy_loss_is_evolved_too(tmp_path: Path) -> None:
     assert resolve("lpo@mine").weights is not None
 
 
+@pytest.mark.slow
 def test_the_mean_is_evaluated_against_adam_and_on_what_is_held_out(tmp_path: Path) -> None:
     changes = {"held_out": ["catch"], "evaluate_every": 2, "evaluation_rollouts": 2, "generations": 2}
     trained = meta_train(tmp_path, lpo_start(tmp_path), **changes, population=2, rollouts=1, learning_rate=3.0)
@@ -338,6 +345,7 @@ def test_a_checkpoint_of_others_is_one_line_and_exit_code_2(
     assert len(answer.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_command_line_meta_trains_and_says_where_the_weights_are(
     openbench: OpenBench, undisturbed: Undisturbed, tmp_path: Path, library: Path
 ) -> None:

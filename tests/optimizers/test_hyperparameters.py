@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,15 @@ def test_writing_keeps_everything_else(own: Path) -> None:
         own / "new.toml", "new", [(("one_setting", "ppo", "quick"), {"environments": ["a"], "values": {}})]
     )
     assert config.read_toml(own / "new.toml")["optimizer"] == "new"
+
+
+def test_a_file_that_changes_is_read_anew(tmp_path: Path) -> None:
+    """As for whoever edits the settings while a notebook is open; so what another folder says is never remembered."""
+    place = hyperparameters.Place(("cartpole",), "ppo", ("quick",))
+    for modified, rate in enumerate((1.0, 2.0)):
+        table = f'origin = "tuned"\nvalues = {{ learning_rate = {rate} }}\n'
+        (tmp_path / "sgd.toml").write_text(f'optimizer = "sgd"\n[environments.cartpole.ppo.quick]\n{table}')
+        os.utime(tmp_path / "sgd.toml", ns=(0, modified))
+        found = hyperparameters.find("sgd", place, None, tmp_path)
+        assert found is not None
+        assert found.table.values["learning_rate"] == rate

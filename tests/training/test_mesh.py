@@ -100,6 +100,7 @@ def test_what_does_not_fit_is_not_restored() -> None:
         program(1).restore(saved[1:], {})
 
 
+@pytest.mark.slow
 def test_vmap_sizes_agree_on_the_first_update_and_each_repeats_itself() -> None:
     wide = program(1, vmap_size=2)
     assert wide.batch_size == 2

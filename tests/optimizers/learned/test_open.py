@@ -222,6 +222,7 @@ def plain_open(variant, theta, params, gradients, momenta, carry, training, batc
     return steps
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     name=st.sampled_from(["open", "open-large", "open-feedforward", "no-features", "open-no-layer-proportion"]),
@@ -249,6 +250,7 @@ def test_agrees_with_a_plain_implementation(name, actor, critic, log_std, seed):
 # --- Noise ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_noise_has_the_learned_spread_on_the_actor_and_none_on_the_critic():
     params, gradients, activations = agent()
     theta = random_theta("open")

@@ -46,12 +46,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": {"events", "text"},
 }
 MAY_IMPORT["experiments"] = {*MAY_IMPORT} - {"experiments"}
-for study in ("meta_training", "generalization"):
+for study in ("tuning", "meta_training", "generalization"):
     MAY_IMPORT[study] = {*MAY_IMPORT["experiments"], "experiments"}
 for public in ("api", "exchange"):
     MAY_IMPORT[public] = {*MAY_IMPORT} - {"api"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
-ABOVE = ("experiments", "meta_training", "generalization", "api", "exchange", "cli")
+ABOVE = ("experiments", "tuning", "meta_training", "generalization", "api", "exchange", "cli")
 # Modules that need what is above their folder.
 APART = {
     "open_bench.weights.format": "weights.format",
@@ -109,8 +109,8 @@ def part(name: str) -> str:
 
 def test_the_reader_of_imports_sees_them() -> None:
     assert "open_bench.training.lifetime" in own("open_bench.training.mesh")
-    assert "open_bench.experiments.store" in own("open_bench.api")
-    assert "open_bench.experiments.store" not in own("open_bench.api", lazy=False)
+    assert "open_bench.experiments.session" in own("open_bench.api")
+    assert "open_bench.experiments.session" not in own("open_bench.api", lazy=False)
     assert "open_bench.optimizers.registry" in own("open_bench.optimizers.resolve")
 
 

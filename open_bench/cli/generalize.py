@@ -8,7 +8,7 @@ from open_bench.cli import console
 from open_bench.cli.options import (
     ALGORITHM,
     BUDGET,
-    SAVE_AGENTS,
+    KEEP,
     SET,
     STEPS,
     num_seeds,
@@ -36,7 +36,7 @@ WRITTEN = ("generalization.csv", "points.csv", "axes.csv", "summary.csv", "gener
 @BUDGET
 @STEPS
 @SET
-@SAVE_AGENTS
+@KEEP
 @trains
 def generalize(optimizers: tuple[str, ...], execution: Execution, as_json: bool, **request: Any) -> None:
     """Study how OPTIMIZERs carry over to what they were not trained or tuned on.

@@ -96,7 +96,10 @@ _CLUSTER = options(
     click.option("--process-id", type=int, help="This process's number in the cluster, from 0."),
 )
 VMAP_SIZE = click.option("--vmap-size", type=int, help="Lifetimes vmapped on one device (1 on a CPU by default).")
-SAVE_AGENTS = click.option("--save-agents", is_flag=True, help="Keep the trained agents' parameters.")
+KEEP = options(
+    click.option("--save-agents", is_flag=True, help="Keep the trained agents' parameters."),
+    click.option("--diagnose", is_flag=True, help="Record why an optimizer wins or collapses: KL, entropy, norms, …"),
+)
 
 
 def runs(command: Command) -> Command:
@@ -106,7 +109,7 @@ def runs(command: Command) -> Command:
     def run(
         results: Path, devices: int | None, quiet: bool, plain: bool, dry_run: bool, as_json: bool,
         vmap_size: int | None = None, coordinator: str | None = None, num_processes: int | None = None,
-        process_id: int | None = None, save_agents: bool = False, **request: Any,
+        process_id: int | None = None, save_agents: bool = False, diagnose: bool = False, **request: Any,
     ) -> None:  # fmt: skip
         from open_bench.progress import Tally
 
@@ -114,7 +117,7 @@ def runs(command: Command) -> Command:
         cluster = Cluster(coordinator, num_processes, process_id) if joined else None
         tally = Tally()
         watcher = _plan_only(as_json) if dry_run else _watcher(tally, quiet, plain)
-        execution = Execution(results, devices, vmap_size, save_agents, cluster, watcher)
+        execution = Execution(results, devices, vmap_size, save_agents, cluster, watcher, diagnose)
         with _explained(tally, request.get("settings") or {}), contextlib.suppress(_Planned):
             command(execution=execution, as_json=as_json, **request)
 

@@ -8,7 +8,7 @@ from open_bench.cli import console
 from open_bench.cli.options import (
     ALGORITHM,
     BUDGET,
-    SAVE_AGENTS,
+    KEEP,
     SET,
     STEPS,
     num_seeds,
@@ -21,7 +21,9 @@ from open_bench.cli.options import (
 from open_bench.cli.results import print_board
 from open_bench.config import Execution
 
-_REQUEST = options(ALGORITHM, STEPS, SET, SAVE_AGENTS, trains)
+HYPERPARAMETERS = click.option("--hyperparameters", metavar="FOLDER",
+                               help="Results of tune: its settings come before those that ship.")  # fmt: skip
+_REQUEST = options(ALGORITHM, STEPS, SET, HYPERPARAMETERS, KEEP, trains)
 
 
 @click.command()

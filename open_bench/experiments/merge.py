@@ -1,7 +1,7 @@
 """One experiment from several folders: seed by seed, equal ones once, and conflicts named."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import safetensors
 import safetensors.numpy
 
 from open_bench.errors import UserError
+from open_bench.evaluation.schema import ABSENT
 from open_bench.experiments.agents import AGENTS
 from open_bench.experiments.store import Damaged, Shard, Store, Stored, new_shard
 from open_bench.text import listed
@@ -45,7 +46,7 @@ def merged(store: Store, name: str, group: Sequence[Incoming]) -> Merge:
     merge = Merge(content, [], {}, [])
     for source, stored in group:
         differing = [
-            key for key in {*content, *stored.content} - {*_FREE} if content.get(key) != stored.content.get(key)
+            key for key in {*content, *stored.content} - {*_FREE} if _said(content, key) != _said(stored.content, key)
         ]
         if differing:
             merge.conflicts.append(f"{name} has another {', '.join(sorted(differing))} in {source} than in {at}")
@@ -63,7 +64,7 @@ def _new_seeds(name: str, source: str, shard: Shard, there: Sequence[tuple[str, 
     left = [int(seed) for seed in shard.scores["seed"]]
     for origin, other in there:
         common = sorted({*left} & {*map(int, other.scores["seed"])})
-        differing = [seed for seed in common if _text(shard, seed) != _text(other, seed)]
+        differing = [seed for seed in common if not _equal(shard, other, seed)]
         if differing:
             seeds = listed([str(seed) for seed in differing])
             merge.conflicts.append(
@@ -75,9 +76,19 @@ def _new_seeds(name: str, source: str, shard: Shard, there: Sequence[tuple[str, 
     return left
 
 
-def _text(shard: Shard, seed: int) -> str:
-    """A seed's rows, in which NaN equals NaN."""
-    return "".join(frame[frame["seed"] == seed].to_csv(index=False) for frame in (shard.scores, shard.curves))
+def _said(content: Mapping[str, Any], key: str) -> Any:
+    return content.get(key, ABSENT.get(key))
+
+
+def _equal(one: Shard, other: Shard, seed: int) -> bool:
+    """Whether a seed's rows are the same, in which NaN equals NaN; a diagnosis that only one has says nothing."""
+    pairs = [(getattr(one, name), getattr(other, name)) for name in ("scores", "curves", "diagnosis")]
+    rows = [
+        [frame[frame["seed"] == seed].to_csv(index=False) for frame in pair]
+        for pair in pairs
+        if all(frame is not None for frame in pair)
+    ]
+    return all(mine == theirs for mine, theirs in rows)
 
 
 def write(store: Store, name: str, group: Sequence[Incoming]) -> Iterator[dict[str, Any]]:

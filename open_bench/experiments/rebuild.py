@@ -82,4 +82,4 @@ def _task(content: Mapping[str, Any], identity: Mapping[str, Any]) -> Task:
 def _optimizer(identity: Mapping[str, Any], task: Task) -> ResolvedOptimizer | None:
     if not find_algorithm(task.algorithm).learns:
         return None
-    return resolve(_name(identity), task, hyperparameters=identity["hyperparameters"])
+    return resolve(_name(identity), task, track=identity.get("track"), stored=identity["hyperparameters"])

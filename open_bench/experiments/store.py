@@ -1,7 +1,8 @@
 """Experiments on disk: ``<results>/experiments/<experiment>/`` with ``experiment.json`` and a shard a device batch.
 
-A shard (``shard-<seeds>/``) holds ``scores.csv``, ``curves.csv`` and ``provenance.json`` with their digests. It is
-written under a temporary name and renamed whole, so it is complete or absent. Reading a folder runs no code of it.
+A shard (``shard-<seeds>/``) holds ``scores.csv``, ``curves.csv``, where asked for ``diagnosis.csv`` and
+``agents.safetensors``, and ``provenance.json`` with their digests. It is written under a temporary name and renamed
+whole, so it is complete or absent. Reading a folder runs no code of it.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from open_bench.experiments.agents import AGENTS, write_agents
 from open_bench.experiments.experiment import Experiment, folder_name
 from open_bench.files import TEMPORARY, folder_written_whole
 
-EXPERIMENTS, DESCRIPTION, PROVENANCE = "experiments", "experiment.json", "provenance.json"
+EXPERIMENTS, DESCRIPTION, PROVENANCE, DIAGNOSIS = "experiments", "experiment.json", "provenance.json", "diagnosis.csv"
 CURVES = schema.without_labels(schema.CURVES)
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -40,6 +41,7 @@ class Shard(NamedTuple):
     path: Path
     scores: pd.DataFrame
     curves: pd.DataFrame
+    diagnosis: pd.DataFrame | None
     provenance: dict[str, Any]
 
 
@@ -72,11 +74,11 @@ class Stored(NamedTuple):
 
 
 class Store:
-    """The experiments below one results folder."""
+    """The experiments below one results folder; with another ``folder``, what else has folders and locks there."""
 
-    def __init__(self, results: str | Path):
+    def __init__(self, results: str | Path, folder: str = EXPERIMENTS):
         self.results = Path(results)
-        self.experiments = self.results / EXPERIMENTS
+        self.experiments = self.results / folder
 
     def check_writable(self) -> None:
         """Raise UserError when nothing can be written there, or it is version 1's folder. Makes nothing."""
@@ -128,7 +130,7 @@ class Store:
         finally:
             lock.release()
 
-    def path(self, experiment: Experiment) -> Path:
+    def path(self, experiment: Named) -> Path:
         """The experiment's folder."""
         return self.experiments / experiment.name
 
@@ -151,15 +153,21 @@ class Store:
 
     def seeds(self, experiment: Experiment) -> set[int]:
         """Seeds that are stored for the experiment; damaged shards do not count."""
+        return {int(seed) for shard in self._sound_shards(experiment) for seed in shard.scores["seed"]}
+
+    def diagnosed_seeds(self, experiment: Experiment) -> set[int]:
+        """Those of them that were trained with diagnosis."""
+        frames = [shard.diagnosis for shard in self._sound_shards(experiment) if shard.diagnosis is not None]
+        return {int(seed) for frame in frames for seed in frame["seed"]}
+
+    def _sound_shards(self, experiment: Experiment) -> list[Shard]:
         path = self.path(experiment)
         content = _description(path)
-        if content is None:
-            return set()
-        return {int(seed) for shard in _shards(path, content)[0] for seed in shard.scores["seed"]}
+        return [] if content is None else _shards(path, content)[0]
 
     def add(
         self, experiment: Experiment, scores: pd.DataFrame, curves: pd.DataFrame, provenance: dict[str, Any],
-        agents: Any = None,
+        agents: Any = None, diagnosis: pd.DataFrame | None = None,
     ) -> Path:  # fmt: skip
         """Store a device batch. Hold the lock; its seeds must not be stored yet.
 
@@ -168,6 +176,8 @@ class Store:
         with new_shard(self.path(experiment), scores["seed"], provenance) as folder:
             schema.write_csv(scores, _scores_columns(_read_description(self.path(experiment))), folder / "scores.csv")
             schema.write_csv(curves, CURVES, folder / "curves.csv")
+            if diagnosis is not None:
+                schema.write_csv(diagnosis, schema.diagnosis_columns(diagnosis), folder / DIAGNOSIS)
             if agents:
                 write_agents(folder / AGENTS, agents, list(scores["seed"]))
         return self.path(experiment) / shard_name(scores["seed"])
@@ -204,8 +214,8 @@ class Store:
         found = Runs.join(each for each in tables if each is not None)
         if num_seeds is None:
             return found
-        scores, curves = (frame[frame["seed"] < num_seeds] for frame in (found.scores, found.curves))
-        return Runs(found.experiments, scores, curves)
+        frames = (found.scores, found.curves, found.diagnosis)
+        return Runs(found.experiments, *(frame[frame["seed"] < num_seeds] for frame in frames))
 
 
 def _description(path: Path) -> dict[str, Any] | None:
@@ -253,8 +263,11 @@ def _without_known(shard: Shard, known: dict[int, Any]) -> Shard:
     for seed in again:
         if str(rows[seed]) != str(known[seed]):  # as texts, in which NaN equals NaN
             raise Damaged(f"{shard.path}: seed {seed} is stored twice, with other scores")
-    scores, curves = (frame[~frame["seed"].isin(again)] for frame in (shard.scores, shard.curves))
-    return shard._replace(scores=scores, curves=curves)
+    scores, curves, diagnosis = (
+        None if frame is None else frame[~frame["seed"].isin(again)]
+        for frame in (shard.scores, shard.curves, shard.diagnosis)
+    )
+    return shard._replace(scores=scores, curves=curves, diagnosis=diagnosis)
 
 
 @contextlib.contextmanager
@@ -298,17 +311,19 @@ def _read_shard(path: Path, content: dict[str, Any]) -> Shard:
         scores = schema.read_csv(path / "scores.csv", _scores_columns(content))
         curves = schema.read_csv(path / "curves.csv", CURVES)
         schema.check_experiment(_row(path.parent.name, content, [provenance]), scores, curves)
+        diagnosed = DIAGNOSIS in provenance["files"]
+        diagnosis = schema.check_diagnosis(schema.read_diagnosis(path / DIAGNOSIS), scores) if diagnosed else None
     except BadRows as problem:
         raise Damaged(f"{path}: {problem}") from None
     except _UNREADABLE as error:
         raise Damaged(f"{path}: unreadable ({type(error).__name__}: {error})") from None
     if path.name != shard_name(scores["seed"]):
         raise Damaged(f"{path}: holds the seeds of {shard_name(scores['seed'])}")
-    return Shard(path, scores, curves, provenance)
+    return Shard(path, scores, curves, diagnosis, provenance)
 
 
-def _tables(stored: Stored) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame] | None:
-    """(row of the experiments table, its scores, its curves); None when no shard is complete."""
+def _tables(stored: Stored) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, pd.DataFrame | None] | None:
+    """(row of the experiments table, its scores, curves and diagnosis); None when no shard is complete."""
     path, content, shards, _ = stored
     if not shards:
         return None
@@ -319,7 +334,8 @@ def _tables(stored: Stored) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]
     scores, curves = (
         pd.concat([getattr(each, name) for each in shards], ignore_index=True) for name in ("scores", "curves")
     )
-    return row, scores, curves
+    diagnosed = [each.diagnosis for each in shards if each.diagnosis is not None]
+    return row, scores, curves, pd.concat(diagnosed, ignore_index=True) if diagnosed else None
 
 
 def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) -> dict[str, Any]:
@@ -333,6 +349,7 @@ def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) 
         hyperparameters=json.dumps(identity["hyperparameters"], sort_keys=True),
         settings=json.dumps({"algorithm": identity["settings"], "options": identity["options"]}, sort_keys=True),
         metrics=json.dumps(content["metrics"], sort_keys=True),
+        **{name: content[name] for name in schema.ABSENT if name in content},
         **_cost(provenances),
     )
 

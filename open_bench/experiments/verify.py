@@ -23,7 +23,7 @@ from open_bench.errors import UserError
 from open_bench.evaluation.schema import METRICS
 from open_bench.events import Finished, Started, Watcher, silent
 from open_bench.experiments.estimate import announce, check_memory, estimate_missing
-from open_bench.experiments.execute import rows, run_seeds, stream, work_of
+from open_bench.experiments.execute import SeedsOf, diagnosis_rows, rows, run_group, stream, work_of
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.provenance import provenance, same_kind
 from open_bench.experiments.rebuild import rebuild
@@ -89,14 +89,13 @@ def verify(
     parts = [(experiments[name], len(seeds)) for name, seeds in sample.items()]
     ahead = estimate_missing(parts, devices)
     announce(ahead, [each for each, _ in parts], devices)
-    works = {each.name: work_of(each, count) for each, count in parts}
+    jobs = [SeedsOf(each, count, store, diagnose=_diagnosed(sound[each.name])) for each, count in parts]
     found: list[_Again] = []
     with stream(watcher):
-        watcher(Started("verify", tuple(works.values()), seconds=ahead.seconds))
-        for name, seeds in sample.items():
-            for program, some, batch in run_seeds(experiments[name], seeds, devices, watcher, works[name]):
-                found += _compared(sound[name], experiments[name], *rows(program.lifetime, some, batch))
-            watcher(Finished(works[name], len(seeds)))
+        watcher(Started("verify", tuple(map(work_of, jobs)), seconds=ahead.seconds))
+        for job in jobs:
+            found += _run(job, sample[job.name], sound[job.name], devices, watcher)
+            watcher(Finished(work_of(job), job.lifetimes))
     level = LEVEL / (len(METRICS) * len(found))
     table = pd.DataFrame([each.row(level) for each in found])
     return Verification(table, root_seed, skipped, tuple(damaged))
@@ -147,7 +146,7 @@ class _Again:
     experiment: Experiment
     stored: pd.Series
     again: pd.Series
-    same_curve: bool
+    same_points: bool  # its curve, and its diagnosis where one is stored
     others: pd.DataFrame  # scores of the experiment's other stored seeds
     same_kind: bool  # of machine
 
@@ -161,7 +160,7 @@ class _Again:
         """``level``: of each test of a metric."""
         columns = [name for name in self.stored.index if name in self.again.index]
         stored, again = (frame[columns].to_numpy(float) for frame in (self.stored, self.again))
-        if self.same_curve and np.array_equal(stored, again, equal_nan=True):
+        if self.same_points and np.array_equal(stored, again, equal_nan=True):
             return BITWISE
         if self.same_kind or self.stored["env_steps"] != self.again["env_steps"]:
             return DISAGREES
@@ -192,16 +191,32 @@ def in_distribution(stored: float, again: float, others: np.ndarray, level: floa
     return DISTRIBUTION if 2 * stats.t.sf(score, len(known) - 1) >= level else DISAGREES
 
 
-def _compared(
-    stored: Stored, experiment: Experiment, scores: pd.DataFrame, curves: pd.DataFrame
-) -> Iterator[_Again]:  # fmt: skip
-    """Each seed that has run again, beside what is stored of it."""
+def _diagnosed(stored: Stored) -> bool:
+    return any(shard.diagnosis is not None for shard in stored.shards)
+
+
+def _run(
+    job: SeedsOf, seeds: Sequence[int], stored: Stored, devices: Sequence[jax.Device], watcher: Watcher
+) -> Iterator[_Again]:
+    """Each of some seeds of an experiment run again, beside what is stored of it."""
+    (group,) = job.groups(seeds)
     written = pd.concat([shard.scores for shard in stored.shards], ignore_index=True)
-    for _, again in scores.iterrows():
-        seed = int(again["seed"])
-        shard = next(each for each in stored.shards if (each.scores["seed"] == seed).any())
-        (_, before), *_ = shard.scores[shard.scores["seed"] == seed].iterrows()
-        written_curve, curve = (frame[frame["seed"] == seed].to_numpy(float) for frame in (shard.curves, curves))
-        same = np.array_equal(written_curve, curve, equal_nan=True)
-        others = written[written["seed"] != seed]
-        yield _Again(experiment, before, again, same, others, same_kind(shard.provenance, provenance()))
+    for _, some, batch in run_group(group, work_of(job), job.experiment.vmap_size, devices, watcher):
+        scores, curves = rows(group.lifetime, some, batch)
+        diagnosis = diagnosis_rows(group.lifetime, some, batch)
+        for _, again in scores.iterrows():
+            seed = int(again["seed"])
+            shard = next(each for each in stored.shards if (each.scores["seed"] == seed).any())
+            (_, before), *_ = shard.scores[shard.scores["seed"] == seed].iterrows()
+            same = _same(shard.curves, curves, seed) and _same(shard.diagnosis, diagnosis, seed)
+            others = written[written["seed"] != seed]
+            yield _Again(job.experiment, before, again, same, others, same_kind(shard.provenance, provenance()))
+
+
+def _same(stored: pd.DataFrame | None, again: pd.DataFrame | None, seed: int) -> bool:
+    """Whether a seed's rows are the same bit for bit; columns that only one side has are left out."""
+    if stored is None or again is None:
+        return stored is None
+    both = [name for name in stored.columns if name in again.columns]
+    before, after = (frame.loc[frame["seed"] == seed, both].to_numpy(float) for frame in (stored, again))
+    return np.array_equal(before, after, equal_nan=True)

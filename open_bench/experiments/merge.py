@@ -83,11 +83,8 @@ def _said(content: Mapping[str, Any], key: str) -> Any:
 def _equal(one: Shard, other: Shard, seed: int) -> bool:
     """Whether a seed's rows are the same, in which NaN equals NaN; a diagnosis that only one has says nothing."""
     pairs = [(getattr(one, name), getattr(other, name)) for name in ("scores", "curves", "diagnosis")]
-    rows = [
-        [frame[frame["seed"] == seed].to_csv(index=False) for frame in pair]
-        for pair in pairs
-        if all(frame is not None for frame in pair)
-    ]
+    both = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
+    rows = [[frame[frame["seed"] == seed].to_csv(index=False) for frame in pair] for pair in both]
     return all(mine == theirs for mine, theirs in rows)
 
 

@@ -9,7 +9,7 @@ import importlib as _importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from open_bench.api import compare, generalize, leaderboard, meta_train, train, tune
+    from open_bench.api import compare, generalize, leaderboard, meta_train, train, tune, verify
     from open_bench.config import Cluster, Execution
     from open_bench.errors import UserError
     from open_bench.events import (
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         Watcher,
         Work,
     )
-    from open_bench.exchange import export, import_results, verify
+    from open_bench.exchange.export import export
+    from open_bench.exchange.receive import import_results
     from open_bench.experiments.agents import load_agent
     from open_bench.experiments.session import load_runs
     from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, Search
@@ -38,7 +39,8 @@ __all__ = [
 ]  # fmt: skip
 # Where public names lie; looked through in this order, the heaviest to import last.
 _HOMES = (
-    "errors", "events", "config", "api", "exchange", "optimizers.spec", "experiments.agents", "experiments.session",
+    "errors", "events", "config", "api", "optimizers.spec", "experiments.agents", "experiments.session",
+    "exchange.export", "exchange.receive",
 )  # fmt: skip
 
 

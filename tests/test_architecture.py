@@ -48,10 +48,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["experiments"] = {*MAY_IMPORT} - {"experiments"}
 for study in ("tuning", "meta_training", "generalization"):
     MAY_IMPORT[study] = {*MAY_IMPORT["experiments"], "experiments"}
-for public in ("api", "exchange"):
-    MAY_IMPORT[public] = {*MAY_IMPORT} - {"api"}
-MAY_IMPORT["cli"] = {*MAY_IMPORT}
-ABOVE = ("experiments", "tuning", "meta_training", "generalization", "api", "exchange", "cli")
+for whole in ("exchange", "api", "cli"):
+    MAY_IMPORT[whole] = {*MAY_IMPORT}
+ABOVE = ("experiments", "tuning", "meta_training", "generalization", "exchange", "api", "cli")
 # Modules that need what is above their folder.
 APART = {
     "open_bench.weights.format": "weights.format",

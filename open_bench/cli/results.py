@@ -56,9 +56,9 @@ def export(target: Path, results: Path, overwrite: bool) -> None:
     An archive has the board, that table, and every experiment with provenance and checksums. The same runs give the
     same bytes.
     """
-    from open_bench import exchange
+    import open_bench
 
-    console.say(f"Written: {exchange.export(target, results, overwrite)}")
+    console.say(f"Written: {open_bench.export(target, results, overwrite)}")
 
 
 @click.command("import")
@@ -74,15 +74,16 @@ def import_(sources: tuple[Path, ...], results: Path, as_json: bool) -> None:
     Everything is checked before anything is written: digests, values, protocol, and that seeds which are there already
     have the same numbers. Nothing that a SOURCE names is run.
     """
-    from open_bench import exchange
+    import open_bench
 
-    found = exchange.import_results(*sources, results=results)
+    found = open_bench.import_results(*sources, results=results)
     if as_json:
         console.show_json(console.records(found))
         return
-    for source, rows in found.groupby("source", sort=False):
+    for (source, counted), rows in found.groupby(["source", "counted"], sort=False):
         added, known = int(rows["added"].sum()), int(rows["known"].sum())
-        console.say(f"{source}: {len(rows)} experiments, {added} seeds added, {known} known before")
+        what = "experiments" if counted == "seed" else "folders of trials"
+        console.say(f"{source}: {len(rows)} {what}, {added} {counted}s added, {known} known before")
     console.say(f"`openbench leaderboard --results {results}` ranks them")
 
 
@@ -102,10 +103,10 @@ def verify(execution: Execution, as_json: bool, **request: Any) -> None:
     On the same kind of machine every bit must be the same; elsewhere returns must agree within tolerance, or as two
     draws of one distribution. What is damaged is named too. Nothing is written.
     """
-    from open_bench import exchange
+    from open_bench import api
     from open_bench.cli.listings import verified
 
-    found = exchange.verify(execution=execution, **request)
+    found = api.verify(execution=execution, **request)
     if as_json:
         console.show_json({"passed": found.passed, "root_seed": found.root_seed, "rows": console.records(found.rows),
                            "skipped": found.skipped, "damaged": list(found.damaged)})  # fmt: skip

@@ -3,7 +3,6 @@
 The same runs give the same bytes; see ``style`` for the look that all figures share.
 """
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from open_bench.evaluation.style import (
     draw_line,
     figure_legend,
     finish_axis,
+    in_file_names,
     panel_grid,
     png,
     styles,
@@ -70,12 +70,8 @@ def save_figures(
 
 def _stem(board: Board) -> str:
     key = board.scores.key
-    study, budget, algorithm = map(_in_file_names, (board.study or "", key.budget, key.algorithm))
+    study, budget, algorithm = map(in_file_names, (board.study or "", key.budget, key.algorithm))
     return "_".join([*([] if study in ("", budget) else [study]), budget, algorithm])
-
-
-def _in_file_names(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
 
 
 def _suffix(board: Board) -> str:
@@ -230,7 +226,7 @@ def _figures(board: Board, runs: Runs, baseline_returns: BaselineReturns, resamp
         "time_to_target": time_profiles(board),
     }
     for name in board.scores.environments:
-        made[f"diagnosis_{_in_file_names(name)}"] = diagnosis(board, runs, name, resamples)
+        made[f"diagnosis_{in_file_names(name)}"] = diagnosis(board, runs, name, resamples)
     return [(name, figure) for name, figure in made.items() if figure is not None]
 
 

@@ -28,7 +28,7 @@ from open_bench.files import TEMPORARY, folder_written_whole
 
 EXPERIMENTS, DESCRIPTION, PROVENANCE, DIAGNOSIS = "experiments", "experiment.json", "provenance.json", "diagnosis.csv"
 CURVES = schema.without_labels(schema.CURVES)
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class Damaged(Exception):
@@ -233,7 +233,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         content = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         name = folder_name(content["identity"])
         _row(name, content, [])  # whatever a row needs is there
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Damaged(f"{path}: no readable {DESCRIPTION} ({type(error).__name__}: {error})") from None
     if name != path.name:
         raise Damaged(f"{path}: its {DESCRIPTION} describes {name}")
@@ -315,7 +315,7 @@ def _read_shard(path: Path, content: dict[str, Any]) -> Shard:
         diagnosis = schema.check_diagnosis(schema.read_diagnosis(path / DIAGNOSIS), scores) if diagnosed else None
     except BadRows as problem:
         raise Damaged(f"{path}: {problem}") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Damaged(f"{path}: unreadable ({type(error).__name__}: {error})") from None
     if path.name != shard_name(scores["seed"]):
         raise Damaged(f"{path}: holds the seeds of {shard_name(scores['seed'])}")

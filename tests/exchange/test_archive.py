@@ -16,7 +16,7 @@ from exchanged import contents
 from hypothesis import example, given, settings
 
 from open_bench.errors import UserError
-from open_bench.experiments.archive import MANIFEST, check_members, unpack, write_archive
+from open_bench.exchange.archive import MANIFEST, check_members, unpack, write_archive
 
 MEMBERS: dict[str, Path | bytes] = {
     "runs.csv": b"seed\n0\n",

@@ -1,4 +1,7 @@
-"""Folders merge into what one folder would be; whatever is unsound is named, and then nothing is written."""
+"""Folders merge into what one folder would be; whatever is unsound is named, and then nothing is written.
+
+What ``export`` writes is tested here too: it is what is received.
+"""
 
 import json
 import os
@@ -15,8 +18,8 @@ from tiny import experiments, shards
 
 import open_bench
 from open_bench.errors import UserError
+from open_bench.evaluation.schema import ABSENT
 from open_bench.experiments.agents import load_agent, saved_agents
-from open_bench.experiments.execute import execute
 from open_bench.experiments.session import stored_board
 from open_bench.experiments.store import Store
 
@@ -108,18 +111,27 @@ def test_a_round_trip_keeps_every_file(whole: Path, tmp_path: Path) -> None:
         archive(whole, sent)
 
 
-def test_agents_travel_and_are_cut_too(tmp_path: Path) -> None:
-    import jax
-
+def test_agents_and_diagnosis_travel_and_are_cut_too(tmp_path: Path) -> None:
+    """Seed 0 is there without them, and stays so; of a shard with both seeds only seed 1 is new."""
     some = experiments()
-    for name, seeds, devices in (("a", 1, 1), ("b", 2, 2)):
-        execute(some, seeds, Store(tmp_path / name), jax.devices()[:devices], save_agents=True)
-    sent = archive(tmp_path / "b", tmp_path / "b.zip")
-    open_bench.import_results(tmp_path / "a", sent, results=tmp_path / "merged")
-    folder = Store(tmp_path / "merged").path(some[0])
-    assert saved_agents(folder) == {0, 1}
-    mine, theirs = (load_agent(each, 1) for each in (folder, Store(tmp_path / "b").path(some[0])))
-    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), mine, theirs))
+    invented(tmp_path / "merged", some, [0])
+    sent = archive(invented(tmp_path / "b", some, [0, 1], beside=True), tmp_path / "b.zip")
+    assert added(open_bench.import_results(sent, results=tmp_path / "merged")) == {str(sent): [1, 1]}
+    mine, theirs = (Store(tmp_path / name) for name in ("merged", "b"))
+    assert saved_agents(mine.path(some[0])) == {1}
+    one, other = (load_agent(store.path(some[0]), 1)["actor"]["layer_00_dense"]["bias"] for store in (mine, theirs))
+    assert one == other
+    rows = theirs.load().diagnosis
+    pd.testing.assert_frame_equal(mine.load().diagnosis, rows[rows["seed"] == 1].reset_index(drop=True))
+
+
+def test_a_diagnosis_that_differs_is_a_conflict_named(tmp_path: Path) -> None:
+    mine, theirs = (invented(tmp_path / name, experiments(), range(2), beside=True) for name in ("mine", "theirs"))
+    (shard,) = shards(theirs)
+    table = pd.read_csv(shard / "diagnosis.csv")
+    table.assign(entropy=table["entropy"] + (table["seed"] == 1)).to_csv(shard / "diagnosis.csv", index=False)
+    redigest(shard)
+    refused(rf"seed 1 has other numbers in {theirs} than in {mine}", theirs, results=mine)
 
 
 def test_the_study_names_the_board_that_its_parts_make(tmp_path: Path, whole: Path, half: Path) -> None:
@@ -210,6 +222,13 @@ def test_folders_of_nothing_are_refused(tmp_path: Path, whole: Path) -> None:
     for target, message in (("x.tar", "end it in .zip"), ("x.zip", "no stored runs")):
         with pytest.raises(UserError, match=message):
             open_bench.export(tmp_path / target, tmp_path / "empty")
+
+
+def test_columns_that_earlier_versions_lack_are_no_conflict(whole: Path, copy: Path) -> None:
+    """What an experiment does not say is nothing: no tuning, no meta-training."""
+    for path in copy.glob("experiments/*/experiment.json"):
+        edit_json(path, lambda content: [content.pop(name) for name in ABSENT])
+    assert added(open_bench.import_results(whole, results=copy)) == {str(whole): [0, 12]}
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])

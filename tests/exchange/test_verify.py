@@ -1,5 +1,6 @@
 """Stored seeds run again: bit for bit on this machine, and elsewhere as draws of one distribution."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -17,14 +18,16 @@ from tiny import PQN_SETTINGS, STEPS, Log, experiments, shards
 
 import open_bench
 from open_bench.errors import UserError
+from open_bench.exchange.rebuild import rebuild
+from open_bench.exchange.verify import in_distribution, verify
 from open_bench.experiments.estimate import check_memory
 from open_bench.experiments.execute import description
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.plan import make_experiments
 from open_bench.experiments.provenance import provenance, same_kind
-from open_bench.experiments.rebuild import rebuild
 from open_bench.experiments.store import Store
-from open_bench.experiments.verify import in_distribution, verify
+from open_bench.optimizers import hyperparameters
+from open_bench.optimizers.resolve import resolve
 from open_bench.training.task import make_task
 
 ELSEWHERE = {"packages": {"jaxlib": "0.0"}}
@@ -37,8 +40,9 @@ def mine(learning_rate=1e-3, decay=0.9):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three experiments with four seeds each, the two optimizers' on the tiny task."""
-    return made(tmp_path_factory.mktemp("whole"), chosen(), 4)
+    """Three experiments with four seeds each, the two optimizers' on the tiny task, one of them with diagnosis."""
+    adam, *others = chosen()
+    return made(made(tmp_path_factory.mktemp("whole"), others, 4), [adam], 4, diagnose=True)
 
 
 @pytest.fixture
@@ -65,9 +69,9 @@ def test_experiments_are_made_again_from_what_is_stored() -> None:
         make_task("CartPole-v1"),
         make_task("cartpole", algorithm="pqn", steps=STEPS, settings=PQN_SETTINGS),
     ]
-    optimizers = ["adam", "lion:learning_rate=0.002", "optax.adabelief", "open@zero", "rmsprop"]
+    optimizers = ["adam", "adam:track=default", "lion:learning_rate=0.002", "optax.adabelief", "open@zero", "rmsprop"]
     some = make_experiments(optimizers, tasks, jax.devices(), 3, vmap_size=2, share_keys=True)
-    some = (*some, *make_experiments(["adam+dpo", "lpo"], tasks[:1], jax.devices(), 0), chosen()[-1])
+    some = (*some, *make_experiments(["adam+dpo", "lpo", "muon"], tasks[:1], jax.devices(), 0), chosen()[-1])
     assert [again(each).name for each in some] == [each.name for each in some]
     assert [again(each).identity for each in some] == [each.identity for each in some]
 
@@ -77,6 +81,8 @@ def test_experiments_are_made_again_from_what_is_stored() -> None:
     [
         ({"protocol": 1}, "it follows protocol 1, and this is protocol 2"),
         ({"environment_version": 7}, "it is another experiment here: environment_version is stored as 7 and is 1"),
+        ({"track": "best"}, "track is stored as 'best' and is None"),
+        ({"optimizer": "adam:learning_rate=0.5"}, "hyperparameters is stored as"),
         ({"theta": "0123"}, "theta is stored as '0123' and is ''"),
         ({"hyperparameters": {"learning_rat": 1.0}}, "adam has no setting 'learning_rat'"),
         ({"settings": {"hidden": "wide"}}, "settings of cartpole.*hidden"),
@@ -99,6 +105,23 @@ def test_what_cannot_be_made_again_says_why(change: dict[str, Any], message: str
     identity = {**experiment.identity, **change}
     with pytest.raises(UserError, match=message):
         check_memory(rebuild({**description(experiment), "identity": identity}), jax.devices())
+
+
+def test_settings_of_the_users_own_files_need_no_file(tmp_path: Path) -> None:
+    """What ``--hyperparameters`` gave is stored, and so is the track that a name asked for."""
+    task = make_task("cartpole", steps=STEPS, settings={"hidden": (8,)})
+    values = {"learning_rate": 0.0123}
+    place = ("environments", "cartpole", task.algorithm, task.budget)
+    hyperparameters.write(
+        tmp_path / "adam.toml", "adam", [(place, {"origin": "tuned", "source": "me", "values": values})]
+    )
+    find = functools.partial(resolve, folder=tmp_path)
+    for name in ("adam", "adam:track=tuned"):
+        experiment = Experiment(task, find(name, task), 0, 1)
+        assert experiment.optimizer is not None
+        assert experiment.optimizer.hyperparameters["learning_rate"] == 0.0123
+        assert again(experiment).identity == experiment.identity
+        assert again(experiment).optimizer.track == experiment.optimizer.track
 
 
 def test_code_of_the_users_runs_when_it_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +150,7 @@ def test_what_was_stored_comes_out_again(whole: Path) -> None:
 
 
 def test_samples_follow_from_their_root_seed(whole: Path) -> None:
-    from open_bench.experiments import verify as module
+    from open_bench.exchange import verify as module
 
     sound = {name: Store(whole).read(name) for name in Store(whole).names()}
     samples = [module._sample(sound, 4, seed) for seed in range(40)]
@@ -155,13 +178,16 @@ def test_a_changed_number_with_its_digest_is_found_by_running_again_alone(copy: 
     assert "NOT verified" in answer.out
 
 
-def test_a_changed_curve_is_found(copy: Path) -> None:
+@pytest.mark.parametrize("table", ["curves.csv", "diagnosis.csv"])
+def test_a_changed_curve_is_found(table: str, copy: Path) -> None:
     shard = next(shard for shard in shards(copy) if is_adam(str(shard)))
-    path = shard / "curves.csv"
+    path = shard / table
     lines = path.read_text().splitlines()
     last = lines[-1].split(",")
     path.write_text("\n".join([*lines[:-1], ",".join([*last[:-1], "500.0"])]) + "\n")
     redigest(shard)
+    for other in copy.glob("experiments/*"):
+        shutil.rmtree(other) if not is_adam(other.name) else None
     found = verify(Store(copy), 12, jax.devices(), root_seed=0)
     wrong = found.rows[found.rows["agreement"] != "bitwise"]
     assert wrong[["optimizer", "seed", "agreement"]].to_numpy().tolist() == [["adam", 3, "disagrees"]]

@@ -6,6 +6,7 @@
     study.json                which study the runs are of, where it is known
     experiments/<experiment>/experiment.json
     experiments/<experiment>/<shard>/…
+    tuning/<trials>/…         tuning.json, trials.csv, curves.csv, provenance.json
 
 Whoever sends an archive is not trusted: no member may lie elsewhere, be anything but a file, or be larger than what
 such files are; nothing is unpacked before all names and sizes are known.
@@ -26,7 +27,10 @@ from open_bench.errors import UserError
 from open_bench.files import file_written_whole
 
 SUFFIX, MANIFEST, FORMAT = ".zip", "open-bench.json", 1
-_MEMBER = re.compile(r"experiments/\w[\w.=+-]*/(experiment\.json|shard-[0-9-]+/[\w-]+\.(csv|json|safetensors))")
+_MEMBER = re.compile(
+    r"experiments/\w[\w.=+-]*/(experiment\.json|shard-[0-9-]+/[\w-]+\.(csv|json|safetensors))"
+    r"|tuning/\w[\w.=+-]*/(tuning\.json|trials\.csv|curves\.csv|provenance\.json)"
+)
 _BESIDE = (MANIFEST, "study.json", "leaderboard.csv", "leaderboard.md", "runs.csv")
 MOST_MEMBERS = 1_000_000
 MOST_BYTES = 8 << 30  # of all members

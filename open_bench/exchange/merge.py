@@ -101,7 +101,8 @@ def write(store: Store, name: str, group: Sequence[Incoming]) -> Iterator[dict[s
     told = {key: merge.content["identity"][key] for key in ("environment", "optimizer")}
     for source, _ in group:
         added = sum(len(seeds) for at, _, seeds in merge.added if at == source)
-        yield {"source": source, "experiment": name, **told, "added": added, "known": merge.known.get(source, 0)}
+        yield {"source": source, "experiment": name, **told, "counted": "seed", "added": added,
+               "known": merge.known.get(source, 0)}  # fmt: skip
 
 
 def _add(experiment: Path, shard: Shard, seeds: list[int]) -> None:

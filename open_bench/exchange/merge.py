@@ -12,7 +12,7 @@ import safetensors.numpy
 from open_bench.errors import UserError
 from open_bench.evaluation.schema import ABSENT
 from open_bench.experiments.agents import AGENTS
-from open_bench.experiments.store import Damaged, Shard, Store, Stored, new_shard
+from open_bench.experiments.store import Damaged, Shard, Store, Stored, new_shard, same_rows
 from open_bench.text import listed
 
 _FREE = ("theta_source",)  # of a description: for people, so that it may differ
@@ -64,7 +64,7 @@ def _new_seeds(name: str, source: str, shard: Shard, there: Sequence[tuple[str, 
     left = [int(seed) for seed in shard.scores["seed"]]
     for origin, other in there:
         common = sorted({*left} & {*map(int, other.scores["seed"])})
-        differing = [seed for seed in common if not _equal(shard, other, seed)]
+        differing = [seed for seed in common if not same_rows(shard, other, seed)]
         if differing:
             seeds = listed([str(seed) for seed in differing])
             merge.conflicts.append(
@@ -78,14 +78,6 @@ def _new_seeds(name: str, source: str, shard: Shard, there: Sequence[tuple[str, 
 
 def _said(content: Mapping[str, Any], key: str) -> Any:
     return content.get(key, ABSENT.get(key))
-
-
-def _equal(one: Shard, other: Shard, seed: int) -> bool:
-    """Whether a seed's rows are the same, in which NaN equals NaN; a diagnosis that only one has says nothing."""
-    pairs = [(getattr(one, name), getattr(other, name)) for name in ("scores", "curves", "diagnosis")]
-    both = [pair for pair in pairs if pair[0] is not None and pair[1] is not None]
-    rows = [[frame[frame["seed"] == seed].to_csv(index=False) for frame in pair] for pair in both]
-    return all(mine == theirs for mine, theirs in rows)
 
 
 def write(store: Store, name: str, group: Sequence[Incoming]) -> Iterator[dict[str, Any]]:

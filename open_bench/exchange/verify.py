@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from open_bench.errors import UserError
-from open_bench.evaluation.schema import METRICS
+from open_bench.evaluation.schema import METRICS, Table
 from open_bench.events import Finished, Started, Watcher, silent
 from open_bench.exchange.rebuild import rebuild
 from open_bench.experiments.estimate import announce, check_memory, estimate_missing
@@ -200,23 +200,23 @@ def _run(
 ) -> Iterator[_Again]:
     """Each of some seeds of an experiment run again, beside what is stored of it."""
     (group,) = job.groups(seeds)
-    written = pd.concat([shard.scores for shard in stored.shards], ignore_index=True)
+    written = pd.concat([pd.DataFrame(shard.scores) for shard in stored.shards], ignore_index=True)
     for _, some, batch in run_group(group, work_of(job), job.experiment.vmap_size, devices, watcher):
         scores, curves = rows(group.lifetime, some, batch)
         diagnosis = diagnosis_rows(group.lifetime, some, batch)
         for _, again in scores.iterrows():
             seed = int(again["seed"])
             shard = next(each for each in stored.shards if (each.scores["seed"] == seed).any())
-            (_, before), *_ = shard.scores[shard.scores["seed"] == seed].iterrows()
+            (_, before), *_ = written[written["seed"] == seed].iterrows()
             same = _same(shard.curves, curves, seed) and _same(shard.diagnosis, diagnosis, seed)
             others = written[written["seed"] != seed]
             yield _Again(job.experiment, before, again, same, others, same_kind(shard.provenance, provenance()))
 
 
-def _same(stored: pd.DataFrame | None, again: pd.DataFrame | None, seed: int) -> bool:
+def _same(stored: Table | None, again: Table | None, seed: int) -> bool:
     """Whether a seed's rows are the same bit for bit; columns that only one side has are left out."""
     if stored is None or again is None:
         return stored is None
-    both = [name for name in stored.columns if name in again.columns]
-    before, after = (frame.loc[frame["seed"] == seed, both].to_numpy(float) for frame in (stored, again))
-    return np.array_equal(before, after, equal_nan=True)
+    columns = [[np.asarray(x[name], float)[np.asarray(x["seed"]) == seed] for x in (stored, again)]
+               for name in stored if name in again]  # fmt: skip
+    return all(np.array_equal(before, after, equal_nan=True) for before, after in columns)

@@ -12,11 +12,12 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import filelock
+import numpy as np
 import pandas as pd
 
 from open_bench.errors import UserError
@@ -27,6 +28,7 @@ from open_bench.experiments.experiment import Experiment, folder_name
 from open_bench.files import TEMPORARY, folder_written_whole
 
 EXPERIMENTS, DESCRIPTION, PROVENANCE, DIAGNOSIS = "experiments", "experiment.json", "provenance.json", "diagnosis.csv"
+_TABLES = {"scores.csv", "curves.csv"}  # that every shard has
 CURVES = schema.without_labels(schema.CURVES)
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -36,12 +38,12 @@ class Damaged(Exception):
 
 
 class Shard(NamedTuple):
-    """One device batch, read."""
+    """One device batch, read: its tables by column."""
 
     path: Path
-    scores: pd.DataFrame
-    curves: pd.DataFrame
-    diagnosis: pd.DataFrame | None
+    scores: Mapping[str, np.ndarray]
+    curves: Mapping[str, np.ndarray]
+    diagnosis: Mapping[str, np.ndarray] | None
     provenance: dict[str, Any]
 
 
@@ -157,8 +159,8 @@ class Store:
 
     def diagnosed_seeds(self, experiment: Experiment) -> set[int]:
         """Those of them that were trained with diagnosis."""
-        frames = [shard.diagnosis for shard in self._sound_shards(experiment) if shard.diagnosis is not None]
-        return {int(seed) for frame in frames for seed in frame["seed"]}
+        tables = [shard.diagnosis for shard in self._sound_shards(experiment) if shard.diagnosis is not None]
+        return {int(seed) for table in tables for seed in table["seed"]}
 
     def _sound_shards(self, experiment: Experiment) -> list[Shard]:
         path = self.path(experiment)
@@ -244,7 +246,7 @@ def _shards(path: Path, content: dict[str, Any]) -> tuple[list[Shard], list[str]
     """``Stored.shards`` and ``Stored.damaged``."""
     shards: list[Shard] = []
     damaged = []
-    known: dict[int, Any] = {}
+    known: dict[int, Shard] = {}
     for folder in sorted(path.glob("shard-*")):
         try:
             shard = _without_known(_read_shard(folder, content), known)
@@ -252,22 +254,43 @@ def _shards(path: Path, content: dict[str, Any]) -> tuple[list[Shard], list[str]
             damaged.append(str(problem))
             continue
         shards.append(shard)
-        known |= {int(row["seed"]): row for row in shard.scores.to_dict("records")}
-    return [shard for shard in shards if len(shard.scores)], damaged
+        known |= dict.fromkeys(shard.scores["seed"].tolist(), shard)
+    return [shard for shard in shards if len(shard.scores["seed"])], damaged
 
 
-def _without_known(shard: Shard, known: dict[int, Any]) -> Shard:
-    """The shard without seeds that are known; raises Damaged where such a seed's row differs."""
-    rows = {int(row["seed"]): row for row in shard.scores.to_dict("records")}
-    again = sorted(rows.keys() & known.keys())
+def _without_known(shard: Shard, known: dict[int, Shard]) -> Shard:
+    """The shard without seeds that are known; raises Damaged where such a seed's rows differ."""
+    again = sorted(known.keys() & {*shard.scores["seed"].tolist()})
+    if not again:
+        return shard
     for seed in again:
-        if str(rows[seed]) != str(known[seed]):  # as texts, in which NaN equals NaN
-            raise Damaged(f"{shard.path}: seed {seed} is stored twice, with other scores")
+        if not same_rows(shard, known[seed], seed):
+            raise Damaged(f"{shard.path}: seed {seed} is stored twice, with other numbers")
+    tables = (shard.scores, shard.curves, shard.diagnosis)
     scores, curves, diagnosis = (
-        None if frame is None else frame[~frame["seed"].isin(again)]
-        for frame in (shard.scores, shard.curves, shard.diagnosis)
+        None if table is None else _rows(table, ~np.isin(table["seed"], again)) for table in tables
     )
+    assert scores is not None and curves is not None
     return shard._replace(scores=scores, curves=curves, diagnosis=diagnosis)
+
+
+def same_rows(one: Shard, other: Shard, seed: int) -> bool:
+    """Whether a seed's rows are the same, in which NaN equals NaN; a diagnosis that only one has says nothing."""
+    for name in ("scores", "curves", "diagnosis"):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if mine is not None and theirs is not None:
+            here, there = _rows(mine, mine["seed"] == seed), _rows(theirs, theirs["seed"] == seed)
+            if here.keys() != there.keys() or not all(_equal(here[key], there[key]) for key in here):
+                return False
+    return True
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+
+
+def _rows(table: Mapping[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: column[which] for name, column in table.items()}
 
 
 @contextlib.contextmanager
@@ -302,27 +325,37 @@ def _scores_columns(content: dict[str, Any]) -> dict[str, schema.Column]:
 def _read_shard(path: Path, content: dict[str, Any]) -> Shard:
     """A shard that is whole and, as an experiment of its own, within the schema; raises Damaged."""
     try:
-        provenance = json.loads((path / PROVENANCE).read_text(encoding="utf-8"))
-        for name in {"scores.csv", "curves.csv", *provenance["files"]}:
-            if Path(name).name != name:  # nothing outside is a part of a shard
-                raise Damaged(f"{path}: {name!r} is no name of a file")
-            if digest(path / name) != provenance["files"][name]:
-                raise Damaged(f"{path}: {name} is not what was written (its digest differs)")
-        scores = schema.read_csv(path / "scores.csv", _scores_columns(content))
-        curves = schema.read_csv(path / "curves.csv", CURVES)
-        schema.check_experiment(_row(path.parent.name, content, [provenance]), scores, curves)
-        diagnosed = DIAGNOSIS in provenance["files"]
-        diagnosis = schema.check_diagnosis(schema.read_diagnosis(path / DIAGNOSIS), scores) if diagnosed else None
+        provenance = json.loads((path / PROVENANCE).read_bytes())
+        data = {name: _read_file(path, name, provenance["files"]) for name in _TABLES | provenance["files"].keys()}
+        _row(path.parent.name, content, [provenance])  # what the experiment's sums are made of is there
+        scores = schema.read_csv("scores.csv", data["scores.csv"], _scores_columns(content))
+        schema.check_scores(scores, content["metrics"])
+        curves = schema.read_csv("curves.csv", data["curves.csv"], CURVES)
+        schema.check_curves(curves, scores)
+        diagnosis = schema.read_diagnosis(DIAGNOSIS, data[DIAGNOSIS]) if DIAGNOSIS in data else None
+        if diagnosis is not None:
+            schema.check_diagnosis(diagnosis, scores)
     except BadRows as problem:
         raise Damaged(f"{path}: {problem}") from None
     except UNREADABLE as error:
         raise Damaged(f"{path}: unreadable ({type(error).__name__}: {error})") from None
-    if path.name != shard_name(scores["seed"]):
-        raise Damaged(f"{path}: holds the seeds of {shard_name(scores['seed'])}")
+    name = shard_name(scores["seed"].tolist())
+    if path.name != name:
+        raise Damaged(f"{path}: holds the seeds of {name}")
     return Shard(path, scores, curves, diagnosis, provenance)
 
 
-def _tables(stored: Stored) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, pd.DataFrame | None] | None:
+def _read_file(shard: Path, name: str, digests: dict[str, str]) -> bytes:
+    """A file of a shard, as it was written; raises Damaged."""
+    if Path(name).name != name:  # nothing outside is a part of a shard
+        raise Damaged(f"{shard}: {name!r} is no name of a file")
+    data = (shard / name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digests[name]:
+        raise Damaged(f"{shard}: {name} is not what was written (its digest differs)")
+    return data
+
+
+def _tables(stored: Stored) -> tuple[dict[str, Any], *tuple[schema.Table | None, ...]] | None:
     """(row of the experiments table, its scores, curves and diagnosis); None when no shard is complete."""
     path, content, shards, _ = stored
     if not shards:
@@ -331,11 +364,9 @@ def _tables(stored: Stored) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame,
         row = _row(path.name, content, [shard.provenance for shard in shards])
     except BadRows as problem:  # each shard's is within the schema, their sum is not
         raise Damaged(f"{path}: {problem}") from None
-    scores, curves = (
-        pd.concat([getattr(each, name) for each in shards], ignore_index=True) for name in ("scores", "curves")
-    )
     diagnosed = [each.diagnosis for each in shards if each.diagnosis is not None]
-    return row, scores, curves, pd.concat(diagnosed, ignore_index=True) if diagnosed else None
+    scores, curves = schema.stacked([each.scores for each in shards]), schema.stacked([each.curves for each in shards])
+    return row, scores, curves, schema.stacked(diagnosed) if diagnosed else None
 
 
 def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) -> dict[str, Any]:

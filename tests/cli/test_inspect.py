@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from commands import OpenBench
 
 BAD = """
@@ -15,6 +16,7 @@ SPEC = OptimizerSpec("lazy", "never moves", make)
 """
 
 
+@pytest.mark.slow
 def test_check_passes_what_conforms(openbench: OpenBench) -> None:
     answer = openbench("check", "sgd")
     assert answer.code == 0, answer.err

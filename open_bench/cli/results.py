@@ -21,12 +21,21 @@ WRITTEN = ("leaderboard.csv", "leaderboard.md", "figures/")
                    "repeatable.")  # fmt: skip
 @click.option("--metric", default="final_return", show_default=True,
               help="Column to rank by; mean_return is the area under the learning curve over its length.")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(["csv", "md", "tex"]),
+              help="Print it as CSV, Markdown or LaTeX (booktabs) in place of a table for terminals.")  # fmt: skip
 @JSON
-def leaderboard(results: Path, budget: str | None, tracks: tuple[str, ...], metric: str, as_json: bool) -> None:
+def leaderboard(
+    results: Path, budget: str | None, tracks: tuple[str, ...], metric: str, form: str | None, as_json: bool
+) -> None:
     """Write the leaderboard and the figures of a results folder anew, from its stored experiments and trials."""
     from open_bench import api
 
-    print_board(api.leaderboard(results, budget, tracks=tracks, metric=metric), results, as_json)
+    board = api.leaderboard(results, budget, tracks=tracks, metric=metric)
+    if form is None or as_json:
+        print_board(board, results, as_json)
+    else:
+        formats = {"csv": board.to_csv, "md": board.to_markdown, "tex": board.to_latex}
+        console.say(formats[form]().removesuffix("\n"))
 
 
 def print_board(board: Any, results: Path, as_json: bool) -> None:

@@ -117,6 +117,12 @@ class Leaderboard:
             write_atomically(path, text)
         return text
 
+    def to_latex(self) -> str:
+        """Per board for LaTeX (booktabs): aggregates with intervals, and returns per environment."""
+        from open_bench.evaluation.tables import latex
+
+        return latex(self)
+
     def to_rich(self, width: int = 80) -> Any:
         """A rich renderable that fits a terminal ``width`` columns wide; one table a board, more where returns of
         many environments would not fit beside each other."""

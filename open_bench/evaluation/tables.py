@@ -22,6 +22,13 @@ LABELS = {
     "paired_difference": "difference to {baseline}",
 }
 
+_LATEX = str.maketrans({
+    **{character: f"\\{character}" for character in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    "[": "{[}", "]": "{]}", "θ": r"$\theta$", "–": "--", "−": "$-$", "·": r"$\cdot$", "×": r"$\times$",
+    "∞": r"$\infty$",
+})  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Column:
@@ -90,14 +97,12 @@ def _summary(board: "Board") -> dict[str, list[str]]:
 
 
 def _returns(board: "Board") -> tuple[list[str], list[list[str]]]:
-    found = board.per_environment.set_index(["optimizer", "environment"])
-    rows = []
-    for optimizer in board.table["optimizer"]:
-        row = [optimizer]
-        for environment in board.scores.environments:
-            key = (optimizer, environment)
-            row.append(interval(*found.loc[key, ["mean", "low", "high"]]) if key in found.index else "")
-        rows.append(row)
+    found = board.per_environment.set_index(["optimizer", "environment"])[["mean", "low", "high"]].to_dict("index")
+    cells = {key: interval(*values.values()) for key, values in found.items()}
+    rows = [
+        [optimizer, *(cells.get((optimizer, environment), "") for environment in board.scores.environments)]
+        for optimizer in board.table["optimizer"]
+    ]
     return ["optimizer", *board.scores.environments], rows
 
 
@@ -121,6 +126,27 @@ def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown; bars in cells are escaped."""
     lines = [headings, ["---"] * len(headings), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def latex(leaderboard: "Leaderboard") -> str:
+    """Every board as two tables for LaTeX with the package booktabs: aggregates, and returns per environment."""
+    parts = []
+    for board in leaderboard.boards:
+        summary = _summary(board)
+        rows = [list(row) for row in zip(*summary.values(), strict=True)]
+        parts.append(latex_table(board.title, list(summary), rows))
+        returns = f"{board.title}: mean {board.scores.label} per environment, with 95 % bootstrap intervals"
+        parts.append(latex_table(returns, *_returns(board)))
+    return "\n".join(parts)
+
+
+def latex_table(caption: str, headings: list[str], rows: list[list[str]]) -> str:
+    """A table for LaTeX; nothing in it is taken for a command."""
+    lines = [" & ".join(cell.translate(_LATEX) for cell in line) + r" \\" for line in (headings, *rows)]
+    return "\n".join([
+        r"\begin{table}", rf"\caption{{{caption.translate(_LATEX)}}}", rf"\begin{{tabular}}{{{'l' * len(headings)}}}",
+        r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+    ])  # fmt: skip
 
 
 def rich_tables(leaderboard: "Leaderboard", width: int = 80) -> Any:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         Ended,
         Evaluated,
         Finished,
+        Fitted,
         Generation,
         Started,
         Waiting,
@@ -28,9 +29,9 @@ if TYPE_CHECKING:
     from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, Search
 
 __all__ = [
-    "Advanced", "Cluster", "Compiled", "Compiling", "Ended", "Evaluated", "Execution", "Finished", "Generation",
-    "Hyperparameter", "OptimizerSpec", "Search", "Started", "UserError", "Waiting", "Watcher", "Work", "compare",
-    "generalize", "leaderboard", "load_agent", "load_runs", "meta_train", "train",
+    "Advanced", "Cluster", "Compiled", "Compiling", "Ended", "Evaluated", "Execution", "Finished", "Fitted",
+    "Generation", "Hyperparameter", "OptimizerSpec", "Search", "Started", "UserError", "Waiting", "Watcher", "Work",
+    "compare", "generalize", "leaderboard", "load_agent", "load_runs", "meta_train", "train",
 ]  # fmt: skip
 # Where public names lie; looked through in this order, the heaviest to import last.
 _HOMES = ("errors", "events", "config", "api", "optimizers.spec", "experiments.agents")

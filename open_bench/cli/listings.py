@@ -214,8 +214,10 @@ def _meta_trainings() -> list[tuple[Any, str]]:
         each = load_meta(name)
         lifetime = f"{compact(each.env_steps)} env steps" if each.env_steps else each.budget
         where = ", ".join(each.environments) or "environments of yours"
-        members = f"{each.population} × {each.generations} generations"
-        listed.append((each.model_copy(update={"name": name}), f"{where}: {lifetime}; {members}, {each.strategy}"))
+        steps = [f"imitation of {', '.join(each.imitation.teachers)}"] if each.imitation else []
+        if each.generations:
+            steps.append(f"{each.population} × {each.generations} generations, {each.strategy}")
+        listed.append((each.model_copy(update={"name": name}), f"{where}: {lifetime}; {', then '.join(steps)}"))
     return listed
 
 

@@ -18,9 +18,14 @@ if TYPE_CHECKING:
 @click.option("--held-out", multiple=True, help="Environment that is only evaluated; repeatable.")
 @click.option("--study", metavar="NAME|FILE",
               help="Settings that ship, or a .toml of yours; options replace its values.")  # fmt: skip
+@click.option("--imitate", "teachers", multiple=True, metavar="TEACHER",
+              help="Fit to this optimizer's updates first; repeat it to name one for each environment.")  # fmt: skip
+@click.option("--imitation-rounds", "rounds", type=int, help="Of recording and fitting.")
+@click.option("--imitation-batches", "batches", type=int, help="Of a round.")
+@click.option("--imitation-lifetimes", "lifetimes", type=int, help="Recorded in a round on each environment.")
 @click.option("--strategy", help="An evosax strategy (Open_ES by default).")
 @click.option("--population", type=int, help="Members of a generation.")
-@click.option("--generations", type=int, help="More than before continue a finished evolution.")
+@click.option("--generations", type=int, help="More than before continue a finished evolution; 0: imitation alone.")
 @click.option("--sigma", type=float, help="Standard deviation of the search distribution.")
 @click.option("--learning-rate", type=float, help="Of Adam on the mean.")
 @click.option("--rollouts", type=int, help="Lifetimes of a member on each environment.")
@@ -37,38 +42,62 @@ if TYPE_CHECKING:
 @click.option("--wandb", metavar="PROJECT", help="Log to this project of Weights & Biases.")
 @trains
 def meta_train(
-    environments: tuple[str, ...], held_out: tuple[str, ...], execution: Execution, as_json: bool, **request: Any
-) -> None:
+    environments: tuple[str, ...], held_out: tuple[str, ...], teachers: tuple[str, ...], rounds: int | None,
+    batches: int | None, lifetimes: int | None, execution: Execution, as_json: bool, **request: Any,
+) -> None:  # fmt: skip
     """Evolve the weights of OPTIMIZER, a learned one, and keep them in your library.
 
     \b
     openbench meta-train open --study open-cartpole --name mine
+    openbench meta-train open --imitate lion:learning_rate=2e-3 -e breakout --generations 0 --name imitated
     openbench train open@mine -e cartpole
 
     Killed at any moment, the same command goes on and ends with the same weights.
     """
     from open_bench import api
 
+    imitation = {"teachers": teachers or None, "rounds": rounds, "batches": batches, "lifetimes": lifetimes}
     done = api.meta_train(
-        environments=environments or None, held_out=held_out or None, execution=execution, **request
+        environments=environments or None, held_out=held_out or None, execution=execution,
+        imitation={key: value for key, value in imitation.items() if value is not None} or None, **request,
     )  # fmt: skip
     if as_json:
         paths = {"weights": done.path, "folder": done.folder}
         console.show_json({"optimizer": done.optimizer, "hash": done.hash, **paths,
-                           "history": console.records(done.history)})  # fmt: skip
+                           "history": console.records(done.history),
+                           "imitation": console.records(done.imitation)})  # fmt: skip
     else:
         console.say(meta_report(done))
 
 
 def meta_report(done: "MetaTrained") -> str:
-    """What a meta-training ended with: the course of fitness, the cost, and where the weights lie."""
+    """What a meta-training ended with: losses, the course of fitness, the cost, and where the weights lie."""
     from open_bench.meta_training.logging import FIGURE
+
+    lines, figures = [], []
+    if len(done.imitation):
+        last = done.imitation.iloc[-1]
+        lines.append(
+            f"imitation: loss at held-out parameters {last['held_out_loss']:.4g}, {last['of_teacher']:.2f} of the "
+            f"teacher's normalized return, {_cost(last)}"
+        )
+        figures.append("imitation.png")
+    if len(done.history):
+        first, last = done.history.iloc[0], done.history.iloc[-1]
+        lines.append(
+            f"fitness {first['fitness_mean']:.4g} → {last['fitness_mean']:.4g} over {int(last['generation'])} "
+            f"generations, {_cost(last)}"
+        )
+        figures.append(f"{FIGURE}.png")
+    return "\n".join([
+        *lines,
+        f"weights {done.hash[:12]}: {done.path}, to be used as {done.optimizer}",
+        f"history and checkpoints: {done.folder}; figure: {', '.join(str(done.folder / name) for name in figures)}",
+    ])  # fmt: skip
+
+
+def _cost(last: Any) -> str:
+    """Lifetimes, env steps and time in a history's last row."""
     from open_bench.text import duration
 
-    first, last = done.history.iloc[0], done.history.iloc[-1]
-    return (
-        f"fitness {first['fitness_mean']:.4g} → {last['fitness_mean']:.4g} over {int(last['generation'])} generations, "
-        f"{int(last['lifetimes']):,} lifetimes, {int(last['env_steps']):,} env steps, {duration(last['seconds'])}\n"
-        f"weights {done.hash[:12]}: {done.path}, to be used as {done.optimizer}\n"
-        f"history and checkpoints: {done.folder}; figure: {done.folder / (FIGURE + '.png')}"
-    )
+    return f"{int(last['lifetimes']):,} lifetimes, {int(last['env_steps']):,} env steps, {duration(last['seconds'])}"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -25,8 +25,9 @@ from open_bench.experiments.session import watcher_of
 from open_bench.experiments.store import Store
 from open_bench.meta_training import fitness as work
 from open_bench.meta_training.checkpoint import Checkpoints
-from open_bench.meta_training.evolution import Evolved, evolve
+from open_bench.meta_training.evolution import Evolved, check_generations, evolve
 from open_bench.meta_training.fitness import Evaluator, Fitness, FitnessTask
+from open_bench.meta_training.imitation import Imitator
 from open_bench.meta_training.logging import logged
 from open_bench.meta_training.request import COMPARED, Request, make_request
 from open_bench.meta_training.spec import MetaConfig, adjusted
@@ -51,7 +52,8 @@ class MetaTrained:
         hash: of their content.
         theta: the mean after the last generation.
         history: a row a generation.
-        folder: checkpoints, ``history.csv``, ``latest.safetensors`` and ``best.safetensors``.
+        imitation: a row a part of the imitation; empty where there was none.
+        folder: checkpoints, ``history.csv``, ``imitation.csv``, ``latest.safetensors`` and ``best.safetensors``.
     """
 
     name: str
@@ -60,6 +62,7 @@ class MetaTrained:
     hash: str
     theta: Theta
     history: pd.DataFrame
+    imitation: pd.DataFrame
     folder: Path
 
 
@@ -88,7 +91,7 @@ def meta_train(
     watcher: Watcher,
     facts: Mapping[str, Any],
 ) -> MetaTrained:
-    """Evolve θ, or go on with it, and store the weights.
+    """Imitate and evolve, as the request says, or go on with it, and store the weights.
 
     Args:
         request: what to do.
@@ -109,33 +112,53 @@ def meta_train(
             pass
     with ExitStack() as held, stream(watcher):
         checkpoints = Checkpoints(folder, request.identity)
-        population = _Population(request, devices, watcher)
 
+        @functools.cache
         def begin() -> None:
             if leader:
                 held.enter_context(_lock(folder))
                 checkpoints.clear_temporaries()
 
-        evolved = evolve(
-            request.config,
-            request.start,
-            population.evaluate,
-            checkpoints=checkpoints,
-            watcher=watcher,
-            begin=begin,
-            prepare=population.prepare,
-            evaluate_mean=population.evaluate_mean,
-            writes=leader,
-            work=tuple(work_of(task, _lifetimes(request)) for task in request.tasks),
-            generation_seconds=_generation_seconds(request, devices),
-        )
+        theta, imitation = request.start, []
+        if request.teachers:
+            imitator = Imitator(request, devices, folder, watcher, work_of, leader)
+            watcher(imitator.started())
+            begin()
+            theta, imitation = imitator.run()
+        evolved = _evolve(request, theta, devices, watcher, checkpoints, begin, leader)
         if leader:
-            checkpoints.write_history(evolved.history)
-            _store(request, evolved, name, folder, facts, len(devices))
+            if evolved.history:
+                checkpoints.write_history(evolved.history)
+            _store(request, evolved, imitation, name, folder, facts, len(devices))
     path = library.library_dir() / f"{name}.safetensors"
-    history = pd.DataFrame(evolved.history)
+    histories = pd.DataFrame(evolved.history), pd.DataFrame(imitation)
     optimizer = f"{request.optimizer}@{name}"
-    return MetaTrained(name, optimizer, path, content_hash(evolved.theta), evolved.theta, history, folder)
+    return MetaTrained(name, optimizer, path, content_hash(evolved.theta), evolved.theta, *histories, folder)
+
+
+def _evolve(
+    request: Request, theta: Theta, devices: Sequence[jax.Device], watcher: Watcher, checkpoints: Checkpoints,
+    begin: Callable[[], None], leader: bool,
+) -> Evolved:  # fmt: skip
+    """The generations that are missing, from θ; with none asked for θ stays."""
+    if not request.config.generations:
+        saved = checkpoints.load()
+        check_generations(saved.generation if saved else 0, request.config, checkpoints.folder)
+        return Evolved(theta, theta, float("-inf"), [], 0.0)
+    population = _Population(request, devices, watcher)
+    return evolve(
+        request.config,
+        theta,
+        population.evaluate,
+        checkpoints=checkpoints,
+        watcher=watcher,
+        begin=begin,
+        prepare=population.prepare,
+        evaluate_mean=population.evaluate_mean,
+        writes=leader,
+        work=tuple(work_of(task, _lifetimes(request)) for task in request.tasks),
+        generation_seconds=_generation_seconds(request, devices),
+    )
 
 
 def work_of(task: FitnessTask, lifetimes: int) -> Work:
@@ -245,10 +268,14 @@ def check_name_is_free(name: str, request: Request) -> None:
         raise WeightsError(f"{path} holds other weights; choose another --name or remove that file")
 
 
-def _store(request: Request, evolved: Evolved, name: str, folder: Path, facts: Mapping[str, Any], devices: int) -> None:
-    metadata = describe(request, evolved, facts, devices)
-    best = {**metadata, "which": "best", "fitness": evolved.best_fitness}
-    save_weights(folder / "best.safetensors", evolved.best, best)
+def _store(
+    request: Request, evolved: Evolved, imitation: list[dict[str, Any]], name: str, folder: Path,
+    facts: Mapping[str, Any], devices: int,
+) -> None:  # fmt: skip
+    metadata = describe(request, evolved, imitation, facts, devices)
+    if evolved.history:
+        best = {**metadata, "which": "best", "fitness": evolved.best_fitness}
+        save_weights(folder / "best.safetensors", evolved.best, best)
     save_weights(folder / "latest.safetensors", evolved.theta, metadata)
     path = library.library_dir() / f"{name}.safetensors"
     if path.exists() and load_weights(path).hash != content_hash(evolved.theta):
@@ -256,9 +283,15 @@ def _store(request: Request, evolved: Evolved, name: str, folder: Path, facts: M
     library.save_named(name, evolved.theta, metadata)
 
 
-def describe(request: Request, evolved: Evolved, facts: Mapping[str, Any], devices: int) -> dict[str, Any]:
-    """How weights were made, as JSON values: for their metadata."""
-    last = evolved.history[-1]
+_NOTHING: dict[str, Any] = {"env_steps": 0, "lifetimes": 0, "generation": 0, "seconds": 0.0, "fitness_mean": np.nan}
+
+
+def describe(
+    request: Request, evolved: Evolved, imitation: list[dict[str, Any]], facts: Mapping[str, Any], devices: int
+) -> dict[str, Any]:
+    """How weights were made, as JSON values: for their metadata. The cost is that of imitation and evolution."""
+    last = evolved.history[-1] if evolved.history else _NOTHING
+    before = imitation[-1] if imitation else _NOTHING
     return {
         "optimizer": request.optimizer,
         "policy_loss": request.policy_loss,
@@ -273,13 +306,19 @@ def describe(request: Request, evolved: Evolved, facts: Mapping[str, Any], devic
         "identity": request.identity,
         "root_seed": request.config.root_seed,
         "fitness": last["fitness_mean"] if np.isfinite(last["fitness_mean"]) else None,
+        **({"imitation": _of_imitation(before)} if imitation else {}),
         "cost": {
-            "env_steps": last["env_steps"],
-            "lifetimes": last["lifetimes"],
+            "env_steps": before["env_steps"] + last["env_steps"],
+            "lifetimes": before["lifetimes"] + last["lifetimes"],
             "generations": last["generation"],
-            "seconds": round(evolved.seconds, 3),
+            "seconds": round(before["seconds"] + evolved.seconds, 3),
             "devices": devices,
             "device": facts.get("hardware", "unknown"),
         },
         "provenance": {**facts, "packages": {**facts.get("packages", {}), "evosax": version("evosax")}},
     }
+
+
+def _of_imitation(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What imitation ended with: losses, returns beside the teacher's, and its share of the cost."""
+    return {key: None if isinstance(x, float) and not np.isfinite(x) else x for key, x in row.items()}

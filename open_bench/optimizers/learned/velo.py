@@ -606,7 +606,12 @@ VELO = OptimizerSpec(
             TRAINED_STEPS, "most optimizer steps VeLO is told of; a longer lifetime averages gradients over groups"
         )
     },
-    learned=Learned(init_theta, (Reader("directory", "VeLO checkpoint", read_checkpoint),), validate),
+    learned=Learned(
+        init_theta,
+        (Reader("directory", "VeLO checkpoint", read_checkpoint),),
+        validate,
+        "its steps come from networks of whole tensors, not from one rule for every parameter",
+    ),
 )
 
 SPECS = (VELO,)

@@ -71,14 +71,8 @@ class Fit:
         self._imitation, self._config = imitation, config
         self._key = jax.random.fold_in(jax.random.key(root_seed), name_to_int("imitation"))
         schedule = optax.cosine_decay_schedule(config.learning_rate, config.batches)
-        self.optimizer = optax.chain(
-            optax.clip_by_global_norm(MAX_GRADIENT_NORM), optax.adam(schedule), optax.stateless(self._by_magnitude)
-        )
+        self.optimizer = optax.chain(optax.clip_by_global_norm(MAX_GRADIENT_NORM), optax.adam(schedule))
         self.held_out = max(1, config.parameters // 8)  # parameters of each window that are never fitted to
-
-    def _by_magnitude(self, updates: Any, params: Any) -> Any:
-        """Outputs that the rule scales by 1/1000 need steps 1000 times as large."""
-        return jax.tree.map(lambda update, magnitude: update * magnitude, updates, self._imitation.magnitudes(params))
 
     @functools.partial(jax.jit, static_argnums=0)
     def advance(self, state: tuple[Any, Any], lessons: Lessons, first: Any, count: Any) -> tuple[tuple[Any, Any], Any]:

@@ -23,7 +23,7 @@ class ImitationConfig(Config):
     parameters: Annotated[int, Field(ge=2)] = 128  # recorded in a window, from all tensors alike
     batches: Positive = 400  # of a round
     batch_size: Positive = 16  # windows in a batch
-    learning_rate: Annotated[float, Field(gt=0.0)] = 5e-3  # Adam's, to 0 along a cosine in every round
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-2  # Adam's, to 0 along a cosine in every round
 
     @pydantic.field_validator("teachers", mode="before")
     @classmethod

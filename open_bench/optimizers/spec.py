@@ -67,7 +67,6 @@ class Imitation(NamedTuple):
     observe: Callable[..., tuple[jax.Array, Any]]
     # (θ["optimizer"], inputs (steps, rows, columns)) → updates and standard deviation of their noise (steps, columns)
     unroll: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
-    magnitudes: Callable[[Any], Any]  # θ["optimizer"] → how large each number's steps are, relative to the others
     timed: bool  # whether the rule knows how far the lifetime is, and so can anneal
 
 

@@ -314,18 +314,8 @@ def _explore(
 # --- Imitation -----------------------------------------------------------------------------------------------------
 
 
-def magnitudes(theta: Any) -> Any:
-    """1 for every number of θ but for those of the output e, which is scaled by 10⁻³ inside its exponential: 10³."""
-    ones = jax.tree.map(jnp.ones_like, theta)
-    head = {name: part.at[..., 1].set(1.0 / STEP_SIZE) for name, part in ones["params"]["layers_6"].items()}
-    return {**ones, "params": {**ones["params"], "layers_6": head}}
-
-
 def random_theta(variant: Variant, key: Array) -> Any:
-    """θ where a fit begins: kernels N(0, 1/inputs) times their magnitudes, scales 1, biases 0.
-
-    At θ = 0 there is no gradient.
-    """
+    """θ where a fit begins: kernels N(0, 1/inputs), scales 1, biases 0. At θ = 0 there is no gradient."""
     start, keys = per_parameter.zeros(variant.shapes()), itertools.count()
 
     def draw(path: Any, leaf: Array) -> Array:
@@ -337,8 +327,7 @@ def random_theta(variant: Variant, key: Array) -> Any:
                 return jnp.ones_like(leaf)
         return leaf
 
-    drawn = jax.tree_util.tree_map_with_path(draw, start)
-    return jax.tree.map(jnp.multiply, drawn, magnitudes(start))
+    return jax.tree_util.tree_map_with_path(draw, start)
 
 
 def observe(
@@ -464,7 +453,6 @@ def _spec(name: str, variant: Variant, description: str) -> OptimizerSpec:
                 init=lambda params: jnp.zeros((len(DECAYS), Layout.of(params).columns), jnp.float32),
                 observe=functools.partial(observe, variant),
                 unroll=unroll,
-                magnitudes=magnitudes,
                 timed="training_proportion" in variant.context,
             ),
         ),

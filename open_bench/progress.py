@@ -111,6 +111,8 @@ class Tally:
 
     def _advance(self, event: Advanced) -> None:
         work, each = event.work, event.updates / max(1, event.lifetimes)
+        if self.started.batches and (work != self.now or self.updates >= work.updates):  # the next are recorded
+            self.updates = 0.0
         self.now, self.at_work = work, event.lifetimes
         self.updates += each
         if not self.staged and self.updates >= work.updates:  # these seeds are done, the next begin
@@ -151,7 +153,7 @@ class Tally:
     @property
     def seconds_left(self) -> float:
         if self.started.batches:
-            return max(0.0, self._known_left - (self._clock() - self._known_at))
+            return max(self._known_left - (self._clock() - self._known_at), 0.0)  # in this order NaN stays
         return self._generations_left() if self.started.generations else self._experiments_left()
 
     def _experiments_left(self) -> float:

@@ -108,8 +108,8 @@ class Fit:
         weights = jnp.broadcast_to(lessons.weights[chosen].T[..., None], targets.shape)
         rates = jnp.broadcast_to(lessons.learning_rates[chosen, None], targets.shape[1:])
         steps, columns = targets.shape[0], targets.shape[1] * targets.shape[2]
-        flat = (part.reshape(steps, columns) for part in (targets, weights))
-        return inputs.reshape(steps, -1, columns), *flat, rates.reshape(columns)
+        flat = inputs.reshape(steps, -1, columns), targets.reshape(steps, columns)
+        return *flat, weights.reshape(steps, columns), rates.reshape(columns)
 
     def _loss(self, theta: Any, inputs: Any, targets: Any, weights: Any, learning_rates: Any) -> Any:
         updates, spread = self._imitation.unroll(theta, inputs)

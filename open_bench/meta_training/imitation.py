@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
@@ -154,7 +155,7 @@ class Imitator:
 
     def _begin(self, recorders: list[Recorder]) -> Saved:
         """The teachers' lifetimes, and the state before the first batch."""
-        start, _ = ravel_pytree(self._request.start)
+        start = _vector(self._request.start["optimizer"])
         starts = np.zeros((self._config.rounds + 1, start.size), np.float32)
         starts[0] = start
         recorded = self._record(recorders, 0, starts[0])
@@ -164,7 +165,12 @@ class Imitator:
                     f"the teacher {teacher.label} diverges on {task.task.name}, in {int(each.diverged.sum())} of "
                     f"{len(each.diverged)} lifetimes: lower its learning rate, or name another"
                 )
-        row = {"batch": 0, "round": 1, **dict.fromkeys(_MEASURED, math.nan), **self._count(None, recorded)}
+        row: dict[str, Any] = {
+            "batch": 0,
+            "round": 1,
+            **dict.fromkeys(_MEASURED, math.nan),
+            **self._count(None, recorded),
+        }
         for each, (task, _) in zip(recorded, self._pairs(), strict=True):
             row |= {f"return.{task.task.name}": math.nan, f"teacher.{task.task.name}": float(each.returns.mean())}
         return Saved(0, {"starts": starts, **self._state(starts[0])}, [row], {"seconds": 0.0})
@@ -193,7 +199,7 @@ class Imitator:
         count = min(PART, config.batches - first)
         state = self._restore(saved.arrays["starts"][number] if not within else None, saved)
         state, loss = self._fit.advance(state, lessons, number * config.batches + first, count)
-        theta = broadcast(np.asarray(ravel_pytree(state[0])[0]))
+        theta = broadcast(_vector(state[0]))
         if not np.isfinite(theta).all() or not math.isfinite(float(loss)):
             raise UserError(
                 f"θ is not finite after {number * config.batches + first + count} batches: lower imitation's "
@@ -236,8 +242,8 @@ class Imitator:
         returns, scores = {}, []
         for each, task, random in zip(recorded, self._request.tasks, self._random, strict=True):
             name = task.task.name
-            returns[f"return.{name}"] = mean = float(each.returns.mean())
-            scale = Scale(random, row[f"teacher.{name}"])
+            mean, scale = each.returns.mean(), Scale(random, row[f"teacher.{name}"])
+            returns[f"return.{name}"] = float(mean)
             scores.append(float(normalize(mean, scale)) if scale.one > scale.zero else math.nan)
         return {**returns, "of_teacher": float(np.mean(scores))}
 
@@ -278,8 +284,9 @@ class Imitator:
     # --- θ and its state ----------------------------------------------------------------------------------------------
 
     def _theta(self, vector: np.ndarray) -> Theta:
-        _, unravel = ravel_pytree(self._request.start)
-        return jax.device_get(unravel(vector))
+        """θ with the optimizer's part from a vector; a learned policy loss stays what it is."""
+        _, unravel = ravel_pytree(self._request.start["optimizer"])
+        return {**self._request.start, "optimizer": jax.device_get(unravel(jnp.asarray(vector)))}
 
     def _state(self, vector: np.ndarray) -> dict[str, np.ndarray]:
         part = self._theta(vector)["optimizer"]
@@ -296,6 +303,10 @@ class Imitator:
 _MEASURED = ("loss", "held_out_loss", "new_loss", "of_teacher")
 # What of a request's identity determines an imitation: evolution after it may be another.
 _DETERMINES = ("optimizer", "policy_loss", "start", "vmap_size", "environments", "imitation", "root_seed", "fitness")
+
+
+def _vector(part: Any) -> np.ndarray:
+    return np.asarray(ravel_pytree(part)[0])
 
 
 def _leaves(tree: Any) -> dict[str, np.ndarray]:

@@ -119,7 +119,7 @@ def meta_train(
                 held.enter_context(_lock(folder))
                 checkpoints.clear_temporaries()
 
-        theta, imitation = request.start, []
+        theta, imitation = request.start, list[dict[str, Any]]()
         if request.teachers:
             imitator = Imitator(request, devices, folder, watcher, work_of, leader)
             watcher(imitator.started())

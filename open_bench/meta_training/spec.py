@@ -122,6 +122,7 @@ def adjusted(config: str | MetaConfig | None, changes: Mapping[str, Any]) -> Met
     given = {key: tuple(x) if isinstance(x, list) else x for key, x in changes.items() if x is not None}
     if "budget" in given and "env_steps" not in given:
         given["env_steps"] = None
-    if isinstance(given.get("imitation"), Mapping):
-        given["imitation"] = (base.imitation.model_dump() if base.imitation else {}) | given["imitation"]
+    table: Any = given.get("imitation")
+    if isinstance(table, Mapping):
+        given["imitation"] = {**(base.imitation.model_dump() if base.imitation else {}), **table}
     return build(MetaConfig, base.model_dump() | given, f"meta-training {base.name}")

@@ -72,7 +72,9 @@ def features(seen: list[Any], step: int, column: int) -> np.ndarray:
     table = np.concatenate(rows)
     table = table / np.sqrt(1e-5 + (table**2).mean(axis=1, keepdims=True))
     unit = (column - LAYOUT.offsets[leaf]) % 2
-    return np.asarray([*table[:, column - LAYOUT.offsets[leaf]], step // 2 / (STEPS // 2 - 1), 0.0, 0.0, (0.5, 1.5)[unit]])
+    return np.asarray(
+        [*table[:, column - LAYOUT.offsets[leaf]], step // 2 / (STEPS // 2 - 1), 0.0, 0.0, (0.5, 1.5)[unit]]
+    )
 
 
 @pytest.mark.parametrize("by_student", [False, True])

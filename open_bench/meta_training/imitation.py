@@ -165,12 +165,8 @@ class Imitator:
                     f"the teacher {teacher.label} diverges on {task.task.name}, in {int(each.diverged.sum())} of "
                     f"{len(each.diverged)} lifetimes: lower its learning rate, or name another"
                 )
-        row: dict[str, Any] = {
-            "batch": 0,
-            "round": 1,
-            **dict.fromkeys(_MEASURED, math.nan),
-            **self._count(None, recorded),
-        }
+        row: dict[str, Any] = {"batch": 0, "round": 1, **dict.fromkeys(_MEASURED, math.nan)}
+        row |= self._count(None, recorded)
         for each, (task, _) in zip(recorded, self._pairs(), strict=True):
             row |= {f"return.{task.task.name}": math.nan, f"teacher.{task.task.name}": float(each.returns.mean())}
         return Saved(0, {"starts": starts, **self._state(starts[0])}, [row], {"seconds": 0.0})

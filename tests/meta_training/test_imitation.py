@@ -85,7 +85,7 @@ def test_a_fit_lowers_the_loss_at_parameters_that_it_never_sees() -> None:
     lessons = empty_lessons(12, synthetic(0))
     assert fill(lessons, 0, [synthetic(0)], [2e-3], burn_in=2) == 6
     start = rule.start(jax.random.key(0))  # type: ignore[union-attr]
-    (theta, _), loss = fit.advance((start, fit.optimizer.init(start)), lessons, 0, 150)
+    (theta, _), _ = fit.advance((start, fit.optimizer.init(start)), lessons, 0, 150)
     before, after = (np.asarray(fit.held_out_loss(each, lessons))[:6].mean() for each in (start, theta))
     assert after < 0.5 * before
     assert after < 0.6 * np.square(synthetic(0).targets).mean()  # what a rule that does nothing has
@@ -329,14 +329,8 @@ def test_a_plan_tells_both_stages(openbench: OpenBench, tmp_path: Path) -> None:
 def test_what_is_shown_while_it_fits() -> None:
     tally = Tally(clock=lambda: 0.0)
     tally(Started("mine", batches=200, generations=3))
-    row = {
-        "batch": 50,
-        "round": 1,
-        "loss": 0.25,
-        "held_out_loss": 0.5,
-        "return.cartpole": 90.0,
-        "teacher.cartpole": 99.0,
-    }
+    row = {"batch": 50, "round": 1, "loss": 0.25, "held_out_loss": 0.5}
+    row |= {"return.cartpole": 90.0, "teacher.cartpole": 99.0}
     tally(Fitted(row, 30.0))
     above, below = picture(tally, 120, 10.0)
     assert "25%  batch 50 of 200" in above

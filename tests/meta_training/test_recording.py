@@ -71,10 +71,8 @@ def features(seen: list[Any], step: int, column: int) -> np.ndarray:
     rows = [np.ravel(jax.tree.leaves(seen[step])[leaf])[None], np.sign(momenta), log(momenta), np.sign(now), log(now)]
     table = np.concatenate(rows)
     table = table / np.sqrt(1e-5 + (table**2).mean(axis=1, keepdims=True))
-    unit = (column - LAYOUT.offsets[leaf]) % 2
-    return np.asarray(
-        [*table[:, column - LAYOUT.offsets[leaf]], step // 2 / (STEPS // 2 - 1), 0.0, 0.0, (0.5, 1.5)[unit]]
-    )
+    within = column - LAYOUT.offsets[leaf]
+    return np.asarray([*table[:, within], step // 2 / (STEPS // 2 - 1), 0.0, 0.0, (0.5, 1.5)[within % 2]])
 
 
 @pytest.mark.parametrize("by_student", [False, True])

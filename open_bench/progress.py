@@ -407,8 +407,8 @@ class Lines:
             case Waiting(parts) if not self._waited:
                 self._waited = True
                 self._say(f"waiting for another process that trains {parts} of these experiments")
-            case Advanced() if self._tally.started.batches:
-                self._sometimes(f"recording {self._tally.now.label}: {work_note(self._tally)}, ")
+            case Advanced(work) if self._tally.started.batches:
+                self._sometimes(f"recording {work.label}: {work_note(self._tally)}, ")
             case Advanced() | Evaluated() if not self._tally.row:
                 number = self._tally.generation + 1
                 where = f"generation {number}/{self._tally.started.generations}"

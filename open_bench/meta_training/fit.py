@@ -70,7 +70,7 @@ class Fit:
     def __init__(self, imitation: Imitation, config: ImitationConfig, root_seed: int):
         self._imitation, self._config = imitation, config
         self._key = jax.random.fold_in(jax.random.key(root_seed), name_to_int("imitation"))
-        schedule = optax.cosine_decay_schedule(config.learning_rate, config.batches)
+        schedule = optax.cosine_decay_schedule(config.learning_rate, config.rounds * config.batches)
         self.optimizer = optax.chain(optax.clip_by_global_norm(MAX_GRADIENT_NORM), optax.adam(schedule))
         self.held_out = max(1, config.parameters // 8)  # parameters of each window that are never fitted to
 

@@ -155,7 +155,8 @@ class Imitator:
 
     def _begin(self, recorders: list[Recorder]) -> Saved:
         """The teachers' lifetimes, and the state before the first batch."""
-        start = _vector(self._request.start["optimizer"])
+        part = self._request.start["optimizer"]
+        start = _vector(part)
         starts = np.zeros((self._config.rounds + 1, start.size), np.float32)
         starts[0] = start
         recorded = self._record(recorders, 0, starts[0])
@@ -169,7 +170,8 @@ class Imitator:
         row |= self._count(None, recorded)
         for each, (task, _) in zip(recorded, self._pairs(), strict=True):
             row |= {f"return.{task.task.name}": math.nan, f"teacher.{task.task.name}": float(each.returns.mean())}
-        return Saved(0, {"starts": starts, **self._state(starts[0])}, [row], {"seconds": 0.0})
+        state = _leaves((part, self._fit.optimizer.init(part)))
+        return Saved(0, {"starts": starts, **state}, [row], {"seconds": 0.0})
 
     def _recall(self, recorders: list[Recorder], saved: Saved) -> tuple[Lessons, list[int]]:
         """What the rounds up to the present one have recorded; where each round's windows end."""
@@ -193,7 +195,7 @@ class Imitator:
         number, within = divmod(part, self._parts)
         config, first = self._config, within * PART
         count = min(PART, config.batches - first)
-        state = self._restore(saved.arrays["starts"][number] if not within else None, saved)
+        state = self._restore(saved)
         state, loss = self._fit.advance(state, lessons, number * config.batches + first, count)
         theta = broadcast(_vector(state[0]))
         if not np.isfinite(theta).all() or not math.isfinite(float(loss)):
@@ -284,16 +286,12 @@ class Imitator:
         _, unravel = ravel_pytree(self._request.start["optimizer"])
         return {**self._request.start, "optimizer": jax.device_get(unravel(jnp.asarray(vector)))}
 
-    def _state(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        part = self._theta(vector)["optimizer"]
-        return _leaves((part, self._fit.optimizer.init(part)))
-
-    def _restore(self, start: np.ndarray | None, saved: Saved) -> Any:
-        """(θ, Adam's state); a round begins with ``start`` and fresh moments."""
-        part = self._theta(saved.arrays["starts"][0])["optimizer"]
+    def _restore(self, saved: Saved) -> Any:
+        """(θ, Adam's state)."""
+        part = self._request.start["optimizer"]
         structure = jax.tree.structure((part, jax.eval_shape(self._fit.optimizer.init, part)))
-        arrays = saved.arrays if start is None else self._state(start)
-        return jax.tree.unflatten(structure, [arrays[name] for name in sorted(arrays) if name.startswith("state/")])
+        names = sorted(name for name in saved.arrays if name.startswith("state/"))
+        return jax.tree.unflatten(structure, [saved.arrays[name] for name in names])
 
 
 _MEASURED = ("loss", "held_out_loss", "new_loss", "of_teacher")

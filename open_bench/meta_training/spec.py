@@ -15,15 +15,15 @@ class ImitationConfig(Config):
     """How θ is fitted to the updates of hand-designed optimizers, before it is evolved or instead."""
 
     teachers: tuple[str, ...] = Field(min_length=1)  # one for all environments, or one for each in their order
-    rounds: Positive = 4  # of recording and fitting: the teacher drives lifetimes of the first, the student the others'
+    rounds: Positive = 3  # of recording and fitting: the teacher drives lifetimes of the first, the student the others'
     lifetimes: Positive = 2  # recorded in a round on each environment
     windows: Positive = 16  # recorded of a lifetime, at most
     window_steps: Positive = 64  # optimizer steps in a window
     burn_in: Annotated[int, Field(ge=0)] = 16  # first steps of a window, which only warm up the carry
     parameters: Annotated[int, Field(ge=2)] = 128  # recorded in a window, from all tensors alike
-    batches: Positive = 400  # of a round
+    batches: Positive = 600  # of a round
     batch_size: Positive = 16  # windows in a batch
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-2  # Adam's, to 0 along a cosine in every round
+    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-2  # Adam's, to 0 along one cosine over all rounds
 
     @pydantic.field_validator("teachers", mode="before")
     @classmethod

@@ -6,6 +6,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
+# A module's tests share what its fixtures train, so they stay on one worker; tests/conftest.py puts the longest first.
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .PHONY: setup compare test lint check bench clean
 
@@ -23,7 +25,7 @@ compare: setup
 	$(BIN)/openbench compare quick --results results/quick
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope
+	$(PYTEST)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -31,7 +33,7 @@ lint: setup
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope -m "not slow" --quiet
+	$(PYTEST) -m "not slow" --quiet
 
 bench: setup
 	$(BIN)/python benchmarks/throughput.py

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from open_bench.experiments.experiment import Experiment
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.mesh import compile_program, gather
@@ -32,3 +34,10 @@ def harness(chosen: Experiment, devices: list[Any], lifetimes: int, updates: int
         return time.perf_counter() - begin
 
     return run, program.compile_seconds
+
+
+def median_interval(ratios: np.ndarray) -> tuple[float, float]:
+    """A 95 % bootstrap interval of the median of ratios (pairs,)."""
+    drawn = np.random.default_rng(0).integers(len(ratios), size=(10_000, len(ratios)))
+    low, high = np.quantile(np.median(ratios[drawn], axis=1), [0.025, 0.975])
+    return float(low), float(high)

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+from timed import median_interval
 
 HERE = Path(__file__).resolve().parents[1]
 SERVE = """
@@ -114,12 +115,10 @@ def compare(other: Path, optimizer: str, environment: str, updates: int, pairs: 
 @click.option("--pairs", default=24, show_default=True)
 def main(other: Path, optimizers: tuple[str, ...], environment: str, updates: int, pairs: int) -> None:
     """Print the ratios with 95 % bootstrap intervals of their median."""
-    generator = np.random.default_rng(0)
     for optimizer in optimizers:
         found = compare(other.resolve(), optimizer, environment, updates, pairs)
         ratios = found["times"][:, 0] / found["times"][:, 1]
-        drawn = np.median(ratios[generator.integers(pairs, size=(10_000, pairs))], axis=1)
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        low, high = median_interval(ratios)
         here, there = found["compile"]
         click.echo(
             f"{optimizer} on {environment}: {np.median(ratios):.3f} [{low:.3f}, {high:.3f}] × the other's time over "

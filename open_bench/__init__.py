@@ -1,6 +1,6 @@
 """open-bench: compare optimizers for reinforcement learning in one harness.
 
-``train`` one optimizer, ``compare`` several, ``meta_train`` a learned one, ``generalize``; ``load_runs``,
+``train`` one optimizer, ``tune`` it, ``compare`` several, ``meta_train`` a learned one, ``generalize``; ``load_runs``,
 ``load_agent`` and ``leaderboard`` read what is stored. Importing does no work: functions load what they need.
 """
 
@@ -8,7 +8,7 @@ import importlib as _importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from open_bench.api import compare, generalize, leaderboard, load_runs, meta_train, train
+    from open_bench.api import compare, generalize, leaderboard, meta_train, train, tune
     from open_bench.config import Cluster, Execution
     from open_bench.errors import UserError
     from open_bench.events import (
@@ -26,15 +26,16 @@ if TYPE_CHECKING:
         Work,
     )
     from open_bench.experiments.agents import load_agent
+    from open_bench.experiments.session import load_runs
     from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, Search
 
 __all__ = [
     "Advanced", "Cluster", "Compiled", "Compiling", "Ended", "Evaluated", "Execution", "Finished", "Fitted",
     "Generation", "Hyperparameter", "OptimizerSpec", "Search", "Started", "UserError", "Waiting", "Watcher", "Work",
-    "compare", "generalize", "leaderboard", "load_agent", "load_runs", "meta_train", "train",
+    "compare", "generalize", "leaderboard", "load_agent", "load_runs", "meta_train", "train", "tune",
 ]  # fmt: skip
 # Where public names lie; looked through in this order, the heaviest to import last.
-_HOMES = ("errors", "events", "config", "api", "optimizers.spec", "experiments.agents")
+_HOMES = ("errors", "events", "config", "api", "optimizers.spec", "experiments.agents", "experiments.session")
 
 
 def __getattr__(name: str) -> object:

@@ -5,38 +5,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from open_bench.config import Execution, StudyConfig, build, load_study, quiet_xla, several
-from open_bench.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from open_bench.algorithms.base import Algorithm
     from open_bench.evaluation.leaderboard import Leaderboard
-    from open_bench.evaluation.schema import Runs
     from open_bench.experiments.session import Session
     from open_bench.generalization.scores import Generalization
     from open_bench.generalization.study import GeneralizationConfig
     from open_bench.meta_training.run import MetaTrained
     from open_bench.meta_training.spec import MetaConfig
     from open_bench.training.task import Settings
+    from open_bench.tuning.run import Tuned
 
 DEFAULT_STUDY, CUSTOM = "quick", "custom"  # CUSTOM: of which neither optimizers nor environments are left
 HERE = Execution()
 
 
 def train(
-    optimizer: Any,
-    environment: Any,
-    *,
-    algorithm: "str | type[Algorithm] | None" = None,
-    budget: str = "quick",
-    steps: int | None = None,
-    num_seeds: int = 1,
-    root_seed: int = 0,
-    settings: "Settings | None" = None,
-    execution: Execution = HERE,
-    **where: Any,
-) -> "pd.DataFrame":
+    optimizer: Any, environment: Any, *, algorithm: "str | type[Algorithm] | None" = None, budget: str = "quick",
+    steps: int | None = None, num_seeds: int = 1, root_seed: int = 0, settings: "Settings | None" = None,
+    hyperparameters: str | Path | None = None, execution: Execution = HERE, **where: Any,
+) -> "pd.DataFrame":  # fmt: skip
     """Train one optimizer on one environment and store the experiment.
 
     Args:
@@ -47,6 +38,7 @@ def train(
         budget: one of the environment's budgets; ``steps`` (env steps) replaces it.
         num_seeds, root_seed: how many lifetimes (those that are stored are not trained again); the root of all keys.
         settings: settings of the algorithm to replace, such as ``{"num_envs": 32}``; or all, as its ``Config``.
+        hyperparameters: results of ``tune``, or a folder of its files, that come before the settings that ship.
         execution: where and how to run; ``**where`` replaces fields of it, as in ``results="mine", devices=1``.
 
     Returns:
@@ -62,7 +54,8 @@ def train(
         "name": "train", "optimizers": (optimizer,), "environments": (environment,),
         "algorithm": algorithm_name(algorithm), "budget": budget, "num_seeds": num_seeds, "root_seed": root_seed,
     }  # fmt: skip
-    session = _session(build(StudyConfig, values, "train"), steps, settings, execution, where, ranked=False)
+    study = build(StudyConfig, values, "train")
+    session = _session(study, steps, settings, execution, where, ranked=False, hyperparameters=hyperparameters)
     return session.run().scores.sort_values("seed", ignore_index=True)
 
 
@@ -84,21 +77,12 @@ def compare_board(study: str | StudyConfig | None = None, **request: Any) -> "Le
 
 
 def prepare(
-    study: str | StudyConfig | None = None,
-    *,
-    optimizers: Any = None,
-    environments: Any = None,
-    algorithm: "str | type[Algorithm] | None" = None,
-    budget: str | None = None,
-    steps: int | None = None,
-    num_seeds: int | None = None,
-    root_seed: int | None = None,
-    settings: "Settings | None" = None,
-    meta_train: "str | MetaConfig | bool | None" = None,
-    baseline: bool = True,
-    execution: Execution = HERE,
-    **where: Any,
-) -> "Session":
+    study: str | StudyConfig | None = None, *, optimizers: Any = None, environments: Any = None,
+    algorithm: "str | type[Algorithm] | None" = None, budget: str | None = None, steps: int | None = None,
+    num_seeds: int | None = None, root_seed: int | None = None, settings: "Settings | None" = None,
+    meta_train: "str | MetaConfig | bool | None" = None, baseline: bool = True,
+    hyperparameters: str | Path | None = None, execution: Execution = HERE, **where: Any,
+) -> "Session":  # fmt: skip
     """A study that is ready to run: everything in it has been checked, and nothing is trained.
 
     Args:
@@ -123,17 +107,15 @@ def prepare(
     chosen = adjust(chosen, **changes, meta=None if isinstance(meta_train, bool) else meta_train)
     if isinstance(meta_train, bool):
         chosen = chosen.model_copy(update={"meta": (chosen.meta or {}) if meta_train else None})
-    return _session(chosen, steps, settings, execution, where, baseline=baseline)
+    return _session(chosen, steps, settings, execution, where, baseline=baseline, hyperparameters=hyperparameters)
 
 
-def _session(
-    study: StudyConfig, steps: int | None, settings: "Settings | None", execution: Execution,
-    where: Mapping[str, Any], ranked: bool = True, baseline: bool = True,
-) -> "Session":  # fmt: skip
+def _session(study: StudyConfig, steps: int | None, settings: "Settings | None", execution: Execution,
+             where: Mapping[str, Any], **more: Any) -> "Session":  # fmt: skip
     from open_bench.experiments.plan import told_apart
     from open_bench.experiments.session import Session
 
-    session = Session(told_apart(study), steps, settings, execution.but(where), ranked, baseline)
+    session = Session(told_apart(study), steps, settings, execution.but(where), **more)
     session.store.check_writable()
     if study.meta is not None:
         from open_bench.meta_training.as_needed import with_weights
@@ -145,17 +127,10 @@ def _session(
 
 def meta_train(
     optimizer: Any,
-    environments: str | Sequence[str] | None = None,
-    *,
-    study: "str | MetaConfig | None" = None,
-    steps: int | None = None,
-    settings: "Settings | None" = None,
-    name: str | None = None,
-    tensorboard: bool = False,
-    wandb: str | None = None,
-    execution: Execution = HERE,
-    **changes: Any,
-) -> "MetaTrained":
+    environments: str | Sequence[str] | None = None, *, study: "str | MetaConfig | None" = None,
+    steps: int | None = None, settings: "Settings | None" = None, name: str | None = None,
+    tensorboard: bool = False, wandb: str | None = None, execution: Execution = HERE, **changes: Any,
+) -> "MetaTrained":  # fmt: skip
     """Evolve the meta-parameters θ of a learned optimizer, with lifetimes of the harness as fitness.
 
     With ``imitation`` θ is fitted to the updates of hand-designed teachers first, by gradient descent. Interrupted at
@@ -187,21 +162,11 @@ def meta_train(
 
 
 def generalize(
-    optimizers: Any,
-    *,
-    study: "str | GeneralizationConfig" = "smoke",
-    train_on: str | Sequence[str] = (),
-    axes: str | Sequence[str] = (),
-    algorithm: Any = None,
-    budget: str | None = None,
-    steps: int | None = None,
-    num_seeds: int | None = None,
-    root_seed: int | None = None,
-    settings: Mapping[str, Any] | None = None,
-    normalize: str = "adam",
-    execution: Execution = HERE,
-    **where: Any,
-) -> "Generalization":
+    optimizers: Any, *, study: "str | GeneralizationConfig" = "smoke", train_on: str | Sequence[str] = (),
+    axes: str | Sequence[str] = (), algorithm: Any = None, budget: str | None = None, steps: int | None = None,
+    num_seeds: int | None = None, root_seed: int | None = None, settings: Mapping[str, Any] | None = None,
+    normalize: str = "adam", execution: Execution = HERE, **where: Any,
+) -> "Generalization":  # fmt: skip
     """Study how optimizers carry over to what they were not trained or tuned on.
 
     Points along several axes, each with everything else fixed, are ordinary experiments. Tables and figures are written
@@ -231,19 +196,54 @@ def generalize(
     )  # fmt: skip
 
 
-def load_runs(results: str | Path = "results") -> "Runs":
-    """Every stored experiment of a results folder, as tables (``experiments``, ``scores``, ``curves``)."""
-    from open_bench.experiments.store import Store
+def tune(
+    optimizers: Any = None, environments: Any = None, *, study: str | StudyConfig | None = None, trials: int = 16,
+    num_seeds: int = 2, report_seeds: int = 4, algorithm: Any = None, steps: int | None = None,
+    settings: "Settings | None" = None, family: bool = False, ship: bool = False, execution: Execution = HERE,
+    **changes: Any,
+) -> "Tuned":  # fmt: skip
+    """Find hyperparameters, with the same trials, seeds and env steps for every optimizer. See docs/tuning.md.
 
-    store = Store(results)
-    store.refuse_version_1()
-    if not store.experiments.is_dir():
-        raise UserError(f"{results}: no stored runs (there is no folder {store.experiments})")
-    return store.load()
+    Args:
+        optimizers, environments: one or several; see ``train``. By default those of the ``study`` that its rows with
+            ``track=tuned`` and ``track=one_setting`` need.
+        trials, num_seeds: points of each search space; lifetimes of each, under a root seed that no study can use.
+        report_seeds: fresh seeds that winners are run on again, as experiments of the results folder; 0: none.
+        algorithm, steps, settings: see ``train``.
+        family: the result holds for everything under the environment's folder.
+        ship: in a checkout, write to ``baselines/hyperparameters`` as well as to ``<results>/hyperparameters``.
+        **changes: ``budget`` and ``root_seed`` (of the fresh seeds), or fields of ``Execution``.
+
+    Raises:
+        UserError: whatever the request has wrong, before anything trains.
+    """
+    quiet_xla()
+    from open_bench.algorithms.registry import algorithm_name
+    from open_bench.tuning.run import tune as run
+
+    budget, root_seed = (changes.pop(name, None) for name in ("budget", "root_seed"))
+    amount = {"trials": trials, "num_seeds": num_seeds, "report_seeds": report_seeds}
+    return run(study, several(optimizers), several(environments), amount, execution.but(changes), steps=steps,
+               settings=settings, family=family, ship=ship, algorithm=algorithm_name(algorithm), budget=budget,
+               root_seed=root_seed)  # fmt: skip
 
 
-def leaderboard(results: str | Path = "results", budget: str | None = None) -> "Leaderboard":
-    """Write the leaderboard (CSV, Markdown) and figures of a folder from its stored runs; ``budget``: only that one."""
-    from open_bench.experiments.session import write_board
+def leaderboard(
+    results: str | Path = "results", budget: str | None = None, *, tracks: Sequence[str] | str = (),
+    metric: str = "final_return",
+) -> "Leaderboard":  # fmt: skip
+    """Write the leaderboard (CSV, Markdown) and figures of a folder anew, from its stored runs and trials.
 
-    return write_board(Path(results), load_runs(results), budget)
+    Args:
+        results: the folder.
+        budget: only this one.
+        tracks: show only rows with these: default, one setting, tuned, published, learned, given, mixed.
+        metric: column to rank by: final_return, mean_return (the area under the learning curve divided by its length),
+            or another that experiments list.
+
+    Raises:
+        UserError: there are no runs, or a budget, track or metric is unknown.
+    """
+    from open_bench.experiments.session import load_runs, write_board
+
+    return write_board(Path(results), load_runs(results), budget, several(tracks) or (), metric)

@@ -15,6 +15,7 @@ from open_bench.errors import UserError, near_matches
 from open_bench.events import Watcher
 
 MOST_LIFETIMES = 1_000_000  # of an experiment or a generation
+RESERVED_ROOT_SEEDS = 1_000_000  # from here on
 
 
 def check_count(count: int, what: str = "seeds") -> int:
@@ -24,9 +25,19 @@ def check_count(count: int, what: str = "seeds") -> int:
     return count
 
 
+def check_root_seed(root_seed: int) -> int:
+    """``root_seed``, or ValueError for one that is not for studies, so that their seeds are nobody else's."""
+    if root_seed >= RESERVED_ROOT_SEEDS:
+        raise ValueError(
+            f"{root_seed} is a root seed kept for baseline returns and tuning: take one below {RESERVED_ROOT_SEEDS:,}"
+        )
+    return root_seed
+
+
 Positive = Annotated[int, Field(gt=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[Positive, AfterValidator(check_count)]  # of seeds
+RootSeed = Annotated[int, Field(ge=0, strict=True), AfterValidator(check_root_seed)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 
 PROTOCOL_VERSION = 2  # raised whenever results stop being comparable; see CHANGELOG.md
@@ -61,8 +72,7 @@ class StudyConfig(Config):
     algorithm: str | None = None  # each environment's own by default
     budget: str = "quick"
     num_seeds: Count = 4
-    # Root of all keys; larger ones are kept for baseline returns and tuning.
-    root_seed: Annotated[int, Field(ge=0, lt=1_000_000, strict=True)] = 0
+    root_seed: RootSeed = 0  # of all keys
     meta: str | dict[str, Any] | None = None  # study, or settings, that optimizers without weights are meta-trained by
 
     @pydantic.field_validator("optimizers", "environments", mode="after")
@@ -103,6 +113,7 @@ class Execution:
         save_agents: keep the trained agents' parameters (``open_bench.load_agent`` reads them).
         executor: None is this process; a ``Cluster`` joins several hosts.
         progress: True shows what a terminal or notebook can, False and None nothing; else a watcher of events.
+        diagnose: record and store what the algorithm can say of its updates (``load_runs(…).diagnosis``).
     """
 
     results: str | Path = Path("results")
@@ -111,6 +122,7 @@ class Execution:
     save_agents: bool = False
     executor: Cluster | None = None
     progress: bool | Watcher | None = None
+    diagnose: bool = False
 
     def __post_init__(self) -> None:
         if not (self.progress is None or isinstance(self.progress, bool) or callable(self.progress)):

@@ -20,6 +20,7 @@ class Work:
         env_steps: env steps of one lifetime.
         lifetimes: how many are wanted.
         stored: how many of them are there already.
+        counted: what one of them is called.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Work:
     env_steps: int
     lifetimes: int
     stored: int = 0
+    counted: str = "seed"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -229,7 +229,7 @@ def plan_note(started: Started) -> str:
         return f"{many(started.generations, 'generation')}, θ has {many(started.parameters, 'number')}{done}"
     wanted = {work.lifetimes for work in started.work}
     total = sum(work.lifetimes for work in started.work)
-    seeds = f"{many(wanted.pop(), 'seed')} each" if len(wanted) == 1 else many(total, "lifetime")
+    seeds = f"{many(wanted.pop(), started.work[0].counted)} each" if len(wanted) == 1 else many(total, "lifetime")
     stored = sum(work.stored for work in started.work)
     return many(len(started.work), "experiment") + f", {seeds}" + (f", {stored:,} stored already" if stored else "")
 
@@ -288,7 +288,7 @@ def work_note(tally: Tally) -> str:
         return "compiling"
     text = f"{tally.updates:.0f} of {work.updates:,} updates"
     if not tally.staged and work.lifetimes > 1:
-        text += f", {tally.seeds_done} of {many(work.lifetimes, 'seed')} done"
+        text += f", {tally.seeds_done} of {many(work.lifetimes, work.counted)} done"
     return f"{text}; {return_note(tally.episode_return, tally.diverged)}"
 
 

@@ -47,3 +47,13 @@ class Probe(Environment):
         observation = jnp.where(done, first, final)
         truncated = done & self.truncate
         return observation, state, reward, done & ~truncated, truncated, {"final_observation": final}
+
+
+def signs(worth: Any) -> Probe:
+    """One step that shows a sign: ``worth[0]`` is what the sign itself gives, ``worth[1]`` the action that fits it.
+
+    The worth may be traced, so that one program serves several probes.
+    """
+    fits = lambda sign, action: (action == 1) == (sign > 0)
+    reward = lambda step, sign, action: worth[0] * sign + worth[1] * fits(sign, action)
+    return Probe(length=1, random_observation=True, reward=reward)

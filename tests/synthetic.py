@@ -65,9 +65,10 @@ def random_runs(**returns: list) -> Runs:
 
 def join(*several: Runs) -> Runs:
     """All rows together."""
-    return Runs(
-        *(pd.concat([getattr(r, n) for r in several], ignore_index=True) for n in ("experiments", "scores", "curves"))
+    experiments, scores, curves = (
+        pd.concat([getattr(r, n) for r in several], ignore_index=True) for n in ("experiments", "scores", "curves")
     )
+    return Runs(experiments, scores, curves)
 
 
 def shuffled(runs: Runs, root_seed: int) -> Runs:

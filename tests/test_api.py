@@ -52,6 +52,7 @@ def test_an_unknown_argument_is_named_with_those_that_there_are(tmp_path: Path) 
 # --- objects in place of names ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_optax_constructor_is_the_optimizer_of_its_name(tmp_path: Path) -> None:
     log = Log()
     given = open_bench.train(optax.adabelief, "cartpole", results=tmp_path, progress=log, **REQUEST)
@@ -62,9 +63,9 @@ def test_an_optax_constructor_is_the_optimizer_of_its_name(tmp_path: Path) -> No
     assert set(of_a_folder["optimizer"]) == {"optax.contrib.prodigy"}
 
 
-def mine(learning_rate: float = 1e-2, decay: float = 0.9) -> optax.GradientTransformation:
-    """SGD with momentum, of this file."""
-    return optax.sgd(learning_rate, momentum=decay)
+def mine(learning_rate: float = 1e-2) -> optax.GradientTransformation:
+    """SGD, of this file; the same program as other optimizers here, so that they compile once."""
+    return optax.sgd(learning_rate)
 
 
 @pytest.mark.parametrize(
@@ -95,13 +96,14 @@ def test_what_is_no_optimizer_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_objects_stand_in_studies_too(tmp_path: Path) -> None:
     """Environment objects as well."""
     study = StudyConfig(name="objects", optimizers=(mine, optax.adam), environments=(Probe(length=3),), num_seeds=2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = open_bench.compare(
-            study, results=tmp_path, steps=STEPS, settings={**SETTINGS, "num_envs": 4}, devices=2
+            study, results=tmp_path, steps=STEPS, settings={**SETTINGS, "num_envs": 4}, devices=1
         )
     joined = {"adam"}  # no stored returns fit, so Adam is the measure
     assert set(table["optimizer"].str.partition("#")[0]) == {f"{__name__}:mine", "optax.adam"} | joined
@@ -134,6 +136,7 @@ def test_objects_that_no_file_tells_are_numbered() -> None:
         labels([same, same])
 
 
+@pytest.mark.slow
 def test_numbered_objects_train(tmp_path: Path) -> None:
     """Each under its own name."""
     small = {"settings": {**SETTINGS, "num_envs": 4}, "steps": STEPS, "devices": 1}
@@ -217,6 +220,7 @@ def test_what_pqn_cannot_do_is_refused(request_: dict[str, Any], message: str, t
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.slow
 def test_a_learned_optimizer_trains_with_pqn(tmp_path: Path) -> None:
     """The Q-network is the network that acts, so its noise goes there."""
     scores = open_bench.train(
@@ -332,6 +336,7 @@ def test_an_algorithm_from_outside_refuses_what_it_has_not(reinforce: Path, tmp_
 # --- statistics -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_new_statistic_is_one_entry_of_the_table(
     tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,3 +365,23 @@ def test_a_new_statistic_is_one_entry_of_the_table(
     assert "best return" in answer.out
     header = next(folder.glob("shard-*/scores.csv")).read_text().splitlines()[0]
     assert "best_return" in header.split(",")
+
+
+# --- diagnosis --------------------------------------------------------------------------------------------------------
+
+
+def test_diagnosis_is_stored_and_drawn_by_the_commands_that_are_asked_for_it(
+    tmp_path: Path, openbench: OpenBench
+) -> None:
+    given = ["--steps", STEPS, "--devices", 1, *(f"--set={key}={value}" for key, value in SETTINGS.items())]
+    request = ["-o", "adam", "-e", "cartpole", "--no-baseline", "--num-seeds", 2, "--results", tmp_path]
+    openbench("compare", *request, *given, "--diagnose")
+    rows = open_bench.load_runs(tmp_path).diagnosis
+    assert len(rows) == 2 * 40
+    assert set(PPO.diagnostics) <= set(rows.columns)
+    (figure,) = (tmp_path / "figures").glob("*_diagnosis_cartpole*.png")
+    drawn = figure.read_bytes()
+    figure.unlink()
+    openbench("leaderboard", "--results", tmp_path)
+    (again,) = (tmp_path / "figures").glob("*_diagnosis_cartpole*.png")
+    assert again.read_bytes() == drawn

@@ -179,7 +179,7 @@ def test_the_table_of_options_says_which_commands_have_them() -> None:
     for name, command in cli.commands.items():
         below = command.commands if isinstance(command, click.Group) else {}
         commands |= {f"{name} {other}": found for other, found in below.items()} or {name: command}
-    training = ["train", "compare", "generalize", "meta-train"]
+    training = ["train", "compare", "tune", "generalize", "meta-train"]
     table = PAGES["docs/install.md"].partition("## Options")[2].partition("\n## ")[0]
     listed = set()
     for flags, _, where in (

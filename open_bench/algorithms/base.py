@@ -87,6 +87,7 @@ class Algorithm(abc.ABC):
         learns: False for a policy that never changes.
         reports: names in ``update``'s info beside ``loss``; those that are metrics (``training.record.METRICS``) become
             columns.
+        diagnostics: names that ``update`` also reports where diagnosis is on (see there).
     """
 
     name: ClassVar[str]
@@ -97,6 +98,7 @@ class Algorithm(abc.ABC):
     has_policy_loss: ClassVar[bool] = False
     learns: ClassVar[bool] = True
     reports: ClassVar[tuple[str, ...]] = ()
+    diagnostics: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Any, environment: Environment):
         self.config, self.environment = config, environment
@@ -123,6 +125,9 @@ class Algorithm(abc.ABC):
 
         ``training_fraction`` is update / (updates − 1), 0 where that would be 0/0. ``info`` holds ``loss`` (mean over
         the last epoch) and what ``reports`` names, NaN where a number is not known.
+
+        An algorithm that has ``diagnostics`` takes a sixth argument, ``measured``: None, or where diagnosis is on a
+        flag, shape (), that says whether they are wanted of this update; it then adds them to ``info``.
         """
 
     @abc.abstractmethod

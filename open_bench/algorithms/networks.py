@@ -79,6 +79,11 @@ class Categorical(NamedTuple):
         log_probabilities = jax.nn.log_softmax(self.logits)
         return -(jnp.exp(log_probabilities) * log_probabilities).sum(-1)
 
+    def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
+        """KL(self ‖ other) in nats."""
+        own, others = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
+        return (jnp.exp(own) * (own - others)).sum(-1)
+
 
 class DiagonalGaussian(NamedTuple):
     """Independent normals with mean (…, size) and a state-independent log standard deviation (size,)."""
@@ -95,6 +100,11 @@ class DiagonalGaussian(NamedTuple):
 
     def entropy(self) -> Float[Array, "*batch"]:
         return jnp.broadcast_to((self.log_std + 0.5 * jnp.log(2.0 * jnp.pi * jnp.e)).sum(), self.mean.shape[:-1])
+
+    def kl(self, other: "DiagonalGaussian") -> Float[Array, "*batch"]:
+        """KL(self ‖ other) in nats."""
+        ratio, shift = self.log_std - other.log_std, (self.mean - other.mean) * jnp.exp(-other.log_std)
+        return 0.5 * (jnp.exp(2.0 * ratio) - 1.0 - 2.0 * ratio + shift**2).sum(-1)
 
 
 class EpsilonGreedy(NamedTuple):

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Key, Shaped
 from pydantic import Field
 
@@ -16,6 +17,14 @@ from open_bench.algorithms.base import (
     Params,
     PolicyLossFunction,
     mark_finite,
+)
+from open_bench.algorithms.diagnosis import (
+    Diagnosis,
+    dormant_fraction,
+    draw_samples,
+    explained_variance,
+    of_update,
+    when,
 )
 from open_bench.algorithms.epochs import learn
 from open_bench.algorithms.networks import MLP, Categorical, DiagonalGaussian
@@ -70,6 +79,16 @@ class PPO(Algorithm):
     Config = PPOConfig
     acting_network = "actor"
     has_policy_loss = True
+    diagnostics = (
+        "policy_kl",
+        "entropy",
+        "update_ratio",
+        "update_cosine",
+        "gradient_norm",
+        "critic_gradient_norm",
+        "dormant_fraction",
+        "explained_variance",
+    )
 
     def __init__(self, config: PPOConfig, environment: Environment):
         super().__init__(config, environment)
@@ -103,26 +122,51 @@ class PPO(Algorithm):
         state: AgentState,
         training_fraction: Float[Array, ""],
         learning: Learning,
+        measured: Bool[Array, ""] | None = None,
     ) -> tuple[AgentState, dict[str, Float[Array, ""]]]:
         config, policy_loss = self.config, learning.policy_loss
         assert policy_loss is not None
         acting = learning.eval_params(state.optimizer_state, state.params)
         rollout, observation, environment = self.collect(acting, state, rollout_key)
+        batch = self.make_batch(acting, rollout, observation)
         params, optimizer_state, loss, finite = learn(
             lambda params, rows: self.loss(params, rows, policy_loss),
             learning,
             self.acting_network,
             state.params,
             state.optimizer_state,
-            self.make_batch(acting, rollout, observation),
+            batch,
             epochs=config.update_epochs,
             minibatches=config.num_minibatches,
             max_grad_norm=config.max_grad_norm,
             training_fraction=training_fraction,
             key=learning_key,
         )
-        after = AgentState(params, optimizer_state, environment, observation, state.finite)
-        return mark_finite(after, finite), {"loss": loss}
+        after = mark_finite(AgentState(params, optimizer_state, environment, observation, state.finite), finite)
+        info = {"loss": loss}
+        if measured is not None:
+            measure = lambda: self.diagnose(batch, learning_key, state, after, learning)
+            info |= when(measured, self.diagnostics, measure)
+        return after, info
+
+    def diagnose(
+        self, batch: Batch, key: Key[Array, ""], before: AgentState, after: AgentState, learning: Learning
+    ) -> Diagnosis:
+        """``diagnostics`` of an update, on as many samples of its rollout as a minibatch has."""
+        assert learning.policy_loss is not None
+        rows = draw_samples(batch, len(batch.target) // self.config.num_minibatches, key)
+        gradients, _ = jax.grad(self.loss, has_aux=True)(before.params, rows, learning.policy_loss)
+        acted, acts = (learning.eval_params(each.optimizer_state, each.params) for each in (before, after))
+        policy, activations = self.distribution(acts, rows.observation)
+        collected: Any = self.policy(acted, rows.observation)
+        return {
+            **of_update(gradients["actor"], before.params["actor"], after.params["actor"]),
+            "policy_kl": collected.kl(policy).mean(),
+            "entropy": policy.entropy().mean(),
+            "critic_gradient_norm": optax.tree.norm(gradients["critic"]),
+            "dormant_fraction": dormant_fraction(activations),
+            "explained_variance": explained_variance(rows.target, rows.value),
+        }
 
     def policy(self, params: Params, observation: Array) -> Categorical | DiagonalGaussian:
         return self.distribution(params, observation)[0]

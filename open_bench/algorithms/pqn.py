@@ -20,6 +20,14 @@ from open_bench.algorithms.base import (
     Params,
     mark_finite,
 )
+from open_bench.algorithms.diagnosis import (
+    Diagnosis,
+    dormant_fraction,
+    draw_samples,
+    explained_variance,
+    of_update,
+    when,
+)
 from open_bench.algorithms.epochs import learn
 from open_bench.algorithms.networks import MLP, EpsilonGreedy
 from open_bench.algorithms.rollout import Rollout, collect, flat
@@ -77,6 +85,14 @@ class PQN(Algorithm):
     Config = PQNConfig
     acting_network = "q"
     reports = ("greedy_return",)
+    diagnostics = (
+        "greedy_change",
+        "update_ratio",
+        "update_cosine",
+        "gradient_norm",
+        "dormant_fraction",
+        "explained_variance",
+    )
 
     def __init__(self, config: PQNConfig, environment: Environment):
         super().__init__(config, environment)
@@ -114,17 +130,19 @@ class PQN(Algorithm):
         state: AgentState,
         training_fraction: Float[Array, ""],
         learning: Learning,
+        measured: Bool[Array, ""] | None = None,
     ) -> tuple[AgentState, dict[str, Float[Array, ""]]]:
         config = self.config
         acting = learning.eval_params(state.optimizer_state, state.params)
         rollout, observation, environment = self.collect(acting, state, self.epsilon(training_fraction), rollout_key)
+        batch = self.make_batch(acting, rollout, observation)
         params, optimizer_state, loss, finite = learn(
             self.loss,
             learning,
             self.acting_network,
             state.params,
             state.optimizer_state,
-            self.make_batch(acting, rollout, observation),
+            batch,
             epochs=config.num_epochs,
             minibatches=config.num_minibatches,
             max_grad_norm=config.max_grad_norm,
@@ -132,8 +150,29 @@ class PQN(Algorithm):
             key=learning_key,
         )
         greedy, returns = self.measure_greedy(acting, state.extra, training_fraction, rollout_key)
-        after = AgentState(params, optimizer_state, environment, observation, state.finite, greedy)
-        return mark_finite(after, finite), {"loss": loss, "greedy_return": returns}
+        after = mark_finite(AgentState(params, optimizer_state, environment, observation, state.finite, greedy), finite)
+        info = {"loss": loss, "greedy_return": returns}
+        if measured is not None:
+            measure = lambda: self.diagnose(batch, learning_key, state, after, learning)
+            info |= when(measured, self.diagnostics, measure)
+        return after, info
+
+    def diagnose(
+        self, batch: Batch, key: Key[Array, ""], before: AgentState, after: AgentState, learning: Learning
+    ) -> Diagnosis:
+        """``diagnostics`` of an update, on as many samples of its rollout as a minibatch has."""
+        rows = draw_samples(batch, len(batch.target) // self.config.num_minibatches, key)
+        gradients, _ = jax.grad(self.loss, has_aux=True)(before.params, rows)
+        acted, acts = (learning.eval_params(each.optimizer_state, each.params) for each in (before, after))
+        collected, _ = self.values(acted, rows.observation)
+        values, activations = self.values(acts, rows.observation)
+        chosen = jnp.take_along_axis(collected, rows.action[:, None], axis=-1)[:, 0]
+        return {
+            **of_update(gradients["q"], before.params["q"], after.params["q"]),
+            "greedy_change": (collected.argmax(-1) != values.argmax(-1)).mean(dtype=jnp.float32),
+            "dormant_fraction": dormant_fraction(activations),
+            "explained_variance": explained_variance(rows.target, chosen),
+        }
 
     def policy(self, params: Params, observation: Array) -> EpsilonGreedy:
         return EpsilonGreedy(self.values(params, observation)[0], self.config.eps_finish)

@@ -256,7 +256,12 @@ def weights_report(report: Mapping[str, Any]) -> Group:
     lines = [f"{report['kind']}, {report['parameters']:,} numbers", f"hash {report['hash'] or '(known once imported)'}"]
     if report.get("belongs_to"):
         lines.append(f"weights of {report['belongs_to']}")
-    lines += [f"{key}: {value}" for key, value in _flat(report["metadata"])]
+    metadata = dict(report["metadata"])
+    if isinstance(named := metadata.get("environments"), Mapping) and named:
+        lines.append(f"trained on {', '.join(map(str, named))}")
+        if not any(named.values()):  # the names are all there is
+            del metadata["environments"]
+    lines += [f"{key}: {value}" for key, value in _flat(metadata)]
     arrays = [
         {"array": name or "(flat vector)", "shape": " × ".join(map(str, shape))}
         for name, shape in report["arrays"].items()

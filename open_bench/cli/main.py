@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from open_bench.cli import console, generalize, inspect, meta_train, results, run, weights
+from open_bench.cli import console, generalize, inspect, meta_train, results, run, tune, weights
 from open_bench.cli.options import Stopped
 from open_bench.config import quiet_xla
 from open_bench.errors import UserError
@@ -97,6 +97,7 @@ def cli() -> None:
 COMMANDS: tuple[click.Command, ...] = (
     run.train,
     run.compare,
+    tune.tune,
     meta_train.meta_train,
     generalize.generalize,
     results.leaderboard,

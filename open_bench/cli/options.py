@@ -77,7 +77,10 @@ _HOW_TO_RUN = options(
     click.option("--dry-run", is_flag=True, help="Print the plan with an estimate, and train nothing."),
     JSON,
 )
-SAVE_AGENTS = click.option("--save-agents", is_flag=True, help="Keep the trained agents' parameters.")
+KEEP = options(
+    click.option("--save-agents", is_flag=True, help="Keep the trained agents' parameters."),
+    click.option("--diagnose", is_flag=True, help="Record why an optimizer wins or collapses: KL, entropy, norms, …"),
+)
 
 
 def trains(command: Command) -> Command:
@@ -87,7 +90,7 @@ def trains(command: Command) -> Command:
     def run(
         results: Path, devices: int | None, vmap_size: int | None, coordinator: str | None, num_processes: int | None,
         process_id: int | None, quiet: bool, plain: bool, dry_run: bool, as_json: bool, save_agents: bool = False,
-        **request: Any,
+        diagnose: bool = False, **request: Any,
     ) -> None:  # fmt: skip
         from open_bench.progress import Tally
 
@@ -95,7 +98,7 @@ def trains(command: Command) -> Command:
         cluster = Cluster(coordinator, num_processes, process_id) if joined else None
         tally = Tally()
         watcher = _plan_only(as_json) if dry_run else _watcher(tally, quiet, plain)
-        execution = Execution(results, devices, vmap_size, save_agents, cluster, watcher)
+        execution = Execution(results, devices, vmap_size, save_agents, cluster, watcher, diagnose)
         with _explained(tally, request.get("settings") or {}), contextlib.suppress(_Planned):
             command(execution=execution, as_json=as_json, **request)
 

@@ -14,12 +14,17 @@ WRITTEN = ("leaderboard.csv", "leaderboard.md", "figures/")
 @click.command()
 @RESULTS
 @click.option("--budget", help="Only this budget.")
+@click.option("--track", "tracks", multiple=True,
+              help="Show only rows of this track: default, 'one setting', tuned, published, learned, given, mixed; "
+                   "repeatable.")  # fmt: skip
+@click.option("--metric", default="final_return", show_default=True,
+              help="Column to rank by; mean_return is the area under the learning curve over its length.")  # fmt: skip
 @JSON
-def leaderboard(results: Path, budget: str | None, as_json: bool) -> None:
-    """Write the leaderboard and the figures of a results folder anew, from its stored experiments."""
+def leaderboard(results: Path, budget: str | None, tracks: tuple[str, ...], metric: str, as_json: bool) -> None:
+    """Write the leaderboard and the figures of a results folder anew, from its stored experiments and trials."""
     from open_bench import api
 
-    print_board(api.leaderboard(results, budget), results, as_json)
+    print_board(api.leaderboard(results, budget, tracks=tracks, metric=metric), results, as_json)
 
 
 def print_board(board: Any, results: Path, as_json: bool) -> None:

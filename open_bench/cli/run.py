@@ -5,11 +5,13 @@ from typing import Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, BUDGET, SAVE_AGENTS, SET, STEPS, num_seeds, options, root_seed, trains
+from open_bench.cli.options import ALGORITHM, BUDGET, KEEP, SET, STEPS, num_seeds, options, root_seed, trains
 from open_bench.cli.results import print_board
 from open_bench.config import Execution
 
-_REQUEST = options(ALGORITHM, STEPS, SET, SAVE_AGENTS, trains)
+HYPERPARAMETERS = click.option("--hyperparameters", metavar="FOLDER",
+                               help="Results of tune: its settings come before those that ship.")  # fmt: skip
+_REQUEST = options(ALGORITHM, STEPS, SET, HYPERPARAMETERS, KEEP, trains)
 
 
 @click.command()

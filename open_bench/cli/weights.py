@@ -47,10 +47,13 @@ def inspect(file: str, as_json: bool) -> None:
     "--train-on", multiple=True, metavar="ENV", help="Where they were trained, if they do not say; repeatable."
 )
 def import_(file: Path, optimizer: str, name: str | None, train_on: tuple[str, ...]) -> None:
-    """Check FILE (.safetensors, OPEN's flat .npy, LPO's .npz, a VeLO folder) and keep it in your library."""
+    """Check FILE and keep it in your library: .safetensors, OPEN's .npy, LPO's .npz, Celo's .state, a VeLO folder."""
+    from open_bench.environments.registry import load_environment
     from open_bench.optimizers.registry import learned_spec
     from open_bench.weights import library
 
+    for environment in train_on:
+        load_environment(environment)  # which says what is wrong with a name that means nothing
     path, found = library.import_named(file, learned_spec(optimizer), name, train_on)
     console.say(f"{path}  {found.hash[:12]}")
 
@@ -74,14 +77,20 @@ def export(source: str, target: Path, optimizer: str, kind: str | None, overwrit
 
 @weights.command()
 @click.argument("name")
+@click.argument("only", nargs=-1)
 @click.option("--url", help="Another address of the folder (http, https), or a local folder.")
 @click.option("--any-size", is_flag=True, help="Accept other weights of the optimizer than the official ones.")
 @click.option("--to", "destination", type=click.Path(path_type=Path), help="Folder; by default your library.")
-def fetch(name: str, url: str | None, any_size: bool, destination: Path | None) -> None:
-    """Download the weights that are published as NAME (velo, open), verify them, and keep them in your library."""
-    from open_bench.weights.fetch import fetch_weights
+def fetch(name: str, only: tuple[str, ...], url: str | None, any_size: bool, destination: Path | None) -> None:
+    """Download the weights that are published as NAME (open, velo, celo), verify them, and keep them in your library.
+
+    NAME may hold several: `openbench weights fetch open` brings all seven of OPEN's authors, and
+    `openbench weights fetch open breakout` one of them, used as open@breakout.
+    """
+    from open_bench.weights.fetch import fetch_weights, used_as
 
     with console.download_bars() as update:
-        paths = fetch_weights(name, url, destination, official=not any_size, progress=update)
-    for path in paths:
-        console.say(f"{path}: verified")
+        found = fetch_weights(name, only, url, destination, official=not any_size, progress=update)
+    for weights, path in found:
+        use = "" if destination else f", use it as {used_as(weights)}"
+        console.say(f"{path}: verified{use}")

@@ -9,19 +9,24 @@ memory, which differs between optimizers; so they may mix, and a note says so. O
 environment at several vmap sizes is there a board for each vmap size.
 
 **Told apart.** Two θ of one optimizer in one environment are two rows, ``open (1a2b3c4d)``, and so are
-hyperparameters of two origins, ``lion (default)`` and ``lion (tuned)``.
+hyperparameters of two origins, ``lion (default)`` and ``lion (tuned)``. Experiments that differ in nothing but their
+names (the best known setting, and the same one asked for by its track) are one: the one with more seeds.
+
+**Tracks.** A row's track is what the optimizer was given: ``learned`` for a θ, else the origin of its hyperparameters.
+Where that differs between environments it is ``mixed``, and a note says what it was where.
 
 **Refused.** Any other two experiments of one optimizer in one environment of a board, and an environment with two
 lengths or settings under one budget: UserError names them.
 
 **One scale.** Stored returns where they fit every environment, else the board's own Adam and random policy, else none
-(``metrics.scale_plan``); lifetimes of the random policy are never ranked. What missing returns count as is defined in
-``metrics`` too. All of it is counted, and noted.
+(``metrics.scale_plan``); lifetimes of the random policy are never ranked. Of several Adams that one is 1 which ran in
+most environments, of those the tuned one before one setting, published, default and given. What missing returns count
+as is defined in ``metrics`` too. All of it is counted, and noted.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -32,10 +37,14 @@ from open_bench.evaluation import metrics
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
 from open_bench.evaluation.bootstrap import ScoreMatrix
 from open_bench.evaluation.metrics import RandomReturns, Scale, ScalePlan, ScoreTable
-from open_bench.evaluation.schema import RANDOM, SETTINGS, Runs, validate
+from open_bench.evaluation.schema import LEARNED, MIXED, ORIGINS, RANDOM, SETTINGS, Runs, tracks, validate, with_absent
 
 BOARD_COLUMNS = ("algorithm", "budget", "protocol", "root_seed")
 # What is measured and no one's choice, so no difference between two experiments.
+_ADAMS = (
+    metrics.ADAM,
+    *(f"{metrics.ADAM} ({each})" for each in ("tuned", "one setting", "published", "default", "given")),
+)
 _MEASURED = ("experiment", "steps_per_second", "run_seconds", "compile_seconds", "hardware", "revision")
 
 
@@ -65,6 +74,9 @@ class BoardScores:
         normalized: those with a scale too: what scores are aggregated over.
         stand_in: return given to a lifetime without one, by environment; NaN where none is known.
         plan: what scores are measured against.
+        adam: label of the Adam that is 1 where scores are by the board's own, and that others are compared with.
+        tracks: of every optimizer, by label.
+        optimizers: labels of those that are shown, sorted; the others are there to be compared with.
         scales: by environment, for ``normalized``.
         notes: what a reader of the board has to know.
     """
@@ -80,17 +92,15 @@ class BoardScores:
     normalized: tuple[str, ...]
     stand_in: Mapping[str, float]
     plan: ScalePlan
+    adam: str
+    tracks: Mapping[str, str]
+    optimizers: tuple[str, ...]
     scales: Mapping[str, Scale]
     notes: tuple[str, ...]
 
     @functools.cached_property
     def _table(self) -> ScoreTable:
         return ScoreTable(self.rows)
-
-    @property
-    def optimizers(self) -> tuple[str, ...]:
-        """Labels of the optimizers, sorted."""
-        return tuple(sorted(set(self.rows["optimizer"])))
 
     def lacking(self, optimizer: str, environments: tuple[str, ...]) -> tuple[str, ...]:
         """Those of ``environments`` in which the optimizer has not run."""
@@ -106,7 +116,11 @@ class BoardScores:
 
 
 def boards(
-    runs: Runs, baseline_returns: BaselineReturns, budget: str | None = None, metric: str = "final_return"
+    runs: Runs,
+    baseline_returns: BaselineReturns,
+    budget: str | None = None,
+    metric: str = "final_return",
+    only: Collection[str] = (),
 ) -> tuple[BoardScores, ...]:
     """Split ``runs`` into boards, sorted by algorithm, budget, protocol, root seed and vmap size.
 
@@ -114,9 +128,10 @@ def boards(
         baseline_returns: stored returns by environment (``load_baseline_returns``).
         budget: only this one; default: all, each apart.
         metric: ``final_return``, ``mean_return``, or another that experiments list.
+        only: tracks to show; default: all. Boards without one of them are left out.
 
     Raises:
-        UserError: there is nothing to rank, the budget or metric is unknown, or experiments do not compare.
+        UserError: there is nothing to rank, the budget, metric or a track is unknown, or experiments do not compare.
         BadRows: the tables break the schema.
     """
     validate(runs)
@@ -133,13 +148,21 @@ def boards(
             hint = near_matches(budget, budgets)
             raise UserError(f"no runs at budget {budget!r}; there are {', '.join(budgets)}.{hint}")
         experiments = experiments[experiments["budget"] == budget]
-    maker = _Maker(runs, baseline_returns, metrics.random_returns(runs, metric), metric)
-    groups = experiments.groupby(list(BOARD_COLUMNS), sort=True)
-    return tuple(
+    maker = _Maker(runs, baseline_returns, metrics.random_returns(runs, metric), metric, frozenset(only))
+    groups = with_absent(experiments).groupby(list(BOARD_COLUMNS), sort=True)
+    made = [
         maker.board(BoardKey(str(key[0]), str(key[1]), int(key[2]), int(key[3])), vmap_size, part)
         for key, group in groups
         for vmap_size, part in _by_vmap_size(group)
-    )
+    ]
+    there = sorted({track for board in made for track in board.tracks.values()})
+    for track in only:
+        if track not in there:
+            known = sorted({*there, *ORIGINS, LEARNED, MIXED})
+            raise UserError(
+                f"no row has the track {track!r}; there are {', '.join(there)}.{near_matches(track, known)}"
+            )
+    return tuple(board for board in made if board.optimizers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,14 +173,17 @@ class _Maker:
     baseline_returns: BaselineReturns
     random: Mapping[tuple[str, str, int, int], RandomReturns]
     metric: str
+    only: frozenset[str]
 
     def board(self, key: BoardKey, vmap_size: int | None, experiments: pd.DataFrame) -> BoardScores:
         experiments = _label(experiments).sort_values(["optimizer", "environment"], ignore_index=True)
+        experiments = _without_twins(experiments, self.runs.scores["experiment"].value_counts())
         _check_comparable(experiments, key.budget)
         steps = experiments.groupby("environment")["env_steps"].first().to_dict()
-        optimizers = set(experiments["optimizer"])
+        row_tracks, adam = _row_tracks(experiments), _adam(experiments)
+        shown = tuple(sorted(name for name, track in row_tracks.items() if not self.only or track in self.only))
         plan = metrics.scale_plan(
-            steps, key.algorithm, key.budget, optimizers, self.baseline_returns, self.metric, steps
+            steps, key.algorithm, key.budget, row_tracks, self.baseline_returns, self.metric, steps, adam
         )
         rows, stand_in, scales, notes = [], {}, {}, []
         for environment in sorted(steps):
@@ -165,13 +191,13 @@ class _Maker:
             random = self._random(plan, environment, key)
             where = f"{environment} at {key.budget}"
             stand_in[environment] = metrics.stand_in(mine, random)
-            notes += _failure_notes(where, mine, stand_in[environment], random)
+            notes += _failure_notes(where, mine, shown, stand_in[environment], random)
             nothing = bool(mine["unfinished"].all())
             mine["value"] = metrics.filled(mine, random)
-            scale = self._scale(plan, environment, key, mine, random)
+            scale = self._scale(plan, environment, key, mine[mine["optimizer"] == adam], random)
             if isinstance(scale, Scale):
                 scales[environment] = scale
-                mine["score"] = metrics.scored(mine, scale, paired=plan.kind == "own")
+                mine["score"] = metrics.scored(mine, scale, plan.kind == "own", adam)
             else:
                 mine["score"] = np.nan
                 if plan.kind != "none" and not nothing:
@@ -194,8 +220,11 @@ class _Maker:
             normalized=tuple(name for name in observed if name in scales),
             stand_in=stand_in,
             plan=plan,
+            adam=adam,
+            tracks=row_tracks,
+            optimizers=shown,
             scales=scales,
-            notes=(plan.reason, *notes, *_pairing_notes(plan, joined), *_mixture_notes(experiments)),
+            notes=(plan.reason, *notes, *_pairing_notes(plan, joined, adam), *_mixture_notes(experiments, shown)),
         )
 
     def _random(self, plan: ScalePlan, environment: str, key: BoardKey) -> RandomReturns:
@@ -208,7 +237,7 @@ class _Maker:
         return RandomReturns(interval.mean) if interval is not None else RandomReturns()
 
     def _scale(
-        self, plan: ScalePlan, environment: str, key: BoardKey, rows: pd.DataFrame, random: RandomReturns
+        self, plan: ScalePlan, environment: str, key: BoardKey, adam: pd.DataFrame, random: RandomReturns
     ) -> Scale | str:
         if plan.kind == "stored":
             known = returns_of(self.baseline_returns, environment)
@@ -217,8 +246,7 @@ class _Maker:
             return ""
         if random.by_seed.empty:
             return "the random policy has not run"
-        adam = rows[rows["optimizer"] == metrics.ADAM].set_index("seed")["value"]
-        return metrics.own_scale(adam, random)
+        return metrics.own_scale(adam.set_index("seed")["value"], random)
 
 
 def _by_vmap_size(experiments: pd.DataFrame) -> list[tuple[int | None, pd.DataFrame]]:
@@ -240,6 +268,25 @@ def _label(experiments: pd.DataFrame) -> pd.DataFrame:
         named = experiments["optimizer"] + " (" + experiments[column].where(experiments[column] != "", nothing) + ")"
         experiments = experiments.assign(optimizer=named.where(several, experiments["optimizer"]))
     return experiments
+
+
+def _without_twins(experiments: pd.DataFrame, num_seeds: pd.Series) -> pd.DataFrame:
+    """Of experiments that differ in nothing that is recorded, the one with most seeds."""
+    same = [name for name in experiments if name not in _MEASURED]
+    order = experiments["experiment"].map(num_seeds).sort_values(ascending=False, kind="stable").index
+    return experiments.loc[experiments.loc[order, same].drop_duplicates().sort_index().index].reset_index(drop=True)
+
+
+def _row_tracks(experiments: pd.DataFrame) -> dict[str, str]:
+    """The track of each row of the board, by label."""
+    found = tracks(experiments).groupby(experiments["optimizer"]).unique()
+    return {str(name): str(each[0]) if len(each) == 1 else MIXED for name, each in found.items()}
+
+
+def _adam(experiments: pd.DataFrame) -> str:
+    """The Adam that scores are measured against, where they are by the board's own."""
+    ran = {name: int((experiments["optimizer"] == name).sum()) for name in _ADAMS}
+    return max(_ADAMS, key=lambda name: ran[name])  # the first of the most
 
 
 def _check_comparable(experiments: pd.DataFrame, budget: str) -> None:
@@ -270,11 +317,13 @@ def _rows_of(environment: str, experiments: pd.DataFrame, scores: pd.DataFrame, 
     return mine[["optimizer", "environment", "seed", "value", "diverged", "unfinished"]]
 
 
-def _failure_notes(where: str, rows: pd.DataFrame, stand_in: float, random: RandomReturns) -> list[str]:
+def _failure_notes(
+    where: str, rows: pd.DataFrame, shown: tuple[str, ...], stand_in: float, random: RandomReturns
+) -> list[str]:
     """Lifetimes without a return of one environment (not filled in yet), in a fixed order."""
     if rows["unfinished"].all():
         return [f"{where}: no episode finished within the budget; left out of every aggregate"]
-    notes = []
+    rows, notes = rows[rows["optimizer"].isin(shown)], []
     for column, what in (("diverged", "diverged"), ("unfinished", "finished no episode")):
         counts = rows[rows[column]].groupby("optimizer").size()
         if len(counts):
@@ -291,7 +340,7 @@ def _describe(stand_in: float, random: RandomReturns) -> str:
     return f"the lowest return of any seed, {stand_in:.4g}, as the random policy's is not known"
 
 
-def _pairing_notes(plan: ScalePlan, rows: pd.DataFrame) -> list[str]:
+def _pairing_notes(plan: ScalePlan, rows: pd.DataFrame, adam: str) -> list[str]:
     """Who has lifetimes that no lifetime of Adam is the pair of."""
     if plan.kind != "own":
         return []
@@ -300,10 +349,11 @@ def _pairing_notes(plan: ScalePlan, rows: pd.DataFrame) -> list[str]:
     if alone.empty:
         return []
     who = ", ".join(f"{count} of {optimizer}" for optimizer, count in alone.items())
-    return [f"{who} have no score, as {metrics.ADAM} has not run with their seeds"]
+    return [f"{who} have no score, as {adam} has not run with their seeds"]
 
 
-def _mixture_notes(experiments: pd.DataFrame) -> list[str]:
+def _mixture_notes(experiments: pd.DataFrame, shown: tuple[str, ...]) -> list[str]:
+    experiments = experiments[experiments["optimizer"].isin(shown)]
     notes = []
     vmap_sizes = sorted(set(experiments["vmap_size"]))
     if len(vmap_sizes) > 1:

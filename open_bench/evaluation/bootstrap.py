@@ -1,15 +1,17 @@
-"""Aggregates with interval estimates, by rliable (Agarwal et al. 2021, arXiv 2108.13264).
+"""Aggregates with interval estimates, after rliable (Agarwal et al. 2021, arXiv 2108.13264).
 
-All intervals are 95 % percentile bootstrap intervals, stratified by environment: seeds are drawn again within
-each environment. rliable 1.2 ignores its ``random_state`` and draws from numpy's global generator, so that generator
-is seeded around each call and put back; the same scores give the same numbers. The seed is one constant: matrices of
-one shape meet the same resamples, so comparing two optimizers compares scores, not luck.
+Intervals of aggregates are 95 % percentile bootstrap intervals, stratified by environment: seeds are drawn again within
+each environment. A resample is held as counts, how often it drew each score, so that all resamples of a statistic are
+a few products of matrices; on the same resamples the results are rliable's, to rounding. The seed is one constant:
+matrices of one shape meet the same resamples, so comparing two optimizers compares scores, not luck.
+
+Intervals of **paired differences** are no bootstrap intervals: percentile intervals of few seeds are too narrow. They
+are Student's, with a variance for each environment and Satterthwaite's degrees of freedom; see ``paired_difference``.
 
 A single seed says nothing about its spread, so its intervals are NaN rather than of width zero. Of a matrix that is
 not there (None) there is no estimate.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -21,6 +23,7 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 _SEED = 2407
 _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+_AT_ONCE = 2**16  # scores of resamples that are held together: what a cache holds
 
 
 class Estimate(NamedTuple):
@@ -85,90 +88,130 @@ def aggregates(scores: ScoreMatrix, resamples: int = RESAMPLES) -> dict[str, Est
     """
     from rliable import metrics
 
-    functions = (
-        metrics.aggregate_iqm,
-        metrics.aggregate_median,
-        metrics.aggregate_mean,
-        metrics.aggregate_optimality_gap,
-    )
-    value, low, high = _bootstrap(lambda x: np.array([f(x) for f in functions]), [scores], resamples)
+    values, clipped = scores.values, np.minimum(scores.values, 1.0)
+
+    def statistic(counts: np.ndarray) -> np.ndarray:
+        means = np.einsum("rse,se->re", counts, values) / len(values)
+        gap = 1.0 - _mean(clipped, counts)
+        return np.stack([_iqm(values, counts), np.median(means, axis=1), means.mean(axis=1), gap], axis=1)
+
+    _, low, high = _bootstrap(statistic, [scores], resamples)
+    value = [getattr(metrics, f"aggregate_{name}")(values) for name in AGGREGATES]
     return {name: Estimate(*map(float, each)) for name, *each in zip(AGGREGATES, value, low, high, strict=True)}
 
 
 def performance_profile(scores: ScoreMatrix, thresholds: np.ndarray, resamples: int = RESAMPLES) -> Profile:
     """Fraction of runs, over all environments, whose score is above each of ``thresholds`` (n,)."""
-    thresholds = np.asarray(thresholds, dtype=float)
-    total = scores.values.size
-
-    def above(x: np.ndarray) -> np.ndarray:  # rliable's score distribution without its Python loop over thresholds
-        return (total - np.searchsorted(np.sort(x, axis=None), thresholds, side="right")) / total
-
-    return Profile(*_bootstrap(above, [scores], resamples))
+    above = scores.values.reshape(-1, 1) > np.asarray(thresholds, dtype=float)
+    fraction = above / scores.values.size
+    return Profile(*_bootstrap(lambda counts: _flat(counts) @ fraction, [scores], resamples))
 
 
 def probability_of_improvement(x: ScoreMatrix | None, y: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
     """P(X > Y) + ½·P(X = Y) of a run of each in the same environment, averaged over environments; ½ is a draw.
 
-    It needs no scale, so raw returns do. The numbers of seeds may differ. Raises ValueError unless both have
-    the same environments in the same order.
-    """
-    _same_environments(x, y)
-    return _estimate(win_rate, [x, y], resamples)
-
-
-def win_rate(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(1,): Mann-Whitney U / (nₓ·n_y) averaged over tasks: rliable's metric, 50 times faster than its p-values."""
-    difference = x[:, None, :] - y[None, :, :]
-    return np.array([np.mean((difference > 0) + 0.5 * (difference == 0))])
-
-
-def paired_difference(x: ScoreMatrix | None, y: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
-    """Mean of X − Y over the (seed, environment) pairs that both have; pairs are resampled together.
-
-    Every optimizer meets the same seeds, so what a seed does to both cancels and the interval is narrower than that
-    of two separate means; no estimate where no seed is shared. Raises ValueError unless both have the same
-    environments.
+    Mann-Whitney's U / (nₓ·n_y). It needs no scale, so raw returns do. The numbers of seeds may differ. Raises
+    ValueError unless both have the same environments in the same order.
     """
     if x is None or y is None:
         return NO_ESTIMATE
     _same_environments(x, y)
+    difference = x.values[:, None, :] - y.values[None, :, :]
+    wins = ((difference > 0) + 0.5 * (difference == 0)) / difference.size
+
+    def statistic(of_x: np.ndarray, of_y: np.ndarray) -> np.ndarray:
+        tasks = range(wins.shape[2])
+        return sum(((of_x[:, :, e] @ wins[:, :, e]) * of_y[:, :, e]).sum(axis=1, keepdims=True) for e in tasks)
+
+    return _single(_bootstrap(statistic, [x, y], resamples))
+
+
+def paired_difference(x: ScoreMatrix | None, y: ScoreMatrix | None) -> Estimate:
+    """Mean of X − Y over the (seed, environment) pairs that both have, with an interval that holds its level.
+
+    Every optimizer meets the same seeds, so what a seed does to both cancels. ``difference_interval`` says which
+    interval. No estimate where no seed is shared. Raises ValueError unless both have the same environments.
+    """
+    difference = differences(x, y)
+    return NO_ESTIMATE if difference is None else difference_interval(difference)
+
+
+def differences(x: ScoreMatrix | None, y: ScoreMatrix | None) -> np.ndarray | None:
+    """X − Y, (shared seeds, environments); None where no seed is shared. Raises as ``paired_difference`` does."""
+    if x is None or y is None:
+        return None
+    _same_environments(x, y)
     shared = tuple(seed for seed in x.seeds if seed in y.seeds)
-    if not shared:
-        return NO_ESTIMATE
-    difference = x.only(shared).values - y.only(shared).values
-    return mean_estimate(ScoreMatrix(difference, shared, x.environments), resamples)
+    return x.only(shared).values - y.only(shared).values if shared else None
+
+
+def difference_interval(difference: np.ndarray) -> Estimate:
+    """Mean of differences (seeds, environments), environments weighted alike, with its Student interval.
+
+    The variance of the mean is that of the environments' means, Σ sₑ²/n / E², each with its own sₑ, and Satterthwaite's
+    (1946) degrees of freedom, (Σ sₑ²)² / Σ sₑ⁴/(n − 1). What environments differ by is no noise, and one noisy
+    environment costs degrees of freedom. benchmarks/paired_differences.py compares it with bootstrap intervals.
+    """
+    mean, error, freedom = _student(difference)
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(freedom, _TAILS[1])) * error if error > 0 else error  # NaN for a single seed
+    return Estimate(mean, mean - half, mean + half)
+
+
+def difference_bands(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean of differences (seeds, points), NaN left out, with each point's Student interval: (points,) each."""
+    known = [column[~np.isnan(column)][:, None] for column in values.T]
+    value, low, high = np.array([difference_interval(each) if len(each) else NO_ESTIMATE for each in known]).T
+    return value, low, high
+
+
+def p_value(difference: np.ndarray) -> float:
+    """Two-sided, of the mean of differences (seeds, environments) being 0, by the same statistic as the interval."""
+    from scipy.special import stdtr
+
+    mean, error, freedom = _student(difference)
+    if error > 0:
+        return float(2 * stdtr(freedom, -abs(mean) / error))
+    return 1.0 if mean == 0 or np.isnan(error) else 0.0
+
+
+def _student(difference: np.ndarray) -> tuple[float, float, float]:
+    """(mean, its standard error, degrees of freedom); the last two are NaN for a single seed."""
+    seeds, tasks = difference.shape
+    mean = float(difference.mean())
+    if seeds < 2:
+        return mean, float("nan"), float("nan")
+    variances = difference.var(axis=0, ddof=1)
+    total = float(variances.sum())
+    if total == 0:
+        return mean, 0.0, float("nan")
+    shares = variances / total  # squares of tiny variances would vanish
+    return mean, (total / seeds) ** 0.5 / tasks, float((seeds - 1) / (shares**2).sum())
 
 
 def mean_estimate(scores: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
-    """Mean of all values, environments weighted alike; the estimate behind returns and paired differences.
-
-    Vectorized, as there are many of these: rliable's own interval, from its resamples.
-    """
+    """Mean of all values, environments weighted alike."""
     if scores is None:
         return NO_ESTIMATE
-    value, unknown = float(scores.values.mean()), float("nan")
-    if len(scores.seeds) < 2:
-        return Estimate(value, unknown, unknown)
-    # (resamples, seeds, tasks) indices of seeds, in the order in which rliable draws them.
-    drawn = np.random.RandomState(_SEED).choice(len(scores.seeds), (resamples, *scores.values.shape))
-    means = scores.values[drawn, np.arange(len(scores.environments))].mean(axis=(1, 2))
-    return Estimate(value, *map(float, np.quantile(means, _TAILS)))
+    values = scores.values
+    return _single(_bootstrap(lambda counts: _mean(values, counts)[:, None], [scores], resamples))
 
 
 def iqm_estimate(scores: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
     """Interquartile mean of all values: the mean of their middle half."""
-    return _estimate(_iqm, [scores], resamples)
+    if scores is None:
+        return NO_ESTIMATE
+    values = scores.values
+    return _single(_bootstrap(lambda counts: _iqm(values, counts)[:, None], [scores], resamples))
 
 
 def iqm_gap(x: ScoreMatrix | None, y: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
     """IQM of X − IQM of Y. The environments may differ: both are drawn again on their own, so nothing is paired."""
-    return _estimate(lambda a, b: _iqm(a) - _iqm(b), [x, y], resamples)
-
-
-def _iqm(x: np.ndarray) -> np.ndarray:
-    from rliable import metrics
-
-    return np.array([metrics.aggregate_iqm(x)])
+    if x is None or y is None:
+        return NO_ESTIMATE
+    a, b = x.values, y.values
+    return _single(_bootstrap(lambda of_x, of_y: (_iqm(a, of_x) - _iqm(b, of_y))[:, None], [x, y], resamples))
 
 
 def mean_bands(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -200,44 +243,65 @@ def columns_of(estimates: Mapping[str, Estimate]) -> dict[str, float]:
     return {f"{name}{end}": estimate[i] for name, estimate in estimates.items() for end, i in ends}
 
 
-def _same_environments(x: ScoreMatrix | None, y: ScoreMatrix | None) -> None:
-    if x is not None and y is not None and x.environments != y.environments:
+def _same_environments(x: ScoreMatrix, y: ScoreMatrix) -> None:
+    if x.environments != y.environments:
         raise ValueError(f"the environments differ: {x.environments} and {y.environments}")
 
 
-def _estimate(function: Callable[..., np.ndarray], scores: list[ScoreMatrix | None], resamples: int) -> Estimate:
-    """Of a function → (1,), where all matrices are there."""
-    there = [each for each in scores if each is not None]
-    if len(there) < len(scores):
-        return NO_ESTIMATE
-    return Estimate(*(float(each[0]) for each in _bootstrap(function, there, resamples)))
+# --- resamples as counts (resamples, seeds, environments), how often each drew each score --------------------------
+
+
+def _flat(counts: np.ndarray) -> np.ndarray:
+    return counts.reshape(len(counts), -1)
+
+
+def _mean(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(resamples,)."""
+    return (_flat(counts) @ values.ravel()) / values.size
+
+
+def _iqm(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(resamples,): means without the lowest and highest quarter, by how much of each score lies between them."""
+    cut = values.size // 4
+    order = np.argsort(values, axis=None)
+    upto = np.cumsum(_flat(counts).take(order, axis=1), axis=1, dtype=counts.dtype)
+    inside = np.diff(np.clip(upto, cut, values.size - cut), axis=1, prepend=counts.dtype.type(cut))
+    return (inside @ values.ravel()[order]) / (values.size - 2 * cut)
+
+
+def _single(found: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Estimate:
+    return Estimate(*(float(each[0]) for each in found))
 
 
 def _bootstrap(
-    function: Callable[..., np.ndarray], scores: list[ScoreMatrix], resamples: int
+    statistic: Callable[..., np.ndarray], scores: list[ScoreMatrix], resamples: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(value, low, high), each (n,), of ``function(*matrices) → (n,)``; several matrices are drawn independently."""
-    from rliable import library
+    """(value, low, high), each (n,), of ``statistic``: counts of each matrix → (resamples, n).
 
-    matrices = [np.asarray(each.values, dtype=float) for each in scores]
-    if min(len(matrix) for matrix in matrices) < 2:
-        value = function(*matrices)
-        unknown = np.full_like(value, np.nan)
-        return value, unknown, unknown
-    data = {"scores": matrices[0] if len(matrices) == 1 else matrices}
-    with _seeded():
-        values, intervals = library.get_interval_estimates(
-            data, function, reps=resamples, confidence_interval_size=CONFIDENCE
-        )
-    return values["scores"], intervals["scores"][0], intervals["scores"][1]
+    Several matrices are drawn independently.
+    """
+    shapes = [each.values.shape for each in scores]
+    value = statistic(*(np.ones((1, *shape), np.int32) for shape in shapes))[0]
+    if min(shape[0] for shape in shapes) < 2:
+        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
+    found = np.concatenate([statistic(*counts) for counts in resampled(shapes, resamples)])
+    low, high = np.quantile(found, _TAILS, axis=0)
+    return value, low, high
 
 
-@contextlib.contextmanager
-def _seeded() -> Iterator[None]:
-    """Seed numpy's global generator for a while; whoever else uses it finds it as it was."""
-    state = np.random.get_state()  # noqa: NPY002 - rliable leaves no choice
-    np.random.seed(_SEED)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
+def resampled(shapes: list[tuple[int, int]], resamples: int) -> Iterator[list[np.ndarray]]:
+    """Counts for each shape (seeds, environments), in chunks, in the order in which rliable draws seeds.
+
+    The first shape's are those of one seed, the second's those of the next.
+    """
+    generators = [np.random.RandomState(_SEED + place) for place in range(len(shapes))]
+    chunk = max(1, _AT_ONCE // max(seeds * tasks for seeds, tasks in shapes))
+    for first in range(0, resamples, chunk):
+        number = min(chunk, resamples - first)
+        yield [_counts(generator, number, *shape) for generator, shape in zip(generators, shapes, strict=True)]
+
+
+def _counts(generator: np.random.RandomState, number: int, seeds: int, tasks: int) -> np.ndarray:
+    drawn = generator.choice(seeds, (number, seeds, tasks))
+    places = (drawn + seeds * np.arange(number)[:, None, None]) * tasks + np.arange(tasks)
+    return np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.int32)

@@ -1,4 +1,4 @@
-"""Figures of a board as PNG files: learning curves, returns, aggregates with intervals, performance profiles.
+"""Figures of a board as PNG files: curves, returns, aggregates, profiles of scores and times, diagnosis.
 
 The same runs give the same bytes; see ``style`` for the look that all figures share.
 """
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from open_bench.evaluation import time_to_target
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
 from open_bench.evaluation.bootstrap import AGGREGATES, RESAMPLES, mean_bands, performance_profile
 from open_bench.evaluation.leaderboard import Board, Leaderboard, leaderboard
-from open_bench.evaluation.schema import Runs
+from open_bench.evaluation.schema import DIAGNOSIS, Runs
 from open_bench.evaluation.style import (
     GRAY,
     LEVEL,
@@ -49,7 +50,9 @@ def save_figures(
     """Draw every board of ``budget`` (None: of all) into ``directory``; returns the files, in order.
 
     ``<study or budget>_<algorithm>_learning_curves.png`` (where curves are stored), ``…_returns.png`` and, where an
-    environment has a scale and an optimizer has run in all of those, ``…_aggregates.png`` and ``…_profiles.png``.
+    environment has a scale and an optimizer has run in all of those, ``…_aggregates.png`` and ``…_profiles.png``;
+    ``…_time_to_target.png`` where Adam's target and curves are there; for each environment with a stored diagnosis
+    ``…_diagnosis_<environment>.png``.
     Boards that would share a name have protocol, root seed and vmap size in it. ``ranked`` saves computing the
     leaderboard again. Raises what ``leaderboard`` raises.
     """
@@ -67,10 +70,12 @@ def save_figures(
 
 def _stem(board: Board) -> str:
     key = board.scores.key
-    study, algorithm = (
-        re.sub(r"[^A-Za-z0-9.-]+", "-", name or "").strip("-.") for name in (board.study, key.algorithm)
-    )
+    study, algorithm = map(_in_file_names, (board.study or "", key.algorithm))
     return "_".join([*([] if study in ("", key.budget) else [study]), key.budget, algorithm])
+
+
+def _in_file_names(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
 
 
 def _suffix(board: Board) -> str:
@@ -107,6 +112,38 @@ def learning_curves(
     short = aliases(board.scores.optimizers)
     order = [*board.table["optimizer"], *_LEVELS]
     figure_legend(figure, {short.get(name, name): lines[name] for name in order if name in lines})
+    return figure
+
+
+def diagnosis(board: Board, runs: Runs, environment: str, resamples: int = RESAMPLES) -> "Figure | None":
+    """What was measured of the updates in an environment, a panel a diagnostic; None where none is stored.
+
+    Means over the seeds that were trained with diagnosis, with 95 % bootstrap intervals; a seed counts until it
+    diverges. A diagnostic that is positive and varies by more than 100 times has a logarithmic axis.
+    """
+    labels = board.scores.experiments.set_index("experiment")
+    rows = runs.diagnosis[runs.diagnosis["experiment"].isin(labels.index[labels["environment"] == environment])]
+    rows = rows.assign(optimizer=rows["experiment"].map(labels["optimizer"]))
+    rows = rows.replace([np.inf, -np.inf], np.nan).dropna(axis="columns", how="all")
+    names = [name for name in rows.columns if name not in DIAGNOSIS]
+    if not names:
+        return None
+    look, short = styles(board.scores.optimizers), aliases(board.scores.optimizers)
+    figure, axes = panel_grid(len(names), panel=(3.1, 2.3))
+    lines: dict[str, Any] = {}
+    for axis, name in zip(axes, names, strict=True):
+        for optimizer in (each for each in board.table["optimizer"] if each in set(rows["optimizer"])):
+            mine = rows[rows["optimizer"] == optimizer]
+            table = mine.pivot(index="seed", columns="env_steps", values=name).sort_index(axis=1)
+            drawn = _draw_curve(axis, table.columns.to_numpy(float), table.to_numpy(float), look[optimizer], resamples)
+            lines.setdefault(short[optimizer], drawn)
+        finish_axis(axis, name.replace("_", " "), "env steps")
+        if (rows[name].dropna() > 0).all() and rows[name].max() > 100 * rows[name].min():
+            axis.set_yscale("log")
+        axis.xaxis.set_major_formatter(lambda value, _: compact(value))
+        axis.set_xlim(left=0)
+    figure.suptitle(environment, fontsize=10)
+    figure_legend(figure, lines)
     return figure
 
 
@@ -162,13 +199,38 @@ def profiles(board: Board, resamples: int = RESAMPLES) -> "Figure | None":
     return figure
 
 
+def time_profiles(board: Board) -> "Figure | None":
+    """Share of environments in which an optimizer needs at most τ times the fewest env steps to the target."""
+    steps = board.per_environment.pivot(index="environment", columns="optimizer", values="steps_to_target")
+    ratios = time_to_target.ratios(steps.dropna(axis="index", how="all"))
+    complete = [name for name in board.table["optimizer"] if len(ratios) and ratios[name].notna().all()]
+    if not complete:
+        return None
+    limits = np.linspace(1.0, time_to_target.LONGEST, 301)
+    look, short = styles(board.scores.optimizers), aliases(board.scores.optimizers)
+    figure, (axis,) = panel_grid(1, panel=(6.0, 3.8))
+    lines = {
+        short[name]: draw_line(axis, limits, time_to_target.profile(ratios[name], limits), look[name])
+        for name in complete
+    }
+    finish_axis(axis, f"time to {board.scores.adam}'s median {board.scores.label}", "τ: env steps / fewest env steps")
+    axis.set_ylabel("share of environments with r ≤ τ", fontsize=9)
+    axis.set_xlim(1.0, time_to_target.LONGEST)
+    axis.set_ylim(-0.02, 1.02)
+    figure_legend(figure, lines)
+    return figure
+
+
 def _figures(board: Board, runs: Runs, baseline_returns: BaselineReturns, resamples: int) -> list[tuple[str, "Figure"]]:
     made = {
         "learning_curves": learning_curves(board, runs, baseline_returns, resamples),
         "returns": return_intervals(board),
         "aggregates": aggregate_intervals(board),
         "profiles": profiles(board, resamples),
+        "time_to_target": time_profiles(board),
     }
+    for name in board.scores.environments:
+        made[f"diagnosis_{_in_file_names(name)}"] = diagnosis(board, runs, name, resamples)
     return [(name, figure) for name, figure in made.items() if figure is not None]
 
 

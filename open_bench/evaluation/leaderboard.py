@@ -1,7 +1,8 @@
 """The leaderboard: every optimizer's aggregates, comparisons with Adam, returns, failures, provenance and cost.
 
 **Order.** By IQM of scores. Where no environment has a scale, by mean rank: the optimizer's rank by mean return in each
-environment, averaged (ties share their average rank). Equal optimizers share a rank and are listed by name.
+environment, averaged (ties share their average rank). Equal optimizers share a rank and are listed by name. Optimizers
+whose difference is not significant share a range of ranks (``ranks``).
 
 **Which environments.** IQM, median, mean, optimality gap and the paired difference are over the environments with a
 scale (see ``metrics``); win rates and mean ranks need no scale and are over all that have a result. An optimizer that
@@ -13,18 +14,20 @@ else is counted over all seeds.
 """
 
 import dataclasses
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from open_bench.evaluation import bootstrap, metrics
+from open_bench.evaluation import bootstrap, metrics, ranks, time_to_target
 from open_bench.evaluation.baseline_returns import BaselineReturns
 from open_bench.evaluation.boards import BOARD_COLUMNS, BoardScores, boards
 from open_bench.evaluation.bootstrap import AGGREGATES, NO_ESTIMATE, RESAMPLES, Estimate
-from open_bench.evaluation.schema import Runs
+from open_bench.evaluation.schema import MIXED, Runs, tracks
 from open_bench.files import write_atomically
+from open_bench.text import compact
 
 ESTIMATES = (*AGGREGATES, "probability_of_improvement", "paired_difference")
 
@@ -35,15 +38,18 @@ class Board:
 
     Attributes:
         scores: what it was computed from.
-        table: one row an optimizer, in order. Columns: rank, optimizer; each of ``ESTIMATES`` with ``_low`` and
-            ``_high``; mean_rank; ``<metric>:<environment>`` (mean return), and its interval as ``<metric>_low:…`` and
+        table: one row an optimizer, in order. Columns: rank, optimizer, track; rank_low, rank_high; each of
+            ``ESTIMATES`` with ``_low`` and ``_high``; mean_rank with its interval; time_to_target (its score, see
+            ``time_to_target``); ``<metric>:<environment>`` (mean return), and its interval as ``<metric>_low:…`` and
             ``<metric>_high:…``; num_seeds (of the aggregate), lifetimes (all), diverged and unfinished (lifetimes);
-            hyperparameter_origin, theta (each distinct value once, joined by "/"); vmap_size, hardware;
+            hyperparameter_origin, tuning_trials, theta, trained_on (each distinct value once, joined by "/");
+            tuning_env_steps (of all its environments), meta_env_steps (of θ); vmap_size, hardware;
             steps_per_second, run_seconds, compile_seconds (summed wall clock, compilation apart); notes (its own).
         per_environment: one row an optimizer and environment: mean, low, high (return), score (mean), num_seeds,
-            diverged, unfinished, and difference, difference_low, difference_high (of returns, paired with
-            the baseline).
+            diverged, unfinished; difference, difference_low, difference_high (of returns, paired with the baseline);
+            and steps_to_target (env steps to Adam's median return; ∞: missed, NaN: not known).
         notes: about the board, then about single optimizers.
+        baseline: the optimizer that the others are compared with.
         study: name that heads it, or None.
     """
 
@@ -51,6 +57,7 @@ class Board:
     table: pd.DataFrame
     per_environment: pd.DataFrame
     notes: tuple[str, ...]
+    baseline: str
     study: str | None = None
 
     @property
@@ -70,12 +77,10 @@ class Leaderboard:
     Attributes:
         boards: sorted by algorithm, budget, protocol version, root seed and vmap size.
         metric: the column that is ranked.
-        baseline: the optimizer that the others are compared with.
     """
 
     boards: tuple[Board, ...]
     metric: str
-    baseline: str
 
     @property
     def table(self) -> pd.DataFrame:
@@ -143,6 +148,7 @@ def leaderboard(
     budget: str | None = None,
     *,
     metric: str = "final_return",
+    only: Collection[str] = (),
     baseline: str = metrics.ADAM,
     resamples: int = RESAMPLES,
     title: str | None = None,
@@ -154,39 +160,49 @@ def leaderboard(
         runs: stored rows.
         baseline_returns: stored returns by environment (``load_baseline_returns``).
         budget: only this one; default: all that ``runs`` holds, each in a board of its own.
-        metric: ``final_return``, ``mean_return``, or another that experiments list.
-        baseline: optimizer that win rates and paired differences compare with, by its label.
+        metric: ``final_return``, ``mean_return`` (the area under the learning curve, divided by its length), or another
+            that experiments list.
+        only: tracks to show; default: all. The others are still there to measure against and to be compared with.
+        baseline: optimizer that win rates and paired differences compare with, by its label; of several Adams the one
+            that scores would be measured against.
         resamples: bootstrap resamples of each interval.
         title: name of the study, which heads every board.
         joined: whether Adam was not named and joined where scores need it; boards say so.
 
     Raises:
-        UserError: there is nothing to rank, the budget or metric is unknown, or experiments do not compare.
+        UserError: there is nothing to rank, the budget, metric or a track is unknown, or experiments do not compare.
         BadRows: the tables break the schema.
     """
-    found = boards(runs, baseline_returns, budget, metric)
-    made = tuple(_make_board(scores, baseline, resamples, title, joined) for scores in found)
-    return Leaderboard(made, metric, baseline)
+    found = boards(runs, baseline_returns, budget, metric, only)
+    made = tuple(_make_board(scores, runs.curves, baseline, resamples, title, joined) for scores in found)
+    return Leaderboard(made, metric)
 
 
-def _make_board(scores: BoardScores, baseline: str, resamples: int, study: str | None, joined: bool) -> Board:
-    per_environment = _per_environment(scores, baseline, resamples)
-    mean_ranks = _mean_ranks(scores, per_environment)
+def _make_board(
+    scores: BoardScores, curves: pd.DataFrame, baseline: str, resamples: int, study: str | None, joined: bool
+) -> Board:
+    baseline = scores.adam if baseline == metrics.ADAM else baseline
+    steps = time_to_target.steps_to_target(scores, curves)
+    ratios = time_to_target.ratios(steps)
+    per_environment = _per_environment(scores, baseline, steps, resamples)
+    mean_ranks = ranks.mean_ranks(scores, resamples).to_dict("index")
     own_notes = {optimizer: _own_notes(scores, optimizer) for optimizer in scores.optimizers}
     rows = [
-        {"optimizer": optimizer}
+        {"optimizer": optimizer, "track": scores.tracks[optimizer]}
         | bootstrap.columns_of(_estimates(scores, optimizer, baseline, resamples))
-        | {"mean_rank": mean_ranks.get(optimizer, np.nan)}
+        | mean_ranks.get(optimizer, dict.fromkeys(("mean_rank", "mean_rank_low", "mean_rank_high"), np.nan))
+        | {"time_to_target": time_to_target.score(ratios[optimizer]) if optimizer in ratios else np.nan}
         | _returns(scores, per_environment, optimizer)
         | _counts(scores, optimizer)
         | _provenance(scores.experiments[scores.experiments["optimizer"] == optimizer])
         | {"notes": "; ".join(own_notes[optimizer])}
         for optimizer in scores.optimizers
     ]
-    table = _ranked(pd.DataFrame(rows), by_score=bool(scores.normalized))
+    table = _ranked(pd.DataFrame(rows), scores)
     mine = [f"{optimizer}: {note}" for optimizer in table["optimizer"] for note in own_notes[optimizer]]
     notes = [*scores.notes, *([metrics.JOINED] if joined and scores.plan.kind == "own" else [])]
-    return Board(scores, table, per_environment, (*notes, *_board_notes(scores, baseline), *mine), study)
+    notes += [*_board_notes(scores, baseline), *_tuning_notes(table)]
+    return Board(scores, table, per_environment, (*notes, *mine), baseline, study)
 
 
 def _estimates(scores: BoardScores, optimizer: str, baseline: str, resamples: int) -> dict[str, Estimate]:
@@ -195,21 +211,20 @@ def _estimates(scores: BoardScores, optimizer: str, baseline: str, resamples: in
     mine = scores.matrix(optimizer, scores.normalized)
     if mine is not None:
         estimates |= bootstrap.aggregates(mine, resamples)
-    if scores.plan.kind == "own" and optimizer == metrics.ADAM:  # 1 by construction, so an interval would say nothing
+    if scores.plan.kind == "own" and optimizer == scores.adam:  # 1 by construction, so an interval would say nothing
         estimates = {name: NO_ESTIMATE._replace(value=estimate.value) for name, estimate in estimates.items()}
     if optimizer == baseline:
         return estimates
-    estimates["paired_difference"] = bootstrap.paired_difference(
-        mine, scores.matrix(baseline, scores.normalized), resamples
-    )
+    estimates["paired_difference"] = bootstrap.paired_difference(mine, scores.matrix(baseline, scores.normalized))
     mine, theirs = (scores.matrix(name, scores.observed, "value") for name in (optimizer, baseline))
     estimates["probability_of_improvement"] = bootstrap.probability_of_improvement(mine, theirs, resamples)
     return estimates
 
 
-def _per_environment(scores: BoardScores, baseline: str, resamples: int) -> pd.DataFrame:
+def _per_environment(scores: BoardScores, baseline: str, steps: pd.DataFrame, resamples: int) -> pd.DataFrame:
     rows = []
-    for (optimizer, environment), group in scores.rows.groupby(["optimizer", "environment"]):
+    shown = scores.rows[scores.rows["optimizer"].isin(scores.optimizers)]
+    for (optimizer, environment), group in shown.groupby(["optimizer", "environment"]):
         mine = scores.matrix(optimizer, (environment,), "value")
         mean = bootstrap.mean_estimate(mine, resamples)
         theirs = scores.matrix(baseline, (environment,), "value") if optimizer != baseline else None
@@ -218,22 +233,19 @@ def _per_environment(scores: BoardScores, baseline: str, resamples: int) -> pd.D
             {"optimizer": optimizer, "environment": environment}
             | {"mean": mean.value, "low": mean.low, "high": mean.high, "score": group["score"].mean()}
             | counts
-            | bootstrap.columns_of({"difference": bootstrap.paired_difference(mine, theirs, resamples)})
+            | bootstrap.columns_of({"difference": bootstrap.paired_difference(mine, theirs)})
+            | {"steps_to_target": steps[optimizer].get(environment, np.nan) if optimizer in steps else np.nan}
         )
     return pd.DataFrame(rows)
 
 
-def _mean_ranks(scores: BoardScores, per_environment: pd.DataFrame) -> pd.Series:
-    """Mean over environments of the rank by mean return, among optimizers that have a result in all of them."""
-    means = per_environment.pivot(index="optimizer", columns="environment", values="mean")
-    complete = means.reindex(columns=list(scores.observed)).dropna()
-    return complete.rank(ascending=False, method="average").mean(axis=1)
-
-
-def _ranked(table: pd.DataFrame, by_score: bool) -> pd.DataFrame:
+def _ranked(table: pd.DataFrame, scores: BoardScores) -> pd.DataFrame:
     """Sort, best first, and number: 1 + how many are strictly better; without the number, no rank."""
-    merit = -table["iqm"] if by_score else table["mean_rank"]
+    merit = -table["iqm"] if scores.normalized else table["mean_rank"]
     table.insert(0, "rank", merit.rank(method="min").astype("Int64"))
+    ranges = ranks.rank_ranges(scores, table.set_index("optimizer")["rank"])
+    for place, name in enumerate(("rank_low", "rank_high")):
+        table.insert(3 + place, name, table["optimizer"].map(ranges[name]).astype("Int64"))
     return table.sort_values(["rank", "optimizer"], na_position="last", ignore_index=True)
 
 
@@ -271,7 +283,11 @@ def _provenance(experiments: pd.DataFrame) -> dict[str, Any]:
     steps = (experiments["steps_per_second"] * experiments["run_seconds"]).sum(min_count=1)
     return {
         "hyperparameter_origin": _distinct(experiments["hyperparameter_origin"]),
+        "tuning_trials": _distinct(experiments["tuning_trials"]),
+        "tuning_env_steps": _tuning_env_steps(experiments),
         "theta": _distinct(experiments["theta"]),
+        "meta_env_steps": experiments["meta_env_steps"].max(),
+        "trained_on": _distinct(experiments["trained_on"]),
         "vmap_size": _distinct(experiments["vmap_size"]),
         "hardware": _distinct(experiments["hardware"]),
         "steps_per_second": steps / seconds if seconds > 0 else experiments["steps_per_second"].mean(),
@@ -280,12 +296,33 @@ def _provenance(experiments: pd.DataFrame) -> dict[str, Any]:
     }
 
 
+def _tuning_env_steps(experiments: pd.DataFrame) -> int:
+    """One setting is tuned once, on all environments together; others are tuned on each."""
+    once = experiments["hyperparameter_origin"] == "one setting"
+    steps = experiments["tuning_env_steps"]
+    return int(steps[~once].sum() + steps[once].max() if once.any() else steps.sum())
+
+
 def _distinct(column: pd.Series) -> str:
-    return "/".join(map(str, sorted(set(column) - {""})))
+    return "/".join(map(str, sorted(set(column) - {"", 0})))
+
+
+def _tuning_notes(table: pd.DataFrame) -> list[str]:
+    """What tuning took, the optimizers together that it took the same of."""
+    tuned = table[table["tuning_trials"] != ""]
+    return [
+        f"{', '.join(mine['optimizer'])}: settings of {trials} trials, {compact(steps)} env steps of tuning"
+        + (" each" if len(mine) > 1 else "")
+        for (trials, steps), mine in tuned.groupby(["tuning_trials", "tuning_env_steps"], sort=True)
+    ]
 
 
 def _own_notes(scores: BoardScores, optimizer: str) -> list[str]:
-    notes = []
+    experiments = scores.experiments[scores.experiments["optimizer"] == optimizer]
+    notes = [*_track_notes(experiments)] if scores.tracks[optimizer] == MIXED else []
+    if (meta := experiments["meta_env_steps"].max()) > 0:
+        where = _distinct(experiments["trained_on"]) or "an unknown distribution"
+        notes.append(f"θ of {compact(meta)} env steps of meta-training on {where}")
     lacking = scores.lacking(optimizer, scores.environments)
     if lacking:
         counts = set(lacking) & set(scores.normalized or scores.observed)
@@ -301,14 +338,21 @@ def _own_notes(scores: BoardScores, optimizer: str) -> list[str]:
     return notes
 
 
+def _track_notes(experiments: pd.DataFrame) -> list[str]:
+    found = experiments["environment"].groupby(tracks(experiments)).agg(", ".join)
+    return ["; ".join(f"{track} in {environments}" for track, environments in found.items())]
+
+
 def _board_notes(scores: BoardScores, baseline: str) -> list[str]:
     notes = []
+    if len(scores.optimizers) > 1 and scores.observed:
+        notes.append("a range of ranks counts significant differences alone (paired, 5 % for all pairs together, Holm)")
     if not scores.observed:
         notes.append("no environment has a result: nothing is ranked")
     elif scores.normalized and scores.normalized != scores.observed:
         scored = ", ".join(scores.normalized)
         notes.append(f"aggregates of scores are over {scored}; win rates and mean ranks over all with a result")
-    if baseline not in scores.optimizers:
+    if baseline not in scores.tracks:
         notes.append(f"{baseline} is not there, so nothing is compared with it")
     elif scores.lacking(baseline, scores.observed):
         lacking = ", ".join(scores.lacking(baseline, scores.observed))

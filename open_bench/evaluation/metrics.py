@@ -68,6 +68,7 @@ def scale_plan(
     baseline_returns: BaselineReturns,
     metric: str = "final_return",
     env_steps: Mapping[str, int] | None = None,
+    own: str = ADAM,
 ) -> ScalePlan:
     """Which scale a board with these environments and optimizers has: one for all of it.
 
@@ -77,6 +78,7 @@ def scale_plan(
         baseline_returns: stored returns by environment.
         metric: column that is scored.
         env_steps: length of a lifetime by environment; stored returns of another length do not fit.
+        own: label of the Adam among ``optimizers`` that may be the 1.
     """
     lacking = []
     for name in sorted(environments):
@@ -88,9 +90,10 @@ def scale_plan(
     if not lacking:
         return ScalePlan("stored", "scores: 0 is the random policy and 1 is Adam, by stored returns")
     why = f"no stored returns fit {listed(lacking)} ({algorithm} at {budget})"
-    if ADAM in optimizers:
+    if own in optimizers:
+        who = "Adam" if own == ADAM else own
         return ScalePlan(
-            "own", f"scores: 0 is the random policy and 1 is Adam, of these runs and paired by seed, as {why}"
+            "own", f"scores: 0 is the random policy and 1 is {who}, of these runs and paired by seed, as {why}"
         )
     return ScalePlan("none", f"no scores, only returns, ranked by mean rank: {why}, and {ADAM} has not run here")
 
@@ -173,12 +176,12 @@ def stand_in(rows: pd.DataFrame, random: RandomReturns) -> float:
     return float(rows["value"].min()) if math.isnan(random.mean) else random.mean
 
 
-def scored(rows: pd.DataFrame, scale: Scale, paired: bool) -> np.ndarray:
+def scored(rows: pd.DataFrame, scale: Scale, paired: bool, adam: str = ADAM) -> np.ndarray:
     """Scores of one task's lifetimes (filled in); ``paired``: by Adam's of the same seed, NaN where it has none."""
     if not paired:
         return normalize(rows["value"].to_numpy(), scale)
-    adam = rows["seed"].map(rows[rows["optimizer"] == ADAM].set_index("seed")["value"])
-    return (1.0 + (rows["value"] - adam) / (scale.one - scale.zero)).to_numpy()
+    its = rows["seed"].map(rows[rows["optimizer"] == adam].set_index("seed")["value"])
+    return (1.0 + (rows["value"] - its) / (scale.one - scale.zero)).to_numpy()
 
 
 def random_returns(runs: Any, metric: str = "final_return") -> dict[tuple[str, str, int, int], RandomReturns]:

@@ -19,7 +19,8 @@ import pandas as pd
 from pandas.api import types
 
 METRICS = {"final_return": "final return", "mean_return": "return over the lifetime"}  # labels by column
-ORIGINS = ("given", "published", "tuned", "default", "none")
+ORIGINS = ("given", "published", "tuned", "one setting", "default", "none")
+LEARNED, MIXED = "learned", "mixed"  # tracks that are no origin
 RANDOM = "random"  # algorithm of the random policy, whose lifetimes are stored and never ranked
 LARGEST = 1e12  # of a return: anything beyond is a fault, not a score
 
@@ -42,6 +43,7 @@ _COUNT = Column("integer", 1, 2**62)
 _INDEX = Column("integer", 0, 2**31 - 1)
 _AMOUNT = Column("number", 0, LARGEST)
 _RETURN = Column("number", -LARGEST, LARGEST)
+_AMOUNT_OF_WORK = Column("integer", 0, 2**62, required=False)
 
 LABELS = ("experiment", "environment", "algorithm", "budget", "optimizer")  # repeated in each row of an experiment
 SETTINGS = ("settings", "environment_version")  # must agree within an environment of a board, where they are there
@@ -61,6 +63,10 @@ EXPERIMENTS = {
     "protocol": _COUNT,  # protocol version
     "settings": _TEXT._replace(required=False),  # JSON of algorithm settings and environment options
     "environment_version": _COUNT._replace(required=False),
+    "tuning_trials": _AMOUNT_OF_WORK,  # K: trials that the setting was chosen from; 0: none
+    "tuning_env_steps": _AMOUNT_OF_WORK,  # that tuning of this setting took
+    "meta_env_steps": _AMOUNT_OF_WORK,  # that meta-training of θ took; 0: unknown, or no θ
+    "trained_on": _TEXT._replace(required=False),  # training distribution of θ
     "metrics": _TEXT._replace(required=False),  # JSON: label by column
     "steps_per_second": _AMOUNT,  # env steps over all seeds / run_seconds
     "run_seconds": _AMOUNT,  # wall clock without compilation
@@ -69,7 +75,17 @@ EXPERIMENTS = {
     "revision": _TEXT,  # git revision
 }
 SCORES = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "diverged": _FLAG, "env_steps": _COUNT}  # and the metrics
-CURVES = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "env_steps": _COUNT, "episode_return": _RETURN}
+_POINTS = {**dict.fromkeys(LABELS, _TEXT), "seed": _INDEX, "env_steps": _COUNT}
+CURVES = {**_POINTS, "episode_return": _RETURN}
+DIAGNOSIS = _POINTS  # and a column a diagnostic, whose values know no limits
+TRIAL_LABELS = ("environment", "algorithm", "budget", "optimizer")  # repeated in each row of a table of trials
+# Trials of tuning, a row each and a seed; beside these the metrics. Trial 0 is the published or default setting, others
+# mean the same setting in all environments.
+TRIALS = {"trial": _INDEX, "seed": _INDEX, "settings": _TEXT, "env_steps": _COUNT, "diverged": _FLAG}
+TRIAL_CURVES = {"trial": _INDEX, "seed": _INDEX, "env_steps": _COUNT, "episode_return": _RETURN}
+
+# What an experiment that lacks an optional column has there.
+ABSENT = {"tuning_trials": 0, "tuning_env_steps": 0, "meta_env_steps": 0, "trained_on": ""}
 
 _DTYPES = {"text": "object", "number": "float64", "integer": "int64", "flag": "bool"}
 _IS_KIND = {
@@ -90,11 +106,14 @@ class Runs:
             diverged, and when no episode finished).
         curves: one row an experiment, seed and recorded update (``CURVES``; ``episode_return`` is NaN until an episode
             has finished, and after divergence).
+        diagnosis: one row an experiment, seed and measured update (``DIAGNOSIS`` and a column a diagnostic, NaN where
+            an experiment lacks it); of those lifetimes that were trained with diagnosis.
     """
 
     experiments: pd.DataFrame
     scores: pd.DataFrame
     curves: pd.DataFrame
+    diagnosis: pd.DataFrame = dataclasses.field(default_factory=lambda: _empty(DIAGNOSIS))
 
     @classmethod
     def empty(cls) -> "Runs":
@@ -102,18 +121,18 @@ class Runs:
         return cls(_empty(EXPERIMENTS), _empty(score_columns()), _empty(CURVES))
 
     @classmethod
-    def join(cls, parts: Iterable[tuple[Mapping[str, Any], pd.DataFrame, pd.DataFrame]]) -> "Runs":
-        """Experiments that have passed ``check_experiment``, with their scores and curves, in order."""
+    def join(cls, parts: Iterable[tuple[Mapping[str, Any], *tuple[pd.DataFrame | None, ...]]]) -> "Runs":
+        """Experiments that have passed ``check_experiment``, in order: rows, scores, curves and perhaps diagnosis."""
         parts = list(parts)
         if not parts:
             return cls.empty()
-        experiments = pd.DataFrame([dict(row) for row, _, _ in parts])
-        labels = [{name: row[name] for name in LABELS} for row, _, _ in parts]
-        scores, curves = (
-            pd.concat([frame.assign(**own) for frame, own in zip(frames, labels, strict=True)], ignore_index=True)
-            for frames in zip(*((scores, curves) for _, scores, curves in parts), strict=True)
+        experiments = with_absent(pd.DataFrame([dict(row) for row, *_ in parts]))
+        labels = [{name: row[name] for name in LABELS} for row, *_ in parts]
+        tables = (
+            [frame.assign(**own) for frame, own in zip(frames, labels, strict=True) if frame is not None]
+            for frames in zip(*(frames for _, *frames in parts), strict=True)
         )
-        return cls(experiments, scores, curves)
+        return cls(experiments, *(pd.concat(frames, ignore_index=True) for frames in tables if frames))
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -141,11 +160,8 @@ class Runs:
             several = isinstance(wanted, Collection) and not isinstance(wanted, str)
             keep &= self.experiments[name].isin(list(wanted) if several else [wanted])
         experiments = self.experiments[keep]
-        return Runs(
-            experiments,
-            self.scores[self.scores["experiment"].isin(experiments["experiment"])],
-            self.curves[self.curves["experiment"].isin(experiments["experiment"])],
-        )
+        others = (self.scores, self.curves, self.diagnosis)
+        return Runs(experiments, *(each[each["experiment"].isin(experiments["experiment"])] for each in others))
 
 
 # --- columns -----------------------------------------------------------------------------------------------------
@@ -154,6 +170,12 @@ class Runs:
 def score_columns(metrics: Iterable[str] = METRICS) -> dict[str, Column]:
     """The columns of a scores table whose experiments have these metrics."""
     return {**SCORES, **dict.fromkeys(metrics, _RETURN)}
+
+
+def diagnosis_columns(names: Iterable[str]) -> dict[str, Column]:
+    """The columns of one experiment's diagnosis that has these, seed and env steps among them."""
+    points = without_labels(DIAGNOSIS)
+    return points | {name: Column("number") for name in names if name not in points}
 
 
 def without_labels(columns: Mapping[str, Column]) -> dict[str, Column]:
@@ -200,6 +222,31 @@ def read_csv(path: str | Path, columns: Mapping[str, Column]) -> pd.DataFrame:
     return frame
 
 
+def read_trials(path: Path, columns: Mapping[str, Column], keys: list[str]) -> pd.DataFrame:
+    """``TRIALS`` or ``TRIAL_CURVES`` with further columns, which are metrics; no rows where there is no file.
+
+    Raises BadRows for other values, or one key twice.
+    """
+    if not path.is_file():
+        return _empty(columns)
+    try:
+        frame = pd.read_csv(path, float_precision="round_trip", dtype=dtypes(columns))
+    except (ValueError, OverflowError, KeyError, TypeError, OSError) as error:
+        raise BadRows(f"{path}: {error}") from None
+    expected = {**columns, **{name: _RETURN for name in frame.columns if name not in columns}}
+    return _check(str(path), frame, expected, keys, "a lifetime appears twice")
+
+
+def read_diagnosis(path: str | Path) -> pd.DataFrame:
+    """One experiment's diagnosis: seed, env_steps, and whatever diagnostics the file has. Raises as ``read_csv``."""
+    with Path(path).open(encoding="utf-8") as file:
+        names = file.readline().rstrip("\n").split(",")
+    columns = diagnosis_columns(names)
+    if list(columns) != names or not all(name.isidentifier() and name not in LABELS for name in names):
+        raise BadRows(f"{Path(path).name}: its columns are {', '.join(names)}")
+    return read_csv(path, columns)
+
+
 def check_scores(frame: pd.DataFrame, metrics: Iterable[str] = METRICS) -> pd.DataFrame:
     """Return one experiment's scores, or raise BadRows."""
     return _check("scores", frame, without_labels(score_columns(metrics)), ["seed"], "a seed appears twice")
@@ -208,6 +255,12 @@ def check_scores(frame: pd.DataFrame, metrics: Iterable[str] = METRICS) -> pd.Da
 def check_curves(frame: pd.DataFrame) -> pd.DataFrame:
     """Return one experiment's curves, or raise BadRows."""
     return _check("curves", frame, without_labels(CURVES), ["seed", "env_steps"], "a point appears twice")
+
+
+def check_diagnosis(frame: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the diagnosis of lifetimes with these scores, or raise BadRows."""
+    _refuse("diagnosis", frame, ~frame["seed"].isin(scores["seed"]), "these seeds have no scores", ["seed"])
+    return _check("diagnosis", frame, without_labels(DIAGNOSIS), ["seed", "env_steps"], "a point appears twice")
 
 
 def experiment_row(**values: Any) -> dict[str, Any]:
@@ -232,6 +285,24 @@ def check_experiment(row: Mapping[str, Any], scores: pd.DataFrame, curves: pd.Da
     check_scores(scores, metrics)
     check_curves(curves)
     _refuse("curves", curves, ~curves["seed"].isin(scores["seed"]), "these seeds have no scores", ["seed"])
+
+
+def check_trials(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return labeled tables of trials, or raise BadRows; further columns are welcome."""
+    columns = {**dict.fromkeys(TRIAL_LABELS, _TEXT), **TRIALS, **dict.fromkeys(METRICS, _RETURN)}
+    return _check("trials", frame, columns, [*TRIAL_LABELS, "trial", "seed"], "a trial's seed appears twice")
+
+
+def with_absent(experiments: pd.DataFrame) -> pd.DataFrame:
+    """The experiments with every column of ``ABSENT``."""
+    columns = {name: experiments.get(name, pd.Series(index=experiments.index, dtype=object)) for name in ABSENT}
+    filled = {name: column.where(column.notna(), ABSENT[name]) for name, column in columns.items()}
+    return experiments.assign(**filled).astype({name: type(nothing) for name, nothing in ABSENT.items()})
+
+
+def tracks(experiments: pd.DataFrame) -> pd.Series:
+    """What each experiment's optimizer was given: a θ, or hyperparameters of one of ``ORIGINS``."""
+    return experiments["hyperparameter_origin"].where(experiments["theta"] == "", LEARNED)
 
 
 # --- whole tables ------------------------------------------------------------------------------------------------

@@ -35,34 +35,42 @@ class Column:
 
 def markdown(leaderboard: "Leaderboard") -> str:
     """Every board under its heading: aggregates, returns per environment, notes."""
-    return "\n".join(_board_markdown(board, leaderboard) for board in leaderboard.boards)
+    return "\n".join(map(_board_markdown, leaderboard.boards))
 
 
-def _board_markdown(board: "Board", leaderboard: "Leaderboard") -> str:
-    summary = _summary(board, leaderboard.baseline)
+def _board_markdown(board: "Board") -> str:
+    summary = _summary(board)
     parts = [
         f"### {board.title}\n",
         markdown_table(list(summary), [list(row) for row in zip(*summary.values(), strict=True)]),
         f"Mean {board.scores.label} per environment, with 95 % bootstrap intervals:\n",
         markdown_table(*_returns(board)),
     ]
+    if board.per_environment["steps_to_target"].notna().any():
+        parts += [
+            f"Env steps to the median {board.scores.label} of {board.scores.adam}, median over seeds:\n",
+            markdown_table(*_steps_to_target(board)),
+        ]
     if board.notes:
         parts.append("Notes:\n\n" + "".join(f"- {note}\n" for note in board.notes))
     return "\n".join(parts)
 
 
-def _summary(board: "Board", baseline: str) -> dict[str, list[str]]:
+def _summary(board: "Board") -> dict[str, list[str]]:
     """Cells by heading; an estimate that no optimizer has gets no column."""
-    ranks = ["" if pd.isna(rank) else str(rank) for rank in board.table["rank"]]
-    columns = {"rank": ranks, "optimizer": list(board.table["optimizer"])}
+    ranges = zip(board.table["rank_low"], board.table["rank_high"], strict=True)
+    ranks = ["" if pd.isna(low) else str(low) if low == high else f"{low}–{high}" for low, high in ranges]
+    columns = {"rank": ranks, "optimizer": list(board.table["optimizer"]), "track": list(board.table["track"])}
     for name, label in LABELS.items():
         if board.table[name].notna().any():
             ends = (board.table[f"{name}{end}"] for end in ("", "_low", "_high"))
-            columns[label.format(baseline=baseline)] = [
+            columns[label.format(baseline=board.baseline)] = [
                 interval(value, low, high, 2) for value, low, high in zip(*ends, strict=True)
             ]
-    if not board.scores.normalized:
-        columns["mean rank"] = [number(value) for value in board.table["mean_rank"]]
+    ends = (board.table[f"mean_rank{end}"] for end in ("", "_low", "_high"))
+    columns["mean rank"] = [interval(*each) for each in zip(*ends, strict=True)]
+    if board.table["time_to_target"].notna().any():
+        columns["time to target"] = list(map(number, board.table["time_to_target"]))
     columns |= {
         "seeds": list(map(str, board.table["num_seeds"])),
         "diverged": _failures(board.table, "diverged"),
@@ -74,6 +82,8 @@ def _summary(board: "Board", baseline: str) -> dict[str, list[str]]:
     }
     if not any(columns["θ"]):
         del columns["θ"]
+    if columns["hyperparameters"] == columns["track"]:
+        del columns["hyperparameters"]
     if board.table["unfinished"].any():
         columns["no episode"] = _failures(board.table, "unfinished")
     return columns
@@ -89,6 +99,17 @@ def _returns(board: "Board") -> tuple[list[str], list[list[str]]]:
             row.append(interval(*found.loc[key, ["mean", "low", "high"]]) if key in found.index else "")
         rows.append(row)
     return ["optimizer", *board.scores.environments], rows
+
+
+def _steps_to_target(board: "Board") -> tuple[list[str], list[list[str]]]:
+    found = board.per_environment.pivot(index="optimizer", columns="environment", values="steps_to_target")
+    found = found.loc[list(board.table["optimizer"])].dropna(axis="columns", how="all")
+    rows = [[name, *map(_steps, found.loc[name])] for name in found.index]
+    return ["optimizer", *found.columns], rows
+
+
+def _steps(steps: float) -> str:
+    return "missed" if steps == float("inf") else rate(steps)
 
 
 def _failures(table: pd.DataFrame, column: str) -> list[str]:
@@ -109,27 +130,28 @@ def rich_tables(leaderboard: "Leaderboard", width: int = 80) -> Any:
 
     parts: list[Any] = []
     for board in leaderboard.boards:
-        parts += _board_tables(board, leaderboard.baseline, width)
+        parts += _board_tables(board, width)
         parts += [Text(f"· {note}", style="dim") for note in board.notes]
     return Group(*parts)
 
 
-def _board_tables(board: "Board", baseline: str, width: int) -> list[Any]:
+def _board_tables(board: "Board", width: int) -> list[Any]:
     """One table with the returns in it where that fits; else they follow, as many side by side as fit."""
-    cells = _summary(board, baseline) | {"diverged": list(map(str, board.table["diverged"]))}
+    cells = _summary(board) | {"diverged": list(map(str, board.table["diverged"]))}
     first = [Column("#", cells["rank"]), Column("optimizer", cells["optimizer"], "left", 26)]
     if board.scores.normalized:
         merit = Column("IQM [95 %]", cells.get("IQM", [""] * len(board.table)), "left")
     else:
-        merit = Column("mean rank", cells["mean rank"])
+        merit = Column("mean rank [95 %]", cells["mean rank"], "left")
+    track = Column("track", cells["track"], "left")
     counts = [Column(name, cells[name]) for name in ("seeds", "diverged", "steps/s")]
     of_environment = {name: board.table[f"{board.scores.metric}:{name}"] for name in board.scores.environments}
     returns = [Column(name, list(map(number, values))) for name, values in of_environment.items()]
-    whole = packed(board.title, first, [merit, *returns, *counts], width)
+    whole = packed(board.title, first, [track, merit, *returns, *counts], width)
     if len(whole) == 1:
         return whole
     heading = f"{board.scores.key.budget} · mean {board.scores.label}"
-    return packed(board.title, first, [merit, *counts], width) + packed(heading, first, returns, width)
+    return packed(board.title, first, [track, merit, *counts], width) + packed(heading, first, returns, width)
 
 
 def packed(title: str, first: Sequence[Column], rest: Sequence[Column], width: int) -> list[Any]:

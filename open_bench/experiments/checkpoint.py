@@ -59,10 +59,10 @@ def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 class BatchCheckpoint:
-    """The state of a device batch under way: ``partial-<first>-<last seed>-of-<count>.safetensors``."""
+    """The state of a device batch under way: ``partial-<first>-<last seed>-of-<count><digest>.safetensors``."""
 
-    def __init__(self, folder: Path, seeds: Sequence[int], interval: float):
-        self._path = folder / f"partial-{seeds[0]:04d}-{seeds[-1]:04d}-of-{len(seeds)}.safetensors"
+    def __init__(self, folder: Path, seeds: Sequence[int], interval: float, digest: str = ""):
+        self._path = folder / f"partial-{seeds[0]:04d}-{seeds[-1]:04d}-of-{len(seeds)}{digest}.safetensors"
         self._interval = interval
         self._last = time.monotonic()
 

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -35,9 +35,14 @@ def estimate(
     experiments: Sequence[Experiment], num_seeds: int, store: Store, devices: Sequence[jax.Device]
 ) -> Estimate:
     """The work ahead for seeds 0 … n−1 of some experiments."""
+    missing = ((each, num_seeds - sum(seed < num_seeds for seed in store.seeds(each))) for each in experiments)
+    return estimate_missing(missing, devices)
+
+
+def estimate_missing(work: Iterable[tuple[Experiment, int]], devices: Sequence[jax.Device]) -> Estimate:
+    """The work ahead for experiments with so many lifetimes missing."""
     lifetimes, env_steps, total = 0, 0, 0.0
-    for each in experiments:
-        missing = num_seeds - sum(seed < num_seeds for seed in store.seeds(each))
+    for each, missing in work:
         learned = each.optimizer is not None and each.optimizer.spec.learned is not None
         seconds = lifetime_seconds(each.task, learned, devices)
         lifetimes, env_steps = lifetimes + missing, env_steps + missing * each.task.lifetime_steps

@@ -1,11 +1,13 @@
-"""Running the missing seeds of a list of experiments, sharing the work with other processes through locks."""
+"""Running what is missing of experiments and other jobs, sharing the work with other processes through locks."""
 
 import contextlib
 import functools
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -15,16 +17,112 @@ from open_bench.algorithms.registry import find_algorithm
 from open_bench.events import Advanced, Compiled, Compiling, Ended, Finished, Started, Waiting, Watcher, Work, silent
 from open_bench.experiments.agents import saved_agents
 from open_bench.experiments.checkpoint import BatchCheckpoint, remove_batches
-from open_bench.experiments.estimate import estimate
+from open_bench.experiments.estimate import estimate_missing
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.provenance import provenance
 from open_bench.experiments.store import Store
+from open_bench.optimizers.resolve import ResolvedOptimizer
 from open_bench.training import runner
 from open_bench.training.lifetime import Lifetime
 from open_bench.training.mesh import Program, broadcast, compile_program
-from open_bench.training.record import METRICS, curve_ends, metrics_of
+from open_bench.training.record import MAX_MEASURED, METRICS, curve_ends, metrics_of
 
 CHECKPOINT_SECONDS = 30.0  # how often a device batch under way is saved
+
+
+class Group(NamedTuple):
+    """Lifetimes of a job that share one program."""
+
+    indices: Sequence[int]  # which of the job's
+    lifetime: Lifetime
+    keys: Any  # (indices,)
+    inputs: Any  # of one lifetime; where each has its own: with a leading axis of lifetimes
+    own_inputs: bool
+
+
+class Job(Protocol):
+    """Lifetimes that are stored together, and that one process at a time trains.
+
+    Attributes:
+        experiment: the task and the vmap size; what a rough duration is told by.
+        name: unique among jobs.
+        label: for people: what is trained on what.
+        lifetimes: how many are wanted; they are numbered from 0.
+        counted: what one of them is called: "seed" where its number is one.
+        path: the folder.
+        save_agents: whether trained parameters are wanted.
+    """
+
+    experiment: Experiment
+    lifetimes: int
+    counted: str
+    save_agents: bool
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def path(self) -> Path: ...
+
+    def stored(self) -> set[int]:
+        """Which of the lifetimes are there."""
+
+    def lock(self, wait: bool) -> AbstractContextManager[bool]:
+        """Hold the job, yielding whether it was free."""
+
+    def create(self) -> None:
+        """Make the folder."""
+
+    def groups(self, missing: Sequence[int]) -> Iterable[Group]:
+        """The missing lifetimes, by program."""
+
+    def digest(self, indices: Sequence[int]) -> str:
+        """What tells a batch apart from others with the same first and last lifetime, "" where there is none."""
+
+    def add(self, lifetime: Lifetime, indices: Sequence[int], batch: runner.Finished, facts: dict[str, Any]) -> None:
+        """Store a device batch."""
+
+
+class SeedsOf:
+    """The job of an experiment: its seeds 0 … n−1."""
+
+    counted = "seed"
+
+    def __init__(
+        self, experiment: Experiment, num_seeds: int, store: Store, save_agents: bool = False, diagnose: bool = False
+    ):  # fmt: skip
+        self.experiment, self.lifetimes, self.store = experiment, num_seeds, store
+        self.save_agents, self.diagnose = save_agents, diagnose
+        self.name, self.label, self.path = experiment.name, label_of(experiment), store.path(experiment)
+
+    def stored(self) -> set[int]:
+        return self.store.seeds(self.experiment) & set(range(self.lifetimes))
+
+    def lock(self, wait: bool) -> AbstractContextManager[bool]:
+        return self.store.lock(self.experiment, wait)
+
+    def create(self) -> None:
+        self.store.create(self.experiment, description(self.experiment))
+
+    def groups(self, missing: Sequence[int]) -> Iterable[Group]:
+        each = self.experiment
+        yield Group(missing, each.make_lifetime(self.diagnose), each.keys(list(missing)), each.inputs, own_inputs=False)
+
+    def digest(self, indices: Sequence[int]) -> str:
+        return ""
+
+    def add(self, lifetime: Lifetime, indices: Sequence[int], batch: runner.Finished, facts: dict[str, Any]) -> None:
+        scores, curves = rows(lifetime, indices, batch)
+        diagnosis = diagnosis_rows(lifetime, indices, batch)
+        self.store.add(self.experiment, scores, curves, {**facts, "seeds": list(indices)}, batch.agents, diagnosis)
+
+
+def label_of(experiment: Experiment) -> str:
+    """What is trained on what, for people."""
+    return " · ".join(dict.fromkeys((experiment.task.name, experiment.task.algorithm, experiment.label)))
 
 
 def execute(
@@ -36,22 +134,47 @@ def execute(
     *,
     title: str = "study",
     save_agents: bool = False,
+    diagnose: bool = False,
     checkpoint_seconds: float = CHECKPOINT_SECONDS,
 ) -> None:
-    """Train what is missing of seeds 0 … n−1 of every experiment.
-
-    An experiment that another process is training is left to it and looked at again; when that process dies, its lock
-    falls free and its experiment is continued here.
-    """
+    """Train what is missing of seeds 0 … n−1 of every experiment; see ``execute_jobs``."""
     if save_agents:
-        _warn_of_absent_agents(experiments, num_seeds, store)
-    run = _Run(num_seeds, store, devices, watcher, save_agents, checkpoint_seconds)
+        agents_of = lambda each: saved_agents(store.path(each))
+        _warn_of_absent(experiments, num_seeds, store, agents_of, "--save-agents", "its agents are")
+    if diagnose:
+        experiments_with = _warn_of_no_diagnostics(experiments)
+        _warn_of_absent(experiments_with, num_seeds, store, store.diagnosed_seeds, "--diagnose", "its diagnosis is")
+    jobs = [SeedsOf(each, num_seeds, store, save_agents, diagnose) for each in experiments]
+    execute_jobs(jobs, devices, watcher, title=title, checkpoint_seconds=checkpoint_seconds)
+
+
+def execute_jobs(
+    jobs: Sequence[Job],
+    devices: Sequence[jax.Device],
+    watcher: Watcher = silent,
+    *,
+    title: str,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    when_done: Callable[[Job], None] = lambda job: None,
+) -> None:
+    """Train what is missing of every job, in order; ``when_done`` is told of each that is complete.
+
+    A job that another process is training is left to it and looked at again; when that process dies, its lock falls
+    free and its job is continued here.
+    """
+    run = _Run(devices, watcher, checkpoint_seconds)
     with stream(watcher):
-        ahead = estimate(experiments, num_seeds, store, devices).seconds if run.leader else None
-        watcher(Started(title, tuple(run.work(each) for each in experiments), seconds=ahead))
-        pending = list(experiments)
+        missing = [(job.experiment, job.lifetimes - len(job.stored())) for job in jobs] if run.leader else []
+        ahead = estimate_missing(missing, devices).seconds if run.leader else None
+        watcher(Started(title, tuple(run.work(job) for job in jobs), seconds=ahead))
+        pending = list(jobs)
         while pending:
-            left = [each for each in pending if not run.attend(each)]
+            left = []
+            for job in pending:
+                if run.attend(job):
+                    when_done(job)
+                else:
+                    left.append(job)
             if len(left) == len(pending):
                 watcher(Waiting(len(left)))
                 time.sleep(0.5)
@@ -75,86 +198,90 @@ def stream(watcher: Watcher) -> Iterator[None]:
         watcher(Ended(finished))
 
 
-def _warn_of_absent_agents(experiments: Sequence[Experiment], num_seeds: int, store: Store) -> None:
-    """What is stored is not trained again, not for its agents either."""
+def _warn_of_absent(
+    experiments: Sequence[Experiment], num_seeds: int, store: Store, seeds_with: Callable[[Experiment], set[int]],
+    option: str, its: str,
+) -> None:  # fmt: skip
+    """What is stored is not trained again, not for its agents or diagnosis either."""
     for each in experiments:
         stored = store.seeds(each) & set(range(num_seeds))
-        if stored - saved_agents(store.path(each)):
+        if each.optimizer is not None and stored - seeds_with(each):
             warnings.warn(
-                f"{store.path(each)} was trained without --save-agents and is stored already, so its agents are not "
-                "there: remove that folder, or name other --results, to have them",
+                f"{store.path(each)} was trained without {option} and is stored already, so {its} not there: remove "
+                "that folder, or name other --results, to have them",
                 stacklevel=3,
             )
 
 
-class _Run:
-    """What all experiments of one call share."""
+def _warn_of_no_diagnostics(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Those experiments whose algorithm has diagnostics; which others learn is said."""
+    algorithms = {each.task.algorithm: find_algorithm(each.task.algorithm) for each in experiments}
+    for name, algorithm in algorithms.items():
+        if algorithm.learns and not algorithm.diagnostics:
+            warnings.warn(f"algorithm {name} reports no diagnostics: --diagnose stores nothing of it", stacklevel=3)
+    return [each for each in experiments if algorithms[each.task.algorithm].diagnostics]
 
-    def __init__(
-        self, num_seeds: int, store: Store, devices: Sequence[jax.Device], watcher: Watcher, save_agents: bool,
-        checkpoint_seconds: float,
-    ):  # fmt: skip
-        self.num_seeds, self.store, self.devices, self.watcher = num_seeds, store, devices, watcher
-        self.save_agents, self.checkpoint_seconds = save_agents, checkpoint_seconds
+
+class _Run:
+    """What all jobs of one call share."""
+
+    def __init__(self, devices: Sequence[jax.Device], watcher: Watcher, checkpoint_seconds: float):
+        self.devices, self.watcher, self.checkpoint_seconds = devices, watcher, checkpoint_seconds
         self.leader = jax.process_index() == 0  # of several hosts the first decides and writes
 
-    def work(self, experiment: Experiment) -> Work:
-        """The experiment as watchers know it."""
-        task, stored = experiment.task, self.store.seeds(experiment) if self.leader else set()
-        label = " · ".join(dict.fromkeys((task.name, task.algorithm, experiment.label)))
-        done = len(stored & set(range(self.num_seeds)))
-        return Work(experiment.name, label, task.num_updates, task.lifetime_steps, self.num_seeds, done)
+    def work(self, job: Job) -> Work:
+        """The job as watchers know it."""
+        task, done = job.experiment.task, len(job.stored()) if self.leader else 0
+        return Work(job.name, job.label, task.num_updates, task.lifetime_steps, job.lifetimes, done, job.counted)
 
-    def attend(self, experiment: Experiment) -> bool:
-        """Run an experiment unless somebody else is at it; says whether it is done."""
+    def attend(self, job: Job) -> bool:
+        """Run a job unless somebody else is at it; says whether it is done."""
         wait = jax.process_count() > 1  # the other hosts follow the first batch by batch
-        with self.store.lock(experiment, wait) if self.leader else contextlib.nullcontext(True) as free:
+        with job.lock(wait) if self.leader else contextlib.nullcontext(True) as free:
             if not free:
                 return False
-            missing = self._missing(experiment)
+            missing = self._missing(job)
             if missing:
                 if self.leader:
-                    self.store.create(experiment, description(experiment))
-                self._train(experiment, missing)
-            self.watcher(Finished(self.work(experiment), len(missing)))
+                    job.create()
+                for group in job.groups(missing):
+                    self._train(job, group)
+                if self.leader:
+                    remove_batches(job.path)
+            self.watcher(Finished(self.work(job), len(missing)))
             return True
 
-    def _missing(self, experiment: Experiment) -> list[int]:
-        """Seeds that are not stored, by the first process's account."""
-        done = self.store.seeds(experiment) if self.leader else set()
-        mask = np.array([seed not in done for seed in range(self.num_seeds)], np.int32)
-        return [int(seed) for seed in np.flatnonzero(broadcast(mask))]
+    def _missing(self, job: Job) -> list[int]:
+        """Lifetimes that are not stored, by the first process's account."""
+        done = job.stored() if self.leader else set()
+        mask = np.array([index not in done for index in range(job.lifetimes)], np.int32)
+        return [int(index) for index in np.flatnonzero(broadcast(mask))]
 
-    def _train(self, experiment: Experiment, missing: list[int]) -> None:
-        """Train seeds a device batch at a time; every finished batch is stored."""
-        work = self.work(experiment)
-        self.watcher(Compiling(work, tuple(missing)))
-        lifetime = experiment.make_lifetime()
-        program = compile_program(lifetime, experiment.inputs, self.devices, experiment.vmap_size, len(missing))
+    def _train(self, job: Job, group: Group) -> None:
+        """Train lifetimes a device batch at a time; every finished batch is stored."""
+        work = self.work(job)
+        self.watcher(Compiling(work, tuple(group.indices) if job.counted == "seed" else ()))
+        example = jax.tree.map(lambda leaf: leaf[0], group.inputs) if group.own_inputs else group.inputs
+        vmap_size, count = job.experiment.vmap_size, len(group.indices)
+        program = compile_program(group.lifetime, example, self.devices, vmap_size, count, group.own_inputs)
         self.watcher(Compiled(work, program.compile_seconds))
-        folder = self.store.path(experiment)
 
-        def checkpoint(indices: range) -> BatchCheckpoint | None:
-            seeds = [missing[index] for index in indices]
-            return BatchCheckpoint(folder, seeds, self.checkpoint_seconds) if self.leader else None
+        def checkpoint(places: range) -> BatchCheckpoint | None:
+            indices = [group.indices[place] for place in places]
+            return self._checkpoint(job, indices) if self.leader else None
 
         batches = runner.run_lifetimes(
-            program,
-            experiment.keys(missing),
-            experiment.inputs,
-            functools.partial(tell, self.watcher, work),
-            checkpoint,
-            self.save_agents,
+            program, group.keys, group.inputs, functools.partial(tell, self.watcher, work), checkpoint, job.save_agents
         )
         for batch in batches:
-            seeds = [missing[index] for index in batch.indices]
+            indices = [group.indices[place] for place in batch.indices]
             if self.leader:
-                scores, curves = rows(lifetime, seeds, batch)
-                facts = _facts(program, seeds, batch, first=batch.indices.start == 0)
-                self.store.add(experiment, scores, curves, facts, batch.agents)
-                BatchCheckpoint(folder, seeds, 0.0).remove()
-        if self.leader:
-            remove_batches(folder)
+                facts = _facts(program, len(indices), batch, first=batch.indices.start == 0)
+                job.add(group.lifetime, indices, batch, facts)
+                self._checkpoint(job, indices).remove()
+
+    def _checkpoint(self, job: Job, indices: Sequence[int]) -> BatchCheckpoint:
+        return BatchCheckpoint(job.path, indices, self.checkpoint_seconds, job.digest(indices))
 
 
 def description(experiment: Experiment) -> dict[str, Any]:
@@ -164,29 +291,54 @@ def description(experiment: Experiment) -> dict[str, Any]:
         "family": experiment.task.environment.family,
         "hyperparameter_origin": optimizer.origin if optimizer else "none",
         "theta_source": optimizer.source if optimizer else None,
+        "tuning_trials": optimizer.tuning_trials if optimizer else 0,
+        "tuning_env_steps": optimizer.tuning_env_steps if optimizer else 0,
+        **_of_weights(optimizer),
         "env_steps": experiment.task.lifetime_steps,
         "metrics": {name: METRICS[name].label for name in metrics_of(reports)},
     }
 
 
-def _facts(program: Program, seeds: list[int], batch: runner.Finished, first: bool) -> dict[str, Any]:
+def _of_weights(optimizer: ResolvedOptimizer | None) -> dict[str, Any]:
+    """What θ was trained on and what that cost, by its metadata and those of the weights that it began with."""
+    metadata = optimizer.weights.metadata if optimizer is not None and optimizer.weights is not None else {}
+    ancestors = metadata.get("ancestors")
+    said = [
+        facts for facts in (metadata, *(ancestors if isinstance(ancestors, list) else ())) if isinstance(facts, Mapping)
+    ]
+    named = [name for facts in said if isinstance(facts.get("environments"), Mapping) for name in facts["environments"]]
+    costs = [facts["cost"].get("env_steps") for facts in said if isinstance(facts.get("cost"), Mapping)]
+    steps = sum(cost for cost in costs if isinstance(cost, int) and cost > 0)
+    return {"meta_env_steps": steps, "trained_on": ", ".join(dict.fromkeys(map(str, named)))}
+
+
+def _facts(program: Program, lifetimes: int, batch: runner.Finished, first: bool) -> dict[str, Any]:
     lifetime = program.lifetime
     return {
         **provenance(),
-        "seeds": seeds,
         "devices": program.mesh.size,
-        "env_steps": len(seeds) * lifetime.num_updates * lifetime.env_steps_per_update,
+        "env_steps": lifetimes * lifetime.num_updates * lifetime.env_steps_per_update,
         "run_seconds": batch.seconds,
         "compile_seconds": program.compile_seconds if first else 0.0,
     }
 
 
-def rows(lifetime: Lifetime, seeds: list[int], batch: runner.Finished) -> tuple[pd.DataFrame, pd.DataFrame]:
+def rows(lifetime: Lifetime, seeds: Sequence[int], batch: runner.Finished) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows of ``scores.csv`` and ``curves.csv``; a diverged lifetime's metrics are NaN."""
-    steps, points = lifetime.env_steps_per_update, batch.curves.shape[1]
-    whole = lifetime.num_updates * steps
+    whole = lifetime.num_updates * lifetime.env_steps_per_update
     scores = pd.DataFrame({"seed": seeds, **batch.metrics, "diverged": batch.diverged, "env_steps": whole})
-    ends = curve_ends(lifetime.num_updates).astype(np.int64) * steps
-    curves = pd.DataFrame({"seed": np.repeat(seeds, points), "env_steps": np.tile(ends, len(seeds))})
-    curves["episode_return"] = batch.curves.reshape(-1)
+    curves = _points(lifetime, seeds, curve_ends(lifetime.num_updates), {"episode_return": batch.curves})
     return scores, curves
+
+
+def diagnosis_rows(lifetime: Lifetime, seeds: Sequence[int], batch: runner.Finished) -> pd.DataFrame | None:
+    """The rows of ``diagnosis.csv``: a diverged lifetime's are what was measured until then; None without diagnosis."""
+    ends = curve_ends(lifetime.num_updates, MAX_MEASURED)
+    return _points(lifetime, seeds, ends, batch.diagnosis) if batch.diagnosis else None
+
+
+def _points(lifetime: Lifetime, seeds: Sequence[int], ends: np.ndarray, values: dict[str, np.ndarray]) -> pd.DataFrame:
+    """A row a seed and update of ``ends``, from columns (seeds, ends)."""
+    steps = ends.astype(np.int64) * lifetime.env_steps_per_update
+    columns = {name: value.reshape(-1) for name, value in values.items()}
+    return pd.DataFrame({"seed": np.repeat(seeds, len(ends)), "env_steps": np.tile(steps, len(seeds)), **columns})

@@ -77,22 +77,22 @@ class Experiment:
         """Keys (len(seeds),) of its lifetimes."""
         return lifetime_keys(self.root_seed, self.keys_name, seeds)
 
-    def make_lifetime(self) -> Lifetime:
-        """The lifetime that it describes."""
-        return task_lifetime(self.task, self.optimizer)
+    def make_lifetime(self, diagnose: bool = False) -> Lifetime:
+        """The lifetime that it describes; ``diagnose`` records diagnostics too and changes no number."""
+        return task_lifetime(self.task, self.optimizer, diagnose)
 
 
 NO_OPTIMIZER: dict[str, Any] = {"optimizer": RANDOM, "policy_loss": None, "hyperparameters": {}, "theta": ""}
 
 
-def task_lifetime(task: Task, optimizer: ResolvedOptimizer | None) -> Lifetime:
+def task_lifetime(task: Task, optimizer: ResolvedOptimizer | None, diagnose: bool = False) -> Lifetime:
     """A lifetime of an optimizer on a task; without an optimizer nothing is learned."""
     if optimizer is None:
         assert not find_algorithm(task.algorithm).learns
         nothing = Learning(None, params_themselves, None)
         return make_lifetime(task.make_algorithm(), task.num_updates, lambda inputs: nothing)
     return make_lifetime(
-        task.make_algorithm(), task.num_updates, lambda inputs: optimizer.learning(task.length, inputs)
+        task.make_algorithm(), task.num_updates, lambda inputs: optimizer.learning(task.length, inputs), diagnose
     )
 
 

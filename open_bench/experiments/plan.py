@@ -146,7 +146,7 @@ def with_random_policy(experiment: Experiment) -> Experiment:
 
 
 def told_apart(study: StudyConfig) -> StudyConfig:
-    """The study, with numbers in the names of objects that would have one name."""
+    """The study, with grids written out, and numbers in the names of objects that would have one name."""
     apart = {
         "optimizers": optimizers.told_apart(study.optimizers),
         "environments": environments.told_apart(study.environments),
@@ -163,9 +163,10 @@ def adjust(study: StudyConfig, **changes: Any) -> StudyConfig:
 
 def _check_distinct(experiments: Sequence[Experiment]) -> None:
     """Refuse two experiments that would be one row: other spellings of one name, or two environments called alike."""
-    seen: set[tuple[str, str, str, str]] = set()
+    seen: set[tuple[str, ...]] = set()
     for each in experiments:
-        row = (each.task.name, each.task.algorithm, each.task.budget, each.label)
+        origin = each.optimizer.origin if each.optimizer is not None else ""  # by which boards tell rows apart
+        row = (each.task.name, each.task.algorithm, each.task.budget, each.label, origin)
         if row in seen:
             raise UserError(f"{each.label} on {each.task.name} is asked for twice, perhaps in two spellings")
         seen.add(row)

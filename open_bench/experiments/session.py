@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 from open_bench.config import Execution, StudyConfig
+from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.evaluation.leaderboard import Leaderboard
 from open_bench.evaluation.leaderboard import leaderboard as rank
@@ -20,6 +22,7 @@ from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.plan import Find, Plan, make_plan
 from open_bench.experiments.store import Store
 from open_bench.files import write_atomically
+from open_bench.optimizers.hyperparameters import folder_of
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.devices import start
 from open_bench.training.task import Settings
@@ -38,6 +41,7 @@ class Session:
         execution: where and how.
         ranked: whether a board is wanted, and so what scores are measured against.
         baseline: whether Adam joins where scores need it.
+        hyperparameters: a folder of hyperparameter files that come before those that ship, or results with such.
     """
 
     study: StudyConfig
@@ -46,6 +50,7 @@ class Session:
     execution: Execution
     ranked: bool = True
     baseline: bool = True
+    hyperparameters: str | Path | None = None
 
     @functools.cached_property
     def devices(self) -> list[jax.Device]:
@@ -60,7 +65,13 @@ class Session:
     @functools.cached_property
     def plan(self) -> Plan:
         """Every experiment, checked."""
-        return self.plan_with(resolve)
+        return self.plan_with(self.find)
+
+    @functools.cached_property
+    def find(self) -> Find:
+        """What an optimizer's name means for a task."""
+        folder = None if self.hyperparameters is None else folder_of(self.hyperparameters)
+        return functools.partial(resolve, folder=folder)
 
     def plan_with(self, find: Find) -> Plan:
         """The plan where names mean what ``find`` says."""
@@ -89,7 +100,7 @@ class Session:
         announce(self.estimate(), self.experiments, self.devices)
         execute(
             self.experiments, self.study.num_seeds, self.store, self.devices, self.watcher, title=self.study.name,
-            save_agents=self.execution.save_agents,
+            save_agents=self.execution.save_agents, diagnose=self.execution.diagnose,
         )  # fmt: skip
         return self.store.load(self.experiments, self.study.num_seeds)
 
@@ -117,10 +128,21 @@ def watcher_of(execution: Execution) -> Watcher:
     return silent
 
 
-def write_board(folder: Path, runs: Runs, budget: str | None) -> Leaderboard:
+def load_runs(results: str | Path = "results") -> Runs:
+    """Every stored experiment of a results folder, as tables (``experiments``, ``scores``, ``curves``)."""
+    store = Store(results)
+    store.refuse_version_1()
+    if not store.experiments.is_dir():
+        raise UserError(f"{results}: no stored runs (there is no folder {store.experiments})")
+    return store.load()
+
+
+def write_board(
+    folder: Path, runs: Runs, budget: str | None, tracks: Sequence[str] = (), metric: str = "final_return"
+) -> Leaderboard:
     """Rank stored runs and write tables and figures; the study that made all of them names the board."""
     title, joined = _study_of(folder, runs)
-    board = rank(runs, load_baseline_returns(), budget, title=title, joined=joined)
+    board = rank(runs, load_baseline_returns(), budget, metric=metric, only=tracks, title=title, joined=joined)
     _write(folder, runs, board, budget)
     return board
 
@@ -138,7 +160,10 @@ def _study_of(folder: Path, runs: Runs) -> tuple[str | None, bool]:
 
 def _write(folder: Path, runs: Runs, board: Leaderboard, budget: str | None) -> None:
     from open_bench.evaluation.figures import save_figures
+    from open_bench.evaluation.trial_figures import write_trials
+    from open_bench.evaluation.trials import read_trials
 
     board.to_csv(folder / "leaderboard.csv")
     board.to_markdown(folder / "leaderboard.md")
     save_figures(runs, load_baseline_returns(), budget, folder / "figures", ranked=board)
+    write_trials(read_trials(folder), folder)

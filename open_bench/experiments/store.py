@@ -1,6 +1,7 @@
 """Experiments on disk: ``<results>/experiments/<experiment>/`` with ``experiment.json`` and a shard a device batch.
 
-A shard (``shard-<seeds>/``) holds ``scores.csv``, ``curves.csv`` and ``provenance.json`` with their digests. It is
+A shard (``shard-<seeds>/``) holds ``scores.csv``, ``curves.csv``, where asked for ``diagnosis.csv`` and
+``agents.safetensors``, and ``provenance.json`` with their digests. It is
 written under a temporary name and renamed whole, so it is complete or absent. Reading a folder runs no code of it.
 """
 
@@ -13,7 +14,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import filelock
 import pandas as pd
@@ -25,7 +26,7 @@ from open_bench.experiments.agents import AGENTS, write_agents
 from open_bench.experiments.experiment import Experiment, folder_name
 from open_bench.files import TEMPORARY, folder_written_whole
 
-EXPERIMENTS, DESCRIPTION = "experiments", "experiment.json"
+EXPERIMENTS, DESCRIPTION, DIAGNOSIS = "experiments", "experiment.json", "diagnosis.csv"
 CURVES = schema.without_labels(schema.CURVES)
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
@@ -40,15 +41,23 @@ class Shard(NamedTuple):
     path: Path
     scores: pd.DataFrame
     curves: pd.DataFrame
+    diagnosis: pd.DataFrame | None
     provenance: dict[str, Any]
 
 
-class Store:
-    """The experiments below one results folder."""
+class Named(Protocol):
+    """What has a folder of its own: an experiment, the trials of one."""
 
-    def __init__(self, results: str | Path):
+    @property
+    def name(self) -> str: ...
+
+
+class Store:
+    """The experiments below one results folder; with another ``folder``, what else has folders and locks there."""
+
+    def __init__(self, results: str | Path, folder: str = EXPERIMENTS):
         self.results = Path(results)
-        self.experiments = self.results / EXPERIMENTS
+        self.experiments = self.results / folder
 
     def check_writable(self) -> None:
         """Raise UserError when nothing can be written there, or it is version 1's folder. Makes nothing."""
@@ -77,7 +86,7 @@ class Store:
             )
 
     @contextlib.contextmanager
-    def lock(self, experiment: Experiment, wait: bool = False) -> Iterator[bool]:
+    def lock(self, experiment: Named, wait: bool = False) -> Iterator[bool]:
         """Hold the experiment's lock, yielding whether it was free. The system releases it when its owner dies."""
         folder = self.experiments / ".locks"
         lock = filelock.FileLock(folder / f"{experiment.name}.lock", timeout=-1 if wait else 0)
@@ -94,7 +103,7 @@ class Store:
         finally:
             lock.release()
 
-    def path(self, experiment: Experiment) -> Path:
+    def path(self, experiment: Named) -> Path:
         """The experiment's folder."""
         return self.experiments / experiment.name
 
@@ -104,7 +113,7 @@ class Store:
         for leftover in [*path.glob(f"{TEMPORARY}*"), *self.experiments.glob(f"{TEMPORARY}{experiment.name}-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
         if path.exists() and _description(path) is None:
-            _set_aside(path)
+            set_aside(path)
         if not path.exists():
             content = {"identity": experiment.identity, **description}
             with folder_written_whole(path) as folder:
@@ -113,15 +122,21 @@ class Store:
 
     def seeds(self, experiment: Experiment) -> set[int]:
         """Seeds that are stored for the experiment; damaged shards do not count."""
+        return {int(seed) for shard in self._sound_shards(experiment) for seed in shard.scores["seed"]}
+
+    def diagnosed_seeds(self, experiment: Experiment) -> set[int]:
+        """Those of them that were trained with diagnosis."""
+        frames = [shard.diagnosis for shard in self._sound_shards(experiment) if shard.diagnosis is not None]
+        return {int(seed) for frame in frames for seed in frame["seed"]}
+
+    def _sound_shards(self, experiment: Experiment) -> list[Shard]:
         path = self.path(experiment)
         content = _description(path)
-        if content is None:
-            return set()
-        return {int(seed) for shard in _shards(path, content, silent=True) for seed in shard.scores["seed"]}
+        return [] if content is None else _shards(path, content, silent=True)
 
     def add(
         self, experiment: Experiment, scores: pd.DataFrame, curves: pd.DataFrame, provenance: dict[str, Any],
-        agents: Any = None,
+        agents: Any = None, diagnosis: pd.DataFrame | None = None,
     ) -> Path:  # fmt: skip
         """Store a device batch. Hold the lock; its seeds must not be stored yet.
 
@@ -129,10 +144,12 @@ class Store:
         """
         path = self.path(experiment) / _shard_name(scores)
         if path.exists():  # only a damaged shard can be in the way
-            _set_aside(path)
+            set_aside(path)
         with folder_written_whole(path) as folder:
             schema.write_csv(scores, _scores_columns(_read_description(self.path(experiment))), folder / "scores.csv")
             schema.write_csv(curves, CURVES, folder / "curves.csv")
+            if diagnosis is not None:
+                schema.write_csv(diagnosis, schema.diagnosis_columns(diagnosis), folder / DIAGNOSIS)
             if agents:
                 write_agents(folder / AGENTS, agents, list(scores["seed"]))
             digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
@@ -158,8 +175,8 @@ class Store:
         found = Runs.join(each for each in tables if each is not None)
         if num_seeds is None:
             return found
-        scores, curves = (frame[frame["seed"] < num_seeds] for frame in (found.scores, found.curves))
-        return Runs(found.experiments, scores, curves)
+        frames = (found.scores, found.curves, found.diagnosis)
+        return Runs(found.experiments, *(frame[frame["seed"] < num_seeds] for frame in frames))
 
 
 def _description(path: Path) -> dict[str, Any] | None:
@@ -207,8 +224,11 @@ def _without_known(shard: Shard, known: dict[int, Any]) -> Shard:
     for seed in again:
         if str(rows[seed]) != str(known[seed]):  # as texts, in which NaN equals NaN
             raise Damaged(f"{shard.path}: seed {seed} is stored twice, with other scores")
-    scores, curves = (frame[~frame["seed"].isin(again)] for frame in (shard.scores, shard.curves))
-    return shard._replace(scores=scores, curves=curves)
+    scores, curves, diagnosis = (
+        None if frame is None else frame[~frame["seed"].isin(again)]
+        for frame in (shard.scores, shard.curves, shard.diagnosis)
+    )
+    return shard._replace(scores=scores, curves=curves, diagnosis=diagnosis)
 
 
 def _shard_name(scores: pd.DataFrame) -> str:
@@ -231,17 +251,19 @@ def _read_shard(path: Path, content: dict[str, Any]) -> Shard:
         scores = schema.read_csv(path / "scores.csv", _scores_columns(content))
         curves = schema.read_csv(path / "curves.csv", CURVES)
         schema.check_experiment(_row(path.parent.name, content, [provenance]), scores, curves)
+        diagnosed = DIAGNOSIS in provenance["files"]
+        diagnosis = schema.check_diagnosis(schema.read_diagnosis(path / DIAGNOSIS), scores) if diagnosed else None
     except BadRows as problem:
         raise Damaged(f"{path}: {problem}") from None
     except _UNREADABLE as error:
         raise Damaged(f"{path}: unreadable ({type(error).__name__}: {error})") from None
     if path.name != _shard_name(scores):
         raise Damaged(f"{path}: holds the seeds of {_shard_name(scores)}")
-    return Shard(path, scores, curves, provenance)
+    return Shard(path, scores, curves, diagnosis, provenance)
 
 
-def _read_experiment(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame] | None:
-    """(row of the experiments table, its scores, its curves); None when no shard is complete."""
+def _read_experiment(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, pd.DataFrame | None] | None:
+    """(row of the experiments table, its scores, curves and diagnosis); None when no shard is complete."""
     content = _read_description(path)
     shards = [shard for shard in _shards(path, content) if len(shard.scores)]
     if not shards:
@@ -253,7 +275,8 @@ def _read_experiment(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataF
     scores, curves = (
         pd.concat([getattr(each, name) for each in shards], ignore_index=True) for name in ("scores", "curves")
     )
-    return row, scores, curves
+    diagnosed = [each.diagnosis for each in shards if each.diagnosis is not None]
+    return row, scores, curves, pd.concat(diagnosed, ignore_index=True) if diagnosed else None
 
 
 def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) -> dict[str, Any]:
@@ -267,6 +290,7 @@ def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) 
         hyperparameters=json.dumps(identity["hyperparameters"], sort_keys=True),
         settings=json.dumps({"algorithm": identity["settings"], "options": identity["options"]}, sort_keys=True),
         metrics=json.dumps(content["metrics"], sort_keys=True),
+        **{name: content[name] for name in schema.ABSENT if name in content},
         **_cost(provenances),
     )
 
@@ -288,7 +312,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _set_aside(path: Path) -> None:
+def set_aside(path: Path) -> None:
     """Move something unreadable out of the way without losing it."""
     target = path.with_name(f".damaged-{uuid.uuid4().hex[:6]}-{path.name}")  # hidden, so named only once
     warnings.warn(f"{path} is damaged; moved to {target.name} and made anew", stacklevel=4)

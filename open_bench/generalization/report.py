@@ -32,7 +32,8 @@ def markdown(study: Generalization) -> str:
     """Summary, axes, points and notes."""
     parts = [
         f"# Generalization: {study.name}\n",
-        f"Scores: {scale_in_words(study)}. Intervals: 95 % bootstrap over seeds, stratified by task.\n",
+        f"Scores: {scale_in_words(study)}. Intervals: 95 %, bootstrap over seeds, stratified by task; "
+        "Student's for differences.\n",
         "## In and out of the training distribution\n",
         markdown_table(*_summary(study)),
         "## Axes\n",

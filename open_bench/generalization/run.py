@@ -131,22 +131,23 @@ def generalize(
     plan = make_plan(
         chosen, told_apart(optimizers), devices, train_on=train_on, axes=axes, vmap_size=execution.vmap_size
     )
-    evidence = run(plan, store, devices, watcher_of(execution), execution.save_agents)
+    evidence = run(plan, store, devices, watcher_of(execution), execution.save_agents, execution.diagnose)
     scored = generalization(evidence, normalizer, BASELINE)
     write(scored, folder_of(execution.folder, chosen.name))
     return scored
 
 
 def run(
-    plan: Plan, store: Store, devices: Sequence[jax.Device], watcher: Watcher, save_agents: bool = False
-) -> Evidence:
+    plan: Plan, store: Store, devices: Sequence[jax.Device], watcher: Watcher, save_agents: bool = False,
+    diagnose: bool = False,
+) -> Evidence:  # fmt: skip
     """Train what is missing, and measure the random policy at every task."""
     num_seeds, there = plan.study.num_seeds, {_key(each): each for each in plan.experiments}
     random = {key: with_random_policy(each) for key, each in there.items()}
     experiments = (*plan.experiments, *random.values())
     announce(estimate(experiments, num_seeds, store, devices), experiments, devices)
     execute(experiments, num_seeds, store, devices, watcher, title=plan.study.name,
-            save_agents=save_agents)  # fmt: skip
+            save_agents=save_agents, diagnose=diagnose)  # fmt: skip
     optimal = {key: found for key, each in there.items() if (found := optimal_returns(each, num_seeds)) is not None}
     return Evidence(
         plan.study.name,
@@ -183,7 +184,7 @@ def optimal_returns(experiment: Experiment, num_seeds: int) -> np.ndarray | None
 def _under_task_names(runs: Runs, experiments: Sequence[Experiment]) -> Runs:
     """Rows whose environment says the algorithm too, where it is not the environment's own."""
     names = {each.name: task_name(each.task) for each in experiments}
-    frames = (runs.experiments, runs.scores, runs.curves)
+    frames = (runs.experiments, runs.scores, runs.curves, runs.diagnosis)
     return Runs(*(frame.assign(environment=frame["experiment"].map(names)) for frame in frames))
 
 

@@ -16,7 +16,8 @@ of several axes. Aggregates are over tasks, so nothing counts twice.
 **In, out, gap.** IQM of the scores over the tasks inside, IQM over those outside, and the first minus the second; all
 with 95 % bootstrap intervals, seeds drawn again within each task. Of Adam relative to itself there is no gap.
 
-**Paired differences.** Score minus Adam's score of the same seed, which met the same level.
+**Paired differences.** Score minus Adam's score of the same seed, which met the same level; with Student's interval
+(``bootstrap.difference_interval``).
 """
 
 import dataclasses
@@ -241,8 +242,10 @@ class _Scorer:
         for name, frame in frames.items():
             frame = frame.reindex(columns=value.columns)
             frame = frame.loc[frame.notna().any(axis=1)] if frame.notna().any(axis=None) else frame
-            bands = bootstrap.mean_bands(frame.to_numpy(float), self.resamples)
-            columns |= {name + end: numbers for end, numbers in zip(("", "_low", "_high"), bands, strict=True)}
+            numbers = frame.to_numpy(float)
+            paired = name.endswith("difference")
+            bands = bootstrap.difference_bands(numbers) if paired else bootstrap.mean_bands(numbers, self.resamples)
+            columns |= {name + end: each for end, each in zip(("", "_low", "_high"), bands, strict=True)}
         return pd.DataFrame(columns, index=value.columns)
 
     def _summary(self, optimizer: str, mine: pd.DataFrame) -> dict[str, Any]:
@@ -287,7 +290,7 @@ class _Scorer:
 
     def _difference(self, optimizer: str, keys: list[Key]) -> Estimate:
         mine, theirs = (self._matrix(name, keys) for name in (optimizer, self.baseline))
-        return bootstrap.paired_difference(mine, theirs, self.resamples)
+        return bootstrap.paired_difference(mine, theirs)
 
     def _win(self, optimizer: str, keys: list[Key]) -> Estimate:
         mine, theirs = (self._matrix(name, keys, "value") for name in (optimizer, self.baseline))

@@ -4,13 +4,13 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
-from open_bench.config import Config, Count, Name, Positive, build, load_named
+from open_bench.config import Config, Count, Name, Positive, RootSeed, build, load_named
 from open_bench.environments.base import Discrete
 from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.registry import load_environment, make_environment, read_files, same_task
@@ -68,7 +68,7 @@ class GeneralizationConfig(Config):
     name: Name
     description: str = ""
     num_seeds: Count = 4  # seeds of each point
-    root_seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0  # root seed
+    root_seed: RootSeed = 0  # root seed
     # Env steps: an environment that θ was trained on is a point too, unless its lifetimes were longer than this.
     longest_training: Positive | None = None
     sweeps: tuple[Sweep, ...] = Field(min_length=1)

@@ -23,9 +23,10 @@ from open_bench.meta_training.request import Request, make_request
 from open_bench.meta_training.run import Busy, check_name_is_free, meta_train
 from open_bench.meta_training.spec import MetaConfig, load_meta
 from open_bench.optimizers import names
-from open_bench.optimizers.resolve import FETCHED, ResolvedOptimizer, own_weights, resolve
+from open_bench.optimizers.resolve import ResolvedOptimizer, own_weights, resolve
 from open_bench.training.task import Task, make_task
 from open_bench.weights import library
+from open_bench.weights.fetch import OFFICIAL
 from open_bench.weights.format import load_weights
 
 POLL_SECONDS = 1.0  # between two looks at a folder that another process holds
@@ -39,7 +40,7 @@ def with_weights(session: Session) -> Session:
     requests = {
         name: make_request(name, config, returns, session.devices, session.settings) for name in without_weights(study)
     }
-    session.plan_with(stand_ins(requests))
+    session.plan_with(stand_ins(requests, session.find))
     for request in requests.values():
         check(request, results)
     named = {}
@@ -61,7 +62,7 @@ def without_weights(study: StudyConfig) -> list[str]:
     lacking = [
         name
         for name, each in found.items()
-        if each.needs_weights and each.weights is None and own_weights(each) not in FETCHED
+        if each.needs_weights and each.weights is None and own_weights(each) not in OFFICIAL
     ]
     if lacking and jax.process_count() > 1:
         raise UserError(
@@ -89,15 +90,15 @@ def settings_for(study: StudyConfig, steps: int | None) -> MetaConfig:
     return build(MetaConfig, values, f"meta-training {chosen.name} for study {study.name}")
 
 
-def stand_ins(requests: Mapping[Any, Request]) -> Find:
-    """Like ``resolve``, but for the optimizers that are to be meta-trained: with the θ that they start from.
+def stand_ins(requests: Mapping[Any, Request], resolved: Find = resolve) -> Find:
+    """Like ``resolved``, but for the optimizers that are to be meta-trained: with the θ that they start from.
 
     They have the names that they will have. A plan with them finds what is wrong with a study before evolution begins.
     """
 
     def find(name: Any, task: Task) -> ResolvedOptimizer:
         if not isinstance(name, str) or name not in requests:
-            return resolve(name, task)
+            return resolved(name, task)
         found = resolve(str(dataclasses.replace(names.parse(name), source="init")), task)
         return dataclasses.replace(found, label=_with_weights(requests[name]))
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from open_bench.config import Config, Name, Positive, build, check_count, load_named
+from open_bench.config import Config, Name, Positive, RootSeed, build, check_count, load_named
 
 ANTITHETIC = ("Open_ES", "ARS", "PGPE", "GuidedES")  # strategies that sample mirrored pairs
 
@@ -62,7 +62,7 @@ class MetaConfig(Config):
     # only the two are compared (Jackson et al. 2024, arXiv 2402.05828); for gridworlds, whose levels differ.
     task_sampling: Literal["common", "antithetic"] = "common"
     fitness: str = "final_return"  # a metric of the record
-    root_seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0
+    root_seed: RootSeed = 0
     vmap_size: Positive | None = None  # lifetimes vmapped on one device; by default 1 on CPU, more on accelerators
     evaluate_every: Annotated[int, Field(ge=0)] = 0  # generations between evaluations of the mean θ; 0: never
     evaluation_rollouts: Positive = 4

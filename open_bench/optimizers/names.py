@@ -2,25 +2,31 @@
 
     name      = head [":" settings] ["+" policy_loss] ["@" source]
     head      = a registered name | "optax." path | module ":" attribute
-    settings  = key "=" value {"," key "=" value}
+    settings  = key "=" value {"," key "=" value}, or "track=" and one of TRACKS
     policy_loss = "ppo" | "dpo" | "lpo"
     source    = everything after the first "@": a weights name, a file or directory, or "zero"
 
 The source comes last and is taken as it stands, so a path may hold any character; settings and policy losses never
 hold an "@". In ``lr=1e+3`` the "+" belongs to the number: a policy loss begins with a letter.
+
+A *grid* stands for several names: ``adam:learning_rate={1e-3,3e-3}`` (``expand``).
 """
 
 import dataclasses
+import itertools
 import re
 import tomllib
 from typing import Any
 
-from open_bench.errors import UserError
+from open_bench.errors import UserError, check_known
+
+TRACKS = ("default", "published", "one_setting", "tuned")  # where all hyperparameters come from, when a name says so
 
 _HEAD = re.compile(r"[A-Za-z_][\w.\-]*")
 _ATTRIBUTE = re.compile(r":([A-Za-z_][\w.]*)(?![\w.]*=)")
 _SETTINGS = re.compile(r":((?:[^+@]|\+(?![A-Za-z]))*)")
 _POLICY_LOSS = re.compile(r"\+([A-Za-z_]\w*)")
+_GRID = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +38,14 @@ class ParsedName:
     settings: tuple[tuple[str, Any], ...] = ()  # sorted by key
     policy_loss: str | None = None
     source: str | None = None
+    track: str | None = None  # one of TRACKS
 
     def __str__(self) -> str:
         """The canonical spelling; parsing it gives the same parts."""
         text = self.head + (f":{self.attribute}" if self.attribute else "")
-        if self.settings:
-            text += ":" + ",".join(f"{key}={_spell(value)}" for key, value in self.settings)
+        settings = self.settings or ((("track", self.track),) if self.track else ())
+        if settings:
+            text += ":" + ",".join(f"{key}={_spell(value)}" for key, value in settings)
         text += f"+{self.policy_loss}" if self.policy_loss else ""
         return text + (f"@{self.source}" if self.source is not None else "")
 
@@ -67,7 +75,34 @@ def parse(name: str) -> ParsedName:
             raise _malformed(name, position, "after '@' comes a weights name, a file or 'zero'")
     if position != len(text):
         raise _malformed(name, position, "expected NAME[:key=value,…][+policy_loss][@weights]")
-    return ParsedName(head, attribute, _parse_settings(name, settings), policy_loss, source)
+    found = dict(_parse_settings(name, settings))
+    track = found.pop("track", None)
+    if track is not None:
+        check_known("track", track, TRACKS)
+        if found:
+            raise UserError(
+                f"optimizer '{name}': a track says where all settings come from: leave out {', '.join(found)}"
+            )
+    return ParsedName(head, attribute, tuple(found.items()), policy_loss, source, track)
+
+
+def expand(name: str) -> list[str]:
+    """The names that a grid stands for, the last setting varying fastest; a name without braces alone.
+
+    Raises:
+        UserError: an empty grid, or braces that do not match.
+    """
+    front, at, source = name.partition("@")
+    parts = _GRID.split(front)  # text, grid, text, …, text
+    grids = [[value.strip() for value in grid.split(",")] for grid in parts[1::2]]
+    if any(brace in text for text in parts[::2] for brace in "{}"):
+        raise UserError(f"optimizer '{name}': braces do not match: a grid is written key={{value,value}}")
+    if not all(all(values) for values in grids):
+        raise UserError(f"optimizer '{name}': a grid is empty, or one of its values is: write key={{value,value}}")
+    return [
+        "".join(itertools.chain(*zip(parts[::2], [*chosen, ""], strict=True))) + at + source
+        for chosen in itertools.product(*grids)
+    ]
 
 
 def _parse_settings(name: str, text: str | None) -> tuple[tuple[str, Any], ...]:

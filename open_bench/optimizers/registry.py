@@ -11,13 +11,13 @@ from open_bench import plugins
 from open_bench.algorithms.policy_losses import POLICY_LOSSES, PolicyLoss
 from open_bench.errors import UserError, check_known, near_matches
 from open_bench.optimizers import adapters, hand_designed, names
+from open_bench.optimizers.learned import celo2, optim4rl, velo
 from open_bench.optimizers.learned import open as open_family
-from open_bench.optimizers.learned import optim4rl, velo
 from open_bench.optimizers.spec import OptimizerSpec
 
 ENTRY_POINTS = "open_bench.optimizers"
 BRIDGE = "learned_optimization"
-SHIPPED = (*hand_designed.SPECS, *open_family.SPECS, *optim4rl.SPECS, *velo.SPECS)
+SHIPPED = (*hand_designed.SPECS, *open_family.SPECS, *optim4rl.SPECS, *velo.SPECS, *celo2.SPECS)
 
 _registered: dict[str, OptimizerSpec] = {}
 
@@ -104,7 +104,7 @@ def find_object(value: Any) -> tuple[names.ParsedName, OptimizerSpec]:
 
 
 def told_apart(optimizers: Sequence[Any]) -> Any:
-    """The optimizers, objects that no file tells numbered where they would have one label."""
+    """The optimizers, grids written out, and objects that no file tells numbered where they would have one label."""
 
     def name_of(optimizer: Any) -> str | None:
         spec = None if isinstance(optimizer, str) else find_object(optimizer)[1]
@@ -113,7 +113,8 @@ def told_apart(optimizers: Sequence[Any]) -> Any:
     def renamed(optimizer: Any, name: str) -> OptimizerSpec:
         return dataclasses.replace(find_object(optimizer)[1], name=name)
 
-    return plugins.told_apart(optimizers, name_of, renamed)
+    written_out = [each for one in optimizers for each in (names.expand(one) if isinstance(one, str) else [one])]
+    return plugins.told_apart(written_out, name_of, renamed)
 
 
 def name_of(optimizer: Any) -> str:

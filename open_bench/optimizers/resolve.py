@@ -15,20 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from open_bench import config, files, plugins
+from open_bench import plugins
 from open_bench.algorithms.base import Learning
 from open_bench.algorithms.policy_losses import PPO, PolicyLoss
 from open_bench.algorithms.registry import ALGORITHMS, find_algorithm
 from open_bench.config import TrainingLength
 from open_bench.errors import UserError
-from open_bench.optimizers import adapters, names, registry
+from open_bench.optimizers import adapters, hyperparameters, names, registry
 from open_bench.optimizers.spec import EMPTY_THETA, OptimizerSpec, Theta, params_themselves
 from open_bench.training.task import Task
-from open_bench.weights import library
+from open_bench.weights import fetch, library
 from open_bench.weights.format import Weights, content_hash
 
-FETCHED = ("velo",)  # weights that their authors publish where ``openbench weights fetch`` finds them
 UNTRAINED = ("zero", "init")  # sources of a θ that nothing has trained
+UNTUNED = "untuned"  # a track that no name says: published settings, or else the defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,13 @@ class ResolvedOptimizer:
         label: as rows show it.
         spec: what is registered.
         hyperparameters: every setting's value.
-        origin: where they come from: given, published, tuned or default.
+        origin: where they come from: given, published, tuned, one setting or default.
         tuned_on: environment, algorithm and budget that published or tuned hyperparameters were found on, else None.
         policy_loss: None where the algorithm has none.
         weights: θ with its metadata; None where there is none to learn, or (with ``needs_weights``) none was found.
         source: where the weights came from, for people.
+        track: where the name says that hyperparameters come from, "" where it does not.
+        tuning_trials, tuning_env_steps: that finding them took, where that is known.
     """
 
     label: str
@@ -54,6 +56,9 @@ class ResolvedOptimizer:
     policy_loss: PolicyLoss | None
     weights: Weights | None = None
     source: str | None = None
+    track: str = ""
+    tuning_trials: int = 0
+    tuning_env_steps: int = 0
 
     @property
     def theta(self) -> Theta:
@@ -99,6 +104,7 @@ class ResolvedOptimizer:
         code = {"code": uuid.uuid4().hex if digest is None else digest} if digest != "" else {}
         return {
             **code,
+            **({"track": self.track} if self.track else {}),
             "optimizer": self.label,
             "policy_loss": self.policy_loss.name if self.policy_loss else None,
             "hyperparameters": json.loads(text),
@@ -107,8 +113,9 @@ class ResolvedOptimizer:
 
 
 def resolve(
-    optimizer: Any, task: Task | None = None, require_weights: bool = True, tuned_for: str | None = None
-) -> ResolvedOptimizer:
+    optimizer: Any, task: Task | None = None, require_weights: bool = True, tuned_for: str | None = None,
+    track: str | None = None, folder: pathlib.Path | None = None,
+) -> ResolvedOptimizer:  # fmt: skip
     """The optimizer that a name means for a task.
 
     Args:
@@ -117,10 +124,13 @@ def resolve(
         task: where it will be used; None: nowhere in particular, so no hyperparameters that ship apply.
         require_weights: a learned optimizer without weights is an error; else its ``weights`` are None.
         tuned_for: algorithm whose shipped hyperparameters apply, in place of the task's own.
+        track: where hyperparameters come from (``names.TRACKS``), as if the name said so; or ``UNTUNED``.
+        folder: of hyperparameter files that come before those that ship.
 
     Raises:
         UserError: unknown name or setting (with near matches), a value of the wrong kind, weights that are absent or do
-            not fit, a policy loss where the algorithm has none, or an optimizer that cannot run on gradients alone.
+            not fit, a policy loss where the algorithm has none, a track of which there are no settings, or an optimizer
+            that cannot run on gradients alone.
     """
     if isinstance(optimizer, str):
         parsed = names.parse(optimizer)
@@ -129,9 +139,16 @@ def resolve(
         parsed, spec = registry.find_object(optimizer)
     spec, policy_loss = _with_policy_loss(spec, parsed, task)
     given = registry.check_settings(spec, dict(parsed.settings))
-    algorithm = tuned_for or (task.algorithm if task is not None else "")
-    values, origin, tuned_on = _hyperparameters(spec, given, task, algorithm)
-    found = ResolvedOptimizer(_label(spec, parsed), spec, values, origin, tuned_on, policy_loss)
+    track = parsed.track or track
+    found = ResolvedOptimizer(_label(spec, parsed), spec, _defaults(spec), "default", None, policy_loss)
+    if task is not None and track != "default":
+        found = _with_shipped(found, task, tuned_for or task.algorithm, track, folder)
+    if given:
+        found = dataclasses.replace(
+            found, hyperparameters={**found.hyperparameters, **given}, origin="given", tuned_on=None,
+            tuning_trials=0, tuning_env_steps=0,
+        )  # fmt: skip
+    found = dataclasses.replace(found, track=track if track in names.TRACKS else "")
     found = _with_weights(found, parsed)
     if found.needs_weights and found.weights is None:
         if require_weights:
@@ -157,50 +174,51 @@ def _with_policy_loss(
     return spec, None
 
 
-def _hyperparameters(
-    spec: OptimizerSpec, given: Mapping[str, Any], task: Task | None, algorithm: str
-) -> tuple[dict[str, Any], str, tuple[str, str, str] | None]:
-    """Those given in the name, else the shipped ones for this task, else the defaults: (values, origin, tuned on)."""
-    values = {key: hyperparameter.default for key, hyperparameter in spec.hyperparameters.items()}
-    origin: str = "default"
-    tuned_on = None
-    shipped = shipped_hyperparameters(spec.tuned_as or spec.name)
-    chosen = _chosen(shipped, task, algorithm) if task is not None else None
-    if chosen and task is not None:
-        found_at, table = chosen
-        values |= registry.check_settings(spec, table["values"])
-        # Published settings, for any budget, were tuned at the full one; a family's on one of its environments.
-        origin = table["origin"]
-        tuned_on = table.get("environment", task.base), algorithm, found_at.replace("any", "full")
-    if given:
-        return values | dict(given), "given", None
-    return values, origin, tuned_on
+def _defaults(spec: OptimizerSpec) -> dict[str, Any]:
+    return {key: hyperparameter.default for key, hyperparameter in spec.hyperparameters.items()}
 
 
-def _chosen(shipped: Mapping[str, Any], task: Task, algorithm: str) -> tuple[str, dict[str, Any]] | None:
-    """What ships for a task, and under which budget or "any".
+def _with_shipped(
+    found: ResolvedOptimizer, task: Task, algorithm: str, track: str | None, folder: pathlib.Path | None
+) -> ResolvedOptimizer:
+    """With the hyperparameters of a track, or the best known ones, for a task."""
+    spec, owner = found.spec, found.spec.tuned_as or found.spec.name
+    place = hyperparameters.Place(
+        tuple(dict.fromkeys((task.name, task.base))),
+        algorithm,
+        tuple(dict.fromkeys((task.budget, task.nearest_budget))),
+    )
+    chosen = hyperparameters.find(owner, place, "published" if track == UNTUNED else track, folder)
+    if chosen is None and track in names.TRACKS:
+        raise UserError(_how_to_get_settings(owner, task, algorithm, track))
+    if chosen is None:
+        return found
+    origin, table, tuned_on = chosen
+    values = {**found.hyperparameters, **registry.check_settings(spec, table.values)}
+    return dataclasses.replace(
+        found, hyperparameters=values, origin=origin, tuned_on=tuned_on, tuning_trials=table.trials,
+        tuning_env_steps=table.env_steps,
+    )  # fmt: skip
 
-    "gridworld/*" stands for what lies under gridworld/ without a table.
-    """
-    folder, slash, _ = task.base.rpartition("/")
-    for name in (task.base, f"{folder}/*") if slash else (task.base,):
-        tables = shipped.get(name, {}).get(algorithm, {})
-        for budget in (task.nearest_budget, "any"):
-            if budget in tables:
-                return budget, tables[budget]
-    return None
 
-
-@functools.cache
-def shipped_hyperparameters(optimizer: str) -> dict[str, Any]:
-    """``{environment or "family/*": {algorithm: {budget or "any": {"origin", "source", "values"}}}}`` that ship."""
-    path = files.baselines_dir() / "hyperparameters" / f"{optimizer}.toml"
-    return config.read_toml(path).get("environments", {}) if path.is_file() else {}
+def _how_to_get_settings(owner: str, task: Task, algorithm: str, track: str) -> str:
+    """What a user can do about a track of which there are no settings."""
+    known = f"{owner} has no settings of the track '{track}' for {task.name} ({algorithm}, {task.budget})"
+    if track == "published":
+        return f"{known}: take track=default, or give settings in the name"
+    steps = task.budget.removeprefix("steps-")
+    length = f"--budget {task.budget}" if steps == task.budget else f"--steps {steps}"
+    more = " with every environment of the study" if track == "one_setting" else ""
+    return (
+        f"{known}: `openbench tune {owner} -e {task.base} --algorithm {algorithm} {length} --results FOLDER`{more} "
+        "finds some, and --hyperparameters FOLDER uses them"
+    )
 
 
 def _label(spec: OptimizerSpec, parsed: names.ParsedName) -> str:
     """The name as rows show it; of code that lies in a file, with a digest, so that an edited file is another row."""
-    return f"{parsed}#{spec.digest}" if spec.digest else str(parsed)
+    name = str(dataclasses.replace(parsed, track=None))
+    return f"{name}#{spec.digest}" if spec.digest else name
 
 
 # --- weights -------------------------------------------------------------------------------------------------------
@@ -221,8 +239,11 @@ def _with_weights(found: ResolvedOptimizer, parsed: names.ParsedName) -> Resolve
             return found
         return dataclasses.replace(found, weights=library.import_file(kept, found.spec), source=kept.name)
     if parsed.source in UNTRAINED:
-        theta = found.spec.init_theta(jax.random.key(0))
-        theta = jax.tree.map(jnp.zeros_like, theta) if parsed.source == "zero" else theta
+        if parsed.source == "zero":  # of its shapes: nothing is drawn
+            shapes = jax.eval_shape(found.spec.init_theta, jax.random.key(0))
+            theta = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        else:
+            theta = found.spec.init_theta(jax.random.key(0))
         return dataclasses.replace(found, weights=Weights(theta, {}, ""), source=parsed.source)
     weights = library.load_source(parsed.source, found.spec)
     # Rows and folders show the weights' name; what they hold is told by their hash, wherever the file lies.
@@ -253,8 +274,10 @@ def how_to_get_weights(found: ResolvedOptimizer, task: Task | None) -> str:
         absent, name, use = f"no weights named '{own}' ship or lie in {place}", own, own
         others = f"`openbench weights import FILE --optimizer {own}` keeps published ones there as '{own}', "
     message = f"{found.label} is a learned optimizer, and {absent}. Name some with {use}@NAME or {use}@FILE; "
-    if own in FETCHED:
+    if own in fetch.OFFICIAL:
         return message + f"`openbench weights fetch {own}` downloads the official ones."
+    for theirs, command in fetch.ways_to_fetch(own or "").items():
+        others += f"`{command}` downloads {theirs}, "
     where = "-e ENVIRONMENT"
     if task is not None:
         steps = task.budget.removeprefix("steps-")

@@ -8,13 +8,18 @@ import optax
 from open_bench.optimizers.spec import TrainingLength
 
 
+def remaining(training_fraction: jax.Array | float, length: TrainingLength) -> jax.Array | float:
+    """1 − u/updates at update u (0-based), of which the harness's ``training_fraction`` is u/(updates − 1)."""
+    return 1.0 - training_fraction * ((length.updates - 1) / length.updates)
+
+
 def anneal(
     optimizer: optax.GradientTransformation, length: TrainingLength, enabled: bool = True
 ) -> optax.GradientTransformationExtraArgs:
-    """Scale the steps of update u (0-based) of the lifetime by 1 − u/updates.
+    """Scale the steps of update u (0-based) of the lifetime by 1 − u/updates (``remaining``).
 
-    For optimizers whose update is proportional to the learning rate this is the published schedule. The harness's
-    ``training_fraction`` = u/(updates − 1) says where in the lifetime a step lies; nothing is counted here.
+    For optimizers whose update is proportional to the learning rate this is the published schedule. Nothing is counted
+    here.
     """
     inner = optax.with_extra_args_support(optimizer)
     if not enabled:
@@ -29,7 +34,7 @@ def anneal(
         **extras: Any,
     ) -> tuple[optax.Updates, Any]:
         updates, state = inner.update(updates, state, params, training_fraction=training_fraction, **extras)
-        scale = 1.0 - training_fraction * ((length.updates - 1) / length.updates)
+        scale = remaining(training_fraction, length)
         return jax.tree.map(lambda u: (u * scale).astype(u.dtype), updates), state
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from open_bench.algorithms.base import AgentState, Algorithm, Learning, Params
 from open_bench.environments.wrappers import episode_return
 from open_bench.training.keys import stream
-from open_bench.training.record import Record, Shown, add, empty_record, metrics_of
+from open_bench.training.record import Record, Shown, add, empty_record, is_measured, metrics_of
 
 
 class LifetimeState(NamedTuple):
@@ -42,6 +42,7 @@ class Lifetime(NamedTuple):
         num_updates: updates in the whole lifetime.
         env_steps_per_update: env steps of each.
         metrics: names of what the record measures.
+        diagnostics: names of what is measured beside it; () where diagnosis is off.
 
     ``inputs`` is whatever pytree the optimizer reads: θ and traced hyperparameters.
     """
@@ -52,27 +53,32 @@ class Lifetime(NamedTuple):
     num_updates: int
     env_steps_per_update: int
     metrics: tuple[str, ...]
+    diagnostics: tuple[str, ...]
 
 
-def make_lifetime(algorithm: Algorithm, num_updates: int, learning: Callable[[Any], Learning]) -> Lifetime:
+def make_lifetime(
+    algorithm: Algorithm, num_updates: int, learning: Callable[[Any], Learning], diagnose: bool = False
+) -> Lifetime:
     """Build a lifetime.
 
     Args:
         algorithm: how the agent acts and learns, and where.
         num_updates: updates in the whole lifetime.
         learning: inputs → what the algorithm receives of the optimizer; called inside the traced functions.
+        diagnose: also record the algorithm's diagnostics, if it has any. Training is the same, bit for bit.
     """
-    metrics = metrics_of(algorithm.reports)
+    metrics, diagnostics = metrics_of(algorithm.reports), algorithm.diagnostics if diagnose else ()
 
     def init(key: Array, inputs: Any) -> LifetimeState:
         agent = algorithm.init(stream(key, "networks"), stream(key, "environment"), learning(inputs))
-        return LifetimeState(key, jnp.int32(0), agent, empty_record(metrics, num_updates))
+        return LifetimeState(key, jnp.int32(0), agent, empty_record(metrics, diagnostics, num_updates))
 
     def one_update(inputs: Any, state: LifetimeState) -> tuple[LifetimeState, Array]:
         key = jax.random.fold_in(state.key, state.update)
         fraction = state.update / jnp.float32(max(1, num_updates - 1))
+        wanted = {"measured": is_measured(state.update, num_updates)} if diagnostics else {}
         agent, info = algorithm.update(
-            stream(key, "rollout"), stream(key, "learning"), state.agent, fraction, learning(inputs)
+            stream(key, "rollout"), stream(key, "learning"), state.agent, fraction, learning(inputs), **wanted
         )
         values = {**info, "episode_return": episode_return(agent.environment.statistics)}
         record = add(state.record, Shown(state.update, num_updates, values))
@@ -90,4 +96,4 @@ def make_lifetime(algorithm: Algorithm, num_updates: int, learning: Callable[[An
         return learning(inputs).eval_params(state.agent.optimizer_state, state.agent.params)
 
     steps = algorithm.config.env_steps_per_update
-    return Lifetime(init, run, acting_params, num_updates, steps, metrics)
+    return Lifetime(init, run, acting_params, num_updates, steps, metrics, diagnostics)

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 MAX_CURVE_POINTS = 200  # a curve is thinned on the device to at most so many points, however long the lifetime
+MAX_MEASURED = 50  # updates of a lifetime at which the algorithm's diagnostics are measured
 FINAL_SHARE = 20  # the final return is over the last 1/20 of the updates
 
 
@@ -83,6 +84,7 @@ class Record(NamedTuple):
     curve_sum: Float[Array, " points"]
     curve_count: Int[Array, " points"]  # updates that counted: at others no episode had finished
     metrics: dict[str, Any]
+    diagnosis: dict[str, Float[Array, " measured"]]  # as measured; {} where diagnosis is off
 
 
 def metrics_of(reports: tuple[str, ...]) -> tuple[str, ...]:
@@ -91,9 +93,9 @@ def metrics_of(reports: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name, metric in METRICS.items() if metric.value in known)
 
 
-def curve_ends(num_updates: int) -> np.ndarray:
-    """Updates at which the points of a thinned curve end, the last being ``num_updates``."""
-    points = min(num_updates, MAX_CURVE_POINTS)
+def curve_ends(num_updates: int, most: int = MAX_CURVE_POINTS) -> np.ndarray:
+    """Updates at which the ``most`` points, or fewer, of a thinned curve end, the last being ``num_updates``."""
+    points = min(num_updates, most)
     return np.asarray([-(-(i + 1) * num_updates // points) for i in range(points)], np.int32)
 
 
@@ -102,22 +104,42 @@ def final_window(num_updates: int) -> int:
     return max(1, -(-num_updates // FINAL_SHARE))
 
 
-def empty_record(names: tuple[str, ...], num_updates: int) -> Record:
+def is_measured(update: Int[Array, ""], num_updates: int) -> Bool[Array, ""]:
+    """Whether the diagnostics of this update (0-based) are kept."""
+    return (jnp.asarray(curve_ends(num_updates, MAX_MEASURED)) == update + 1).any()
+
+
+def empty_record(names: tuple[str, ...], diagnostics: tuple[str, ...], num_updates: int) -> Record:
     """The record before the first update."""
-    points = len(curve_ends(num_updates))
-    return Record(jnp.zeros(points), jnp.zeros(points, jnp.int32), {name: METRICS[name].start() for name in names})
+    points, measured = len(curve_ends(num_updates)), len(curve_ends(num_updates, MAX_MEASURED))
+    return Record(
+        jnp.zeros(points),
+        jnp.zeros(points, jnp.int32),
+        {name: METRICS[name].start() for name in names},
+        {name: jnp.full(measured, jnp.nan) for name in diagnostics},
+    )
 
 
 def add(record: Record, shown: Shown) -> Record:
     """The record after one more update."""
     value = shown.values["episode_return"]
     known = ~jnp.isnan(value)
-    point = jnp.searchsorted(jnp.asarray(curve_ends(shown.num_updates)), shown.update, side="right")
+    point = _point(shown, MAX_CURVE_POINTS)
     return Record(
         record.curve_sum.at[point].add(jnp.where(known, value, 0.0)),
         record.curve_count.at[point].add(known.astype(jnp.int32)),
         {name: METRICS[name].accumulate(sums, shown) for name, sums in record.metrics.items()},
+        # The measured update is the last of its point, so what stands there in the end is what was measured.
+        {
+            name: values.at[_point(shown, MAX_MEASURED)].set(shown.values[name])
+            for name, values in record.diagnosis.items()
+        },
     )
+
+
+def _point(shown: Shown, most: int) -> Int[Array, ""]:
+    """Index of the curve's point that the update belongs to."""
+    return jnp.searchsorted(jnp.asarray(curve_ends(shown.num_updates, most)), shown.update, side="right")
 
 
 def finish(record: Record) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -131,4 +153,9 @@ def divide(total: Any, count: Any) -> np.ndarray:
     total, count = np.asarray(total, np.float64), np.asarray(count)
     means = np.full(total.shape, np.nan)
     np.divide(total, count, out=means, where=count > 0)
-    return np.vectorize(lambda x: float(f"{x:.8g}"), otypes=[np.float64])(means)
+    return rounded(means, 8)
+
+
+def rounded(values: Any, digits: int) -> np.ndarray:
+    """Values in float64, rounded to so many significant digits."""
+    return np.vectorize(lambda x: float(f"{x:.{digits}g}"), otypes=[np.float64])(values)

@@ -2,6 +2,7 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -46,6 +47,7 @@ class Finished(NamedTuple):
     indices: range  # which of all lifetimes these are
     metrics: dict[str, np.ndarray]  # (lifetimes,) float64 each, NaN where nothing is known
     curves: np.ndarray  # (lifetimes, points) float64
+    diagnosis: dict[str, np.ndarray]  # (lifetimes, measured updates) float64 each; {} where it is off
     diverged: np.ndarray  # (lifetimes,) bool
     agents: Any  # parameters of the trained agents, {} unless they were asked for
     seconds: float  # run time, compilation apart
@@ -103,8 +105,12 @@ def _begin(
         arrays, facts = saved
         try:
             return program.restore(arrays, inputs), facts["update"], facts["seconds"]
-        except ValueError:  # written on another number of devices: begin this batch anew
-            pass
+        except ValueError:
+            warnings.warn(
+                f"{facts['update']} updates of a batch that was begun with other devices, or with or without "
+                "--diagnose, do not fit: it is begun anew",
+                stacklevel=4,
+            )
     return program.init(keys, inputs), 0, 0.0
 
 
@@ -119,11 +125,12 @@ def _finished(program: Program, state: Any, inputs: Any, indices: range, seconds
     count = len(indices)
     record, finite = gather((state.record, state.agent.finite))
     metrics, curves = records.finish(record)
+    diagnosis = {name: records.rounded(values[:count], 6) for name, values in record.diagnosis.items()}
     diverged = ~np.asarray(finite)[:count]
     # What a diverged lifetime reached before does not count.
     metrics = {name: np.where(diverged, np.nan, values[:count]) for name, values in metrics.items()}
     agents = gather(program.acting_params(state, inputs)) if keep_agents else {}
-    return Finished(indices, metrics, curves[:count], diverged, agents, seconds)
+    return Finished(indices, metrics, curves[:count], diagnosis, diverged, agents, seconds)
 
 
 def next_segment(segment: int, elapsed: float, total: int) -> int:

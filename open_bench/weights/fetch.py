@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,15 +64,11 @@ _OPEN_URL = (
 )
 
 
-def _open(name: str, sha256: str, optimizer: str = "open", environments: tuple[str, ...] = ()) -> Published:
+def _open(name: str, sha256: str, *environments: str, optimizer: str = "open") -> Published:
     return Published(name, optimizer, _OPEN_URL, (File(f"{name}_OPEN.npy", sha256),), "Apache-2.0", environments)
 
 
-def _trained_on(environment: str, sha256: str) -> Published:
-    return _open(environment, sha256, environments=(environment,))
-
-
-PUBLISHED: dict[str, tuple[Published, ...]] = {
+PUBLISHED: Mapping[str, tuple[Published, ...]] = {
     "velo": (
         Published(
             "velo",
@@ -83,46 +79,99 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
             "Apache-2.0",
         ),
     ),
+    "celo": (
+        Published(
+            "celo",
+            "celo",
+            "https://raw.githubusercontent.com/amoudgl/celo/66d976116f39da286951f0c5e0a18eee8d1fd66b/"
+            "algoperf/submissions/celo/",
+            (File("theta.state", "35683c6123069c101d62ec1f8b2e6d70d50a43e67ebe09953b27620a7dcb836b"),),
+            "MIT",
+        ),
+    ),
     "open": (
-        _trained_on("ant", "e1901cafe323d1c5619b84e5178b3075c95a7cde920777e2c15e58c812c3e725"),
-        _trained_on("asterix", "55d96c80dca70e4a308352798daec00fc962d7a3faacc24f612e1b437c1893aa"),
-        _trained_on("breakout", "d7f0876c78736a0e354f8837e2a549dc7f45ff4d01f952ba9d547d8afc6f7926"),
-        _trained_on("freeway", "97ea3f8f9a6e34523dd50c138a1538b33fbd2b1c3a5ee05a31014460825ea9f0"),
-        _open("gridworld", "16ebb93a79adbcbfdb3e6019986109ee374764cb9cc8b0ad65f69bdcaedd9bb5"),
-        _open("multi", "9ba2dea70b0b308a365516dab092808b7b9211c70072bca934d83affaee5f60c", "open-large"),
-        _trained_on("spaceinvaders", "42845f4c0b6b460789afffb1788f806e676b27acafa0febf34e86bd63d3e362f"),
+        _open("ant", "e1901cafe323d1c5619b84e5178b3075c95a7cde920777e2c15e58c812c3e725", "ant"),
+        _open("asterix", "55d96c80dca70e4a308352798daec00fc962d7a3faacc24f612e1b437c1893aa", "asterix"),
+        _open("breakout", "d7f0876c78736a0e354f8837e2a549dc7f45ff4d01f952ba9d547d8afc6f7926", "breakout"),
+        _open("freeway", "97ea3f8f9a6e34523dd50c138a1538b33fbd2b1c3a5ee05a31014460825ea9f0", "freeway"),
+        _open("gridworld", "16ebb93a79adbcbfdb3e6019986109ee374764cb9cc8b0ad65f69bdcaedd9bb5", "gridworld/rand_all"),
+        # "multi" was trained on several environments; its repository does not say which.
+        _open("multi", "9ba2dea70b0b308a365516dab092808b7b9211c70072bca934d83affaee5f60c", optimizer="open-large"),
+        _open("spaceinvaders", "42845f4c0b6b460789afffb1788f806e676b27acafa0febf34e86bd63d3e362f", "spaceinvaders"),
     ),
 }
 
 
+# Optimizers that use what was fetched without naming it.
+OFFICIAL = tuple(
+    weights.optimizer for group in PUBLISHED.values() for weights in group if weights.name == weights.optimizer
+)
+
+
+def ways_to_fetch(optimizer: str) -> dict[str, str]:
+    """Name, such as "velo" or "open@breakout", → command that brings it, for all published weights of an optimizer."""
+    return {
+        used_as(each): f"openbench weights fetch {group}" + (f" {each.name}" if len(all_of) > 1 else "")
+        for group, all_of in PUBLISHED.items()
+        for each in all_of
+        if each.optimizer == optimizer
+    }
+
+
+def used_as(published: Published) -> str:
+    """The name of an optimizer with these weights: "open@breakout", "celo"."""
+    own = published.optimizer
+    return own if published.name == own else f"{own}@{published.name}"
+
+
 def fetch_weights(
     name: str,
+    only: Sequence[str] = (),
     source: str | Path | None = None,
     folder: str | Path | None = None,
     *,
     official: bool = True,
     progress: Progress | None = None,
-) -> list[Path]:
-    """Bring all weights that are published under a name (``PUBLISHED``) to the library; returns where they lie.
+    published: Mapping[str, tuple[Published, ...]] = PUBLISHED,
+) -> list[tuple[Published, Path]]:
+    """Bring weights that are published under a name to the library; returns what they are and where they lie.
 
     What is there already is verified and nothing is contacted for it.
 
     Args:
         name: as "open" or "velo".
+        only: names of some of them, as "breakout"; by default all.
         source: another address of the folder (http or https), or a local folder.
         folder: where to keep them instead of the library.
         official: False: accept other weights of the same optimizer, whose lengths and hashes differ.
         progress: called as bytes arrive.
+        published: what is published under which name.
 
     Raises:
         WeightsError: unknown name, no network, missing file, wrong length or hash, other weights of that name in the
             library. Nothing is retried.
     """
-    if name not in PUBLISHED:
-        known = list(PUBLISHED)
-        raise WeightsError(f"no published weights '{name}'.{near_matches(name, known)} Known: {', '.join(known)}")
+    chosen = _choose(name, only, published)
+    if folder is None:
+        for weights in chosen:
+            library.check_can_keep(weights.name)
     home = Path(folder) if folder else library.library_dir()
-    return [fetch_one(weights, home, source, official=official, progress=progress) for weights in PUBLISHED[name]]
+    return [(each, fetch_one(each, home, source, official=official, progress=progress)) for each in chosen]
+
+
+def _choose(name: str, only: Sequence[str], published: Mapping[str, tuple[Published, ...]]) -> list[Published]:
+    """The published weights that are meant; WeightsError with near matches for a name that means none."""
+    if name not in published:
+        group = next((group for group, all_of in published.items() if name in [each.name for each in all_of]), None)
+        hint = near_matches(name, published) if group is None else f" Did you mean {group} {name}?"
+        raise WeightsError(f"no published weights '{name}'.{hint} Known: {', '.join(published)}")
+    known = {weights.name: weights for weights in published[name]}
+    for each in only:
+        if each not in known:
+            raise WeightsError(
+                f"no weights '{each}' are published under {name}.{near_matches(each, known)} Known: {', '.join(known)}"
+            )
+    return [known[each] for each in dict.fromkeys(only or known)]
 
 
 def fetch_one(

@@ -33,7 +33,7 @@ from open_bench.weights.format import (
 
 OWN = ".safetensors"
 VARIABLE = "OPEN_BENCH_WEIGHTS"
-SUFFIXES = (".safetensors", ".npy", ".npz")
+SUFFIXES = (".safetensors", ".npy", ".npz", ".state")
 RESERVED = ("zero", "init")  # sources that an optimizer's name gives another meaning
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
@@ -69,7 +69,13 @@ def import_file(path: str | Path, spec: OptimizerSpec) -> Weights:
     """
     path = Path(path)
     weights = load_weights(path) if _kind(path) == OWN else _read_published(path, spec)[1]
-    validate(weights.theta, spec, path)
+    try:
+        validate(weights.theta, spec, path)
+    except WeightsError as error:
+        owner = weights.metadata.get("optimizer")
+        if owner in (None, spec.name) or owner not in registry.known():
+            raise
+        raise WeightsError(f"{error}; they are weights of {owner}: use them as {owner}@{path.stem}") from error
     return weights
 
 

@@ -1,6 +1,7 @@
 """PPO: advantages against plain Python, the loss term by term, and probe environments with known answers."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import hypothesis.strategies as st
@@ -10,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import given, settings
-from probes import Probe
+from probes import Probe, signs
 from tiny import lifetime_of
 
 from open_bench.algorithms.policy_losses import PPO as PPO_LOSS
@@ -88,44 +89,49 @@ def test_actor_and_critic_have_keys_and_heads_of_their_own() -> None:
 # --- probes -----------------------------------------------------------------------------------------------------------
 
 
-def train(environment: Probe, config: PPOConfig = SMALL, updates: int = 60) -> tuple[PPO, Any, Any]:
-    lifetime = lifetime_of(environment, config, updates, optax.adam(1e-2))
-    state = jax.jit(lifetime.init)(jax.random.key(0), {})
-    state, progress = jax.jit(lifetime.run)(state, {}, updates)
-    return PPO(config, environment), state.agent.params, progress
+@cache
+def program(probe: Callable[[Any], Probe], config: PPOConfig, updates: int) -> Callable[[Any], Any]:
+    """What the probe is made with → the trained parameters and what the last update shows; it compiles once."""
+
+    def live(given: Any) -> Any:
+        lifetime = lifetime_of(probe(given), config, updates, optax.adam(1e-2))
+        state, progress = lifetime.run(lifetime.init(jax.random.key(0), {}), {}, jnp.int32(updates))
+        return state.agent.params, progress
+
+    return jax.jit(live)
 
 
-def values_of(agent: PPO, params: Any, environment: Probe) -> np.ndarray:
-    return np.asarray(agent.value(params, jnp.eye(environment.observation_size)[: environment.length])[0])
+def train(
+    probe: Callable[[Any], Probe], given: Any = None, config: PPOConfig = SMALL, updates: int = 60
+) -> tuple[PPO, Any, Any]:
+    return PPO(config, probe(given)), *program(probe, config, updates)(given)
+
+
+def values_of(agent: PPO, params: Any, length: int) -> np.ndarray:
+    return np.asarray(agent.value(params, jnp.eye(length + 1)[:length])[0])
 
 
 def test_probe_constant_reward() -> None:
-    environment = Probe(length=1)
-    agent, params, progress = train(environment)
-    np.testing.assert_allclose(values_of(agent, params, environment), [1.0], atol=0.05)
+    agent, params, progress = train(lambda _: Probe(length=1))
+    np.testing.assert_allclose(values_of(agent, params, 1), [1.0], atol=0.05)
     assert float(progress.episode_return) == 1.0
 
 
 def test_probe_discounting() -> None:
     """Reward 1 at the end of three steps: the values are γ², γ and 1."""
-    environment = Probe(length=3, reward=lambda step, sign, action: step == 2)
-    agent, params, _ = train(environment)
-    np.testing.assert_allclose(values_of(agent, params, environment), [0.81, 0.9, 1.0], atol=0.06)
+    agent, params, _ = train(lambda _: Probe(length=3, reward=lambda step, sign, action: step == 2))
+    np.testing.assert_allclose(values_of(agent, params, 3), [0.81, 0.9, 1.0], atol=0.06)
 
 
 def test_probe_observation_decides_reward() -> None:
-    environment = Probe(length=1, random_observation=True, reward=lambda step, sign, action: sign)
-    agent, params, _ = train(environment)
+    agent, params, _ = train(signs, np.float32([1, 0]))
     found = np.asarray(agent.value(params, jnp.array([[1.0], [-1.0]]))[0])
     np.testing.assert_allclose(found, [1.0, -1.0], atol=0.1)
 
 
 def test_probe_action_decides_reward() -> None:
     """The right action is 1 where the observation is +1, else 0."""
-    environment = Probe(
-        length=1, random_observation=True, reward=lambda step, sign, action: (action == 1) == (sign > 0)
-    )
-    agent, params, _ = train(environment)
+    agent, params, _ = train(signs, np.float32([0, 1]))
     logits = agent.policy(params, jnp.array([[1.0], [-1.0]])).logits
     probabilities = np.asarray(jax.nn.softmax(logits))
     assert probabilities[0, 1] > 0.95
@@ -143,6 +149,5 @@ def test_probe_truncation(bootstrap: bool, expected: float) -> None:
             return jnp.array([1.0, 0.0])
 
     config = SMALL.model_copy(update={"gamma": 0.5, "bootstrap_on_truncation": bootstrap})
-    environment = Same(length=1, truncate=True)
-    agent, params, _ = train(environment, config, updates=100)
-    assert values_of(agent, params, environment)[0] == pytest.approx(expected, abs=0.1)
+    agent, params, _ = train(lambda _: Same(length=1, truncate=True), None, config, updates=100)
+    assert values_of(agent, params, 1)[0] == pytest.approx(expected, abs=0.1)

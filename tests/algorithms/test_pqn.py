@@ -1,5 +1,7 @@
 """PQN: λ-returns, ε and the loss against plain Python, the greedy policy's returns, and probes with known answers."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
@@ -9,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import given, settings
-from probes import Probe
+from probes import Probe, signs
 from tiny import TINY_PQN, learning, lifetime_of, run_jitted
 
 from open_bench.algorithms.networks import EpsilonGreedy
@@ -138,44 +140,56 @@ def test_continuous_actions_are_refused() -> None:
 # --- probes -----------------------------------------------------------------------------------------------------------
 
 
-def train(environment: Probe, config: PQNConfig = SMALL, updates: int = 60) -> tuple[PQN, Any, Any]:
+@functools.cache
+def program(probe: Callable[[Any], Probe], config: PQNConfig, updates: int) -> Callable[[Any], Any]:
+    """What the probe is made with → the end of a lifetime; it compiles once."""
     rate = optax.linear_schedule(1e-2, 0.0, updates * config.num_epochs * config.num_minibatches)
-    state = run_jitted(lifetime_of(environment, config, updates, optax.adam(rate)))
-    return PQN(config, environment), state.agent.params, state
+
+    def live(given: Any) -> Any:
+        lifetime = lifetime_of(probe(given), config, updates, optax.adam(rate))
+        return lifetime.run(lifetime.init(jax.random.key(0), {}), {}, jnp.int32(updates))[0]
+
+    return jax.jit(live)
 
 
-def values_of(agent: PQN, params: Any, environment: Probe) -> np.ndarray:
-    return np.asarray(agent.values(params, jnp.eye(environment.observation_size)[: environment.length])[0])
+def train(
+    probe: Callable[[Any], Probe], given: Any = None, config: PQNConfig = SMALL, updates: int = 60
+) -> tuple[PQN, Any, Any]:
+    state = jax.device_get(program(probe, config, updates)(given))
+    return PQN(config, probe(given)), state.agent.params, state
+
+
+def constant(truncate: Any) -> Probe:
+    """One step that is worth 1."""
+    return Probe(length=1, truncate=truncate)
+
+
+def values_of(agent: PQN, params: Any, length: int) -> np.ndarray:
+    return np.asarray(agent.values(params, jnp.eye(length + 1)[:length])[0])
 
 
 def test_probe_constant_reward() -> None:
-    environment = Probe(length=1)
-    agent, params, state = train(environment)
-    np.testing.assert_allclose(values_of(agent, params, environment), [[1.0, 1.0]], atol=0.05)
+    agent, params, state = train(constant, False)
+    np.testing.assert_allclose(values_of(agent, params, 1), [[1.0, 1.0]], atol=0.05)
     assert float(state.record.metrics["final_return"].total / state.record.metrics["final_return"].known) == 1.0
 
 
 def test_probe_discounting() -> None:
     """Reward 1 at the end of three steps: the values are γ², γ and 1, whatever is done."""
-    environment = Probe(length=3, reward=lambda step, sign, action: step == 2)
-    agent, params, _ = train(environment)
+    agent, params, _ = train(lambda _: Probe(length=3, reward=lambda step, sign, action: step == 2))
     expected = np.repeat([[0.81], [0.9], [1.0]], 2, axis=1)
-    np.testing.assert_allclose(values_of(agent, params, environment), expected, atol=0.08)
+    np.testing.assert_allclose(values_of(agent, params, 3), expected, atol=0.08)
 
 
 def test_probe_observation_decides_reward() -> None:
-    environment = Probe(length=1, random_observation=True, reward=lambda step, sign, action: sign)
-    agent, params, _ = train(environment)
+    agent, params, _ = train(signs, np.float32([1, 0]))
     found = np.asarray(agent.values(params, jnp.array([[1.0], [-1.0]]))[0])
     np.testing.assert_allclose(found, [[1.0, 1.0], [-1.0, -1.0]], atol=0.1)
 
 
 def test_probe_action_decides_reward() -> None:
     """The right action is 1 where the observation is +1, else 0: all four values are known, and the greedy return."""
-    environment = Probe(
-        length=1, random_observation=True, reward=lambda step, sign, action: (action == 1) == (sign > 0)
-    )
-    agent, params, state = train(environment)
+    agent, params, state = train(signs, np.float32([0, 1]))
     found = np.asarray(agent.values(params, jnp.array([[1.0], [-1.0]]))[0])
     np.testing.assert_allclose(found, [[0.0, 1.0], [1.0, 0.0]], atol=0.15)
     greedy = state.record.metrics["greedy_return"]
@@ -186,18 +200,14 @@ def test_probe_action_decides_reward() -> None:
 
 def test_probe_truncation_is_a_termination() -> None:
     """The published protocol: nothing is expected after a time limit."""
-    environment = Probe(length=1, truncate=True)
-    agent, params, _ = train(environment)
-    np.testing.assert_allclose(values_of(agent, params, environment), [[1.0, 1.0]], atol=0.05)
+    agent, params, _ = train(constant, True)
+    np.testing.assert_allclose(values_of(agent, params, 1), [[1.0, 1.0]], atol=0.05)
 
 
 def test_a_fixed_epsilon_of_one_is_the_random_policy() -> None:
     """Half of the actions are right then, however much is known."""
     config = SMALL.model_copy(update={"eps_finish": 1.0, "num_envs": 64})
-    environment = Probe(
-        length=1, random_observation=True, reward=lambda step, sign, action: (action == 1) == (sign > 0)
-    )
-    _, _, state = train(environment, config, updates=40)
+    _, _, state = train(signs, np.float32([0, 1]), config, updates=40)
     mean = state.record.metrics["mean_return"]
     assert float(mean.total / mean.known) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(40 * 64))
 

@@ -103,6 +103,12 @@ def test_importing_and_exporting(tmp_path: Path, openbench: OpenBench, monkeypat
     assert answer.code == 0, answer.err
     (line,) = [line for line in openbench("weights", "list").out.splitlines() if line.startswith("theirs ")]
     assert line.split()[-1] == "breakout"
+    report = openbench("weights", "inspect", "theirs").out
+    assert "trained on breakout\n" in report
+    assert "–" not in report
+    answer = openbench("weights", "import", target, "-o", "open", "--name", "more", "--train-on", "breakuot")
+    assert (answer.code, "Did you mean breakout" in answer.err) == (2, True)
+    assert not (tmp_path / "library" / "more.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_commands_that_train_share_their_options(command: str) -> None:
     if command != "generalize":  # algorithms are one of its axes
         assert "--algorithm" in names(cli.cli.commands[command])
     if command != "meta-train":  # its lifetimes keep no agents
-        assert {"--save-agents", "--num-seeds", "--seeds"} <= names(cli.cli.commands[command])
+        assert {"--save-agents", "--diagnose", "--num-seeds", "--seeds"} <= names(cli.cli.commands[command])
 
 
 def test_every_option_and_command_has_a_help() -> None:
@@ -148,6 +148,7 @@ def test_other_errors_keep_their_traceback(openbench: OpenBench, monkeypatch: py
         openbench("train", "adam", "-e", "cartpole")
 
 
+@pytest.mark.slow
 def test_an_interrupt_before_anything_is_stored_says_so(tmp_path: Path) -> None:
     settings = ["--set=num_steps=8", "--set=update_epochs=1", "--set=num_minibatches=2", "--set=hidden=[8]"]
     process = subprocess_of(
@@ -170,7 +171,7 @@ def test_an_interrupt_before_anything_is_stored_says_so(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_elsewhere(openbench: OpenBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    def leaderboard(*_: Any) -> None:
+    def leaderboard(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("open_bench.api.leaderboard", leaderboard)

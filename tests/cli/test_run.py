@@ -47,12 +47,10 @@ def reports(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Answer]:
-    """A small study, by the command line in a process of its own."""
-    folder = tmp_path_factory.mktemp("compared")
-    process = subprocess_of("compare", *REQUEST, "--results", "results", "--plain", cwd=folder)
-    out, err = process.communicate(timeout=240)
-    return folder / "results", Answer(process.returncode, out, err)
+def compared(tmp_path_factory: pytest.TempPathFactory, openbench_of_a_module: OpenBench) -> tuple[Path, Answer]:
+    """A small study, by the command line."""
+    folder = tmp_path_factory.mktemp("compared") / "results"
+    return folder, openbench_of_a_module("compare", *REQUEST, "--results", folder, "--plain")
 
 
 def test_compare_prints_a_table_and_writes_the_leaderboard(compared: tuple[Path, Answer]) -> None:
@@ -165,6 +163,7 @@ def test_an_optimizer_that_diverges_is_shown(
     assert "diverged" in answer.err
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
     steps, num_seeds = 4 * 8 * 1000, 4
     request = ["--steps", steps, "--seeds", num_seeds, *SET, "--results", tmp_path]
@@ -296,7 +295,7 @@ BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
     "too many seeds": ({"--seeds": "100000000"}, "100,000,000 seeds are too many: ask for at most 1,000,000"),
     "negative seeds": ({"--seeds": "-1"}, "num_seeds = -1"),
     "negative seed": ({"--seed": "-1"}, "root_seed = -1"),
-    "seed out of range": ({"--seed": "1000000"}, "root_seed = 1000000"),
+    "seed out of range": ({"--seed": "1000000"}, "root_seed: 1000000 is a root seed kept"),
     "no equals sign": ({"--set": "num_envs"}, "--set num_envs: expected KEY=VALUE"),
     "no value": ({"--set": "num_envs="}, "expected KEY=VALUE"),
     "unknown setting": ({"--set": "num_env=4"}, "unknown key 'num_env'. Did you mean num_envs"),
@@ -380,3 +379,22 @@ def test_a_leaderboard_of_nothing(tmp_path: Path, openbench: OpenBench) -> None:
     answer = openbench("leaderboard", "--results", tmp_path / "results")
     assert answer.code == 2
     assert answer.err.count("\n") == 1
+
+
+def test_a_leaderboard_of_some_tracks(tmp_path: Path, openbench: OpenBench) -> None:
+    """Of the published quick study: fewer rows, the same scores, and a track that no row has is refused."""
+    published = Path(__file__).parents[2] / "results" / "published" / "quick"
+    shutil.copytree(published, tmp_path / "results")
+    answer = openbench(
+        "leaderboard", "--results", tmp_path / "results", "--track", "learned", "--metric", "mean_return"
+    )
+    assert answer.code == 0, answer.err
+    assert "lpo" in answer.out
+    assert "rmsprop" not in answer.out
+    table = pd.read_csv(tmp_path / "results" / "leaderboard.csv")
+    assert set(table["optimizer"]) == {"lpo", "open"}
+    assert "mean_return:breakout" in table
+    answer = openbench("leaderboard", "--results", tmp_path / "results", "--track", "publishd")
+    check_refused(
+        answer, "no row has the track 'publishd'; there are learned, tuned. Did you mean published", tmp_path / "x"
+    )

@@ -57,6 +57,7 @@ def test_importing_the_package_and_its_adapters_imports_no_brax(tmp_path: Path) 
     assert not {"brax", "mujoco"} & set(loaded)
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_and_no_log_is_left(tmp_path: Path) -> None:
     """Importing Brax prints of absent packages, every model warns, and that of halfcheetah writes MUJOCO_LOG.TXT."""
     code = """
@@ -137,7 +138,7 @@ def test_a_bad_option_is_an_error(options: dict[str, Any], message: str) -> None
 def test_options_reach_brax() -> None:
     still = make(f"brax:{TASK}")
     moved = make("brax:ant", reset_noise_scale=0)
-    observation, other = (moved.reset(jax.random.key(seed))[0] for seed in (0, 1))
+    observation, other = jax.jit(jax.vmap(lambda key: moved.reset(key)[0]))(jax.random.split(jax.random.key(0)))
     np.testing.assert_array_equal(observation, other)
     assert still.action_space.size == 1  # type: ignore[union-attr]
     assert make("brax:ant", exclude_current_positions_from_observation=False).observation_size == 29
@@ -190,6 +191,7 @@ def walk() -> Walk:
     return jax.device_get(run())
 
 
+@pytest.mark.slow
 def test_the_adapter_does_what_brax_does(walk: Walk) -> None:
     """Observations, rewards and ends are those of Brax's training wrappers, which restore the first state."""
     observation, reward, done, truncated = walk.theirs
@@ -202,6 +204,7 @@ def test_the_adapter_does_what_brax_does(walk: Walk) -> None:
     assert not (walk.plain.terminated & walk.plain.truncated).any()
 
 
+@pytest.mark.slow
 def test_an_episode_begins_where_its_copy_began(walk: Walk) -> None:
     done = walk.plain.terminated | walk.plain.truncated
     begun = np.broadcast_to(walk.first, walk.plain.observation.shape)
@@ -211,6 +214,7 @@ def test_an_episode_begins_where_its_copy_began(walk: Walk) -> None:
     assert len(np.unique(walk.first, axis=0)) == COPIES  # copies differ
 
 
+@pytest.mark.slow
 def test_an_episode_lasts_as_long_as_it_is_told(walk: Walk) -> None:
     age = np.zeros(COPIES, int)
     for terminated, truncated in zip(walk.plain.terminated, walk.plain.truncated, strict=True):
@@ -227,6 +231,7 @@ def moments(samples: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return mean, (1e-4 * (1.0 + mean**2) + ((data - mean) ** 2).sum(0)) / count
 
 
+@pytest.mark.slow
 def test_normalization_equals_numpy(walk: Walk) -> None:
     """Observations by the running mean and variance; rewards by the running spread of the discounted return."""
     seen, returns = list(walk.first), []
@@ -247,6 +252,7 @@ def test_normalization_equals_numpy(walk: Walk) -> None:
     assert np.abs(walk.normal.reward - walk.plain.reward).max() > 0.1
 
 
+@pytest.mark.slow
 def test_returns_are_reported_unnormalized(walk: Walk) -> None:
     jax.tree.map(np.testing.assert_array_equal, walk.normal_statistics, walk.plain_statistics)
     np.testing.assert_array_equal(walk.plain_statistics.last.max(), LIMIT)  # the reward is 1 a step

@@ -90,6 +90,7 @@ def check_restarts(rows: Any) -> None:
     assert np.isfinite(np.asarray(after, np.float32)).all()
 
 
+@pytest.mark.usefixtures("optimized_test")
 @pytest.mark.parametrize("name", [*CLASSIC, "FrozenLake-misc", "MountainCarContinuous-v0"])
 def test_a_walk_restarts_after_each_episode(name: str) -> None:
     check_restarts(jax.device_get(walk(task(name), STEPS)))

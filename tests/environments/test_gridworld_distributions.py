@@ -248,7 +248,7 @@ def test_results_belong_to_the_map_and_not_to_the_files_name(tmp_path: Path) -> 
 def test_walls_that_leave_no_room_are_dropped_anywhere() -> None:
     """Not from the end of the grid alone, so that no row is filled for sure."""
     environment = gridworld("rand_all", min_size=4, max_size=4)
-    walls = np.stack([environment.level(jax.random.key(i)).walls for i in range(200)])
+    walls = np.asarray(jax.jit(jax.vmap(environment.level))(jax.random.split(jax.random.key(0), 200)).walls)
     assert (walls.sum(1) == 10).all()  # the start and five objects need the other six
     np.testing.assert_allclose(walls.mean(0), 10 / 16, atol=5 * np.sqrt(10 / 16 * 6 / 16 / 200))
 

@@ -51,6 +51,7 @@ def test_show(tmp_path: Path) -> None:
     assert other.splitlines()[-5:] != result.output.splitlines()[-5:]
 
 
+@pytest.mark.slow
 def test_show_plays_a_trained_agent(openbench: OpenBench, tmp_path: Path) -> None:
     """By its optimizer's name, or by its experiment's where there are several."""
     common = ["--results", tmp_path, "--set", "num_envs=16", "--set", "hidden=[4]"]

@@ -22,6 +22,7 @@ OPTIMIZER = "adam:learning_rate=5e-3"
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized_test")
 def test_a_trained_agent_lies_between_random_and_optimal(tmp_path: Path) -> None:
     config = make_task(NAME, settings=SETTINGS).environment
     environment = make_environment(config)

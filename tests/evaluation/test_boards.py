@@ -239,3 +239,69 @@ def test_a_further_metric_is_ranked_without_an_edit():
     assert values[("sgd", 0)] == 0  # what it has not counts as the random policy
     with pytest.raises(UserError, match=r"not 'aera'\. Did you mean area"):
         boards(runs, {}, metric="aera")
+
+
+# --- tracks ------------------------------------------------------------------------------------------------------
+
+TRACKS = join(
+    make_runs({("adam", "a"): [10, 30], ("adam", "b"): [10, 30]}, hyperparameter_origin="tuned", tuning_trials=16),
+    make_runs({("adam", "a"): [8, 20], ("adam", "b"): [8, 20]}, hyperparameter_origin="published"),
+    make_runs({("adam", "a"): [6, 10], ("adam", "b"): [6, 10]}, hyperparameter_origin="one setting"),
+    make_runs({("open", "a"): [20, 30], ("open", "b"): [20, 30]}, theta="abc", hyperparameter_origin="given"),
+    make_runs({("lion", "a"): [None, 3]}, hyperparameter_origin="tuned"),
+    make_runs({("lion", "b"): [4, 5]}, hyperparameter_origin="published"),
+    random_runs(a=[0, 4], b=[0, 4]),
+)
+
+
+def test_a_row_has_a_track_and_the_tuned_adam_is_1():
+    (board,) = boards(TRACKS, {})
+    assert board.tracks == {
+        "adam (tuned)": "tuned", "adam (published)": "published", "adam (one setting)": "one setting",
+        "open": "learned", "lion": "mixed",
+    }  # fmt: skip
+    assert board.adam == "adam (tuned)"
+    assert board.notes[0].startswith("scores: 0 is the random policy and 1 is adam (tuned), of these runs")
+    assert board.matrix("adam (tuned)", ("a", "b")).values.tolist() == [[1, 1], [1, 1]]
+    assert board.scales["a"] == (2, 20)
+
+
+def test_the_adam_that_ran_everywhere_comes_before_the_tuned_one():
+    lacking = "b-adam-hyperparameter_origintuned-tuning_trials16"
+    (board,) = boards(TRACKS.select(experiment=set(TRACKS.experiments["experiment"]) - {lacking}), {})
+    assert board.adam == "adam (one setting)"
+
+
+def test_a_filter_shows_less_and_changes_no_score():
+    (whole,) = boards(TRACKS, {})
+    (some,) = boards(TRACKS, {}, only=["learned", "published"])
+    assert some.optimizers == ("adam (published)", "open")
+    assert some.matrix("open", ("a", "b")).values.tolist() == whole.matrix("open", ("a", "b")).values.tolist()
+    assert any("1 of lion diverged" in note for note in whole.notes)
+    assert not any("lion" in note for note in some.notes)
+
+
+def test_a_track_that_no_row_has():
+    with pytest.raises(
+        UserError, match=r"no row has the track 'default'; there are learned, mixed, one setting, publi"
+    ):
+        boards(TRACKS, {}, only=["tuned", "default"])
+    with pytest.raises(UserError, match=r"no row has the track 'tunned'; .* Did you mean tuned"):
+        boards(TRACKS, {}, only=["tunned"])
+
+
+def test_boards_without_the_track_are_left_out():
+    runs = join(make_runs({("adam", "a"): [1]}), make_runs({("adam", "a"): [9]}, budget="full",
+                                                           hyperparameter_origin="tuned"))  # fmt: skip
+    assert [board.key.budget for board in boards(runs, {}, only=["tuned"])] == ["full"]
+
+
+def test_one_setting_under_two_names_is_one_row():
+    """The best known setting of b is the published one, which is also asked for by its track."""
+    unmarked, marked = (
+        make_runs({("adam", "b"): returns}, hyperparameter_origin="published") for returns in ([1, 2], [1, 2, 3])
+    )
+    renamed = [frame.assign(experiment="b-adam-marked") for frame in (marked.experiments, marked.scores, marked.curves)]
+    (board,) = boards(join(unmarked, Runs(*renamed)), {})
+    assert board.rows["value"].tolist() == [1, 2, 3]
+    assert board.optimizers == ("adam",)

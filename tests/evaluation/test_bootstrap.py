@@ -82,7 +82,6 @@ def test_a_wrong_matrix_is_refused(values, seeds, environments, message):
 
 
 def test_numpys_global_generator_neither_matters_nor_changes():
-    """rliable ignores its random_state."""
     scores = matrix(np.random.default_rng(1).normal(size=(6, 3)))
     np.random.seed(1)  # noqa: NPY002 - that generator is what the test is about
     before = np.random.get_state()  # noqa: NPY002
@@ -92,12 +91,13 @@ def test_numpys_global_generator_neither_matters_nor_changes():
     assert bootstrap.aggregates(scores, resamples=50) == first
 
 
-def test_win_rate_is_rliables_probability_of_improvement():
+def test_a_win_rate_is_rliables_probability_of_improvement():
     from rliable import metrics
 
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 4, (5, 3)).astype(float), rng.integers(0, 4, (7, 3)).astype(float)  # many ties
-    assert bootstrap.win_rate(x, y)[0] == pytest.approx(metrics.probability_of_improvement(x, y))
+    found = bootstrap.probability_of_improvement(matrix(x), matrix(y), 10)
+    assert found.value == pytest.approx(metrics.probability_of_improvement(x, y))
 
 
 def test_probability_of_improvement_known_answers():
@@ -115,31 +115,96 @@ def test_paired_differences_cancel_what_the_seed_does():
     """X = Y + 1 in every pair: exactly 1, however much seeds differ; and only shared seeds count."""
     y = np.random.default_rng(0).normal(0, 50, (6, 2)).round()
     x = ScoreMatrix(np.vstack([y[1:] + 1, [[1e6, 1e6]]]), (1, 2, 3, 4, 5, 9), ("e0", "e1"))
-    assert bootstrap.paired_difference(x, matrix(y), 100) == (1, 1, 1)
+    assert bootstrap.paired_difference(x, matrix(y)) == (1, 1, 1)
     separate = bootstrap.mean_estimate(matrix(y), 100)
     assert separate.high - separate.low > 10
     strangers = bootstrap.paired_difference(ScoreMatrix(y[:1], (7,), ("e0", "e1")), matrix(y))
     assert np.isnan(strangers).all()
 
 
-def rliables_mean(values, resamples):
-    """(value, low, high) as rliable itself computes them; it draws from numpy's global generator."""
+def rliables(values, functions, resamples):
+    """(value, low, high), each (functions,), as rliable computes them; it draws from numpy's global generator."""
     from rliable import library
 
     np.random.seed(2407)  # noqa: NPY002
     value, interval = library.get_interval_estimates(
-        {"x": values}, lambda x: np.array([x.mean()]), reps=resamples, confidence_interval_size=0.95
+        {"x": values}, lambda x: np.array([f(x) for f in functions]), reps=resamples, confidence_interval_size=0.95
     )
-    return (value["x"][0], *interval["x"][:, 0])
+    return np.array([value["x"], *interval["x"]])
 
 
-@pytest.mark.parametrize(("seeds", "tasks"), [(2, 1), (3, 4), (8, 2), (33, 3)])
+@pytest.mark.parametrize(("seeds", "tasks"), [(2, 1), (3, 4), (8, 2), (16, 6), (33, 20)])  # the last in several chunks
 def test_vectorized_intervals_are_rliables(seeds, tasks):
-    """On the same resamples: of a mean over all tasks, and of each point of a curve taken alone."""
-    values = np.random.default_rng(seeds).normal(5.0, 2.0, (seeds, tasks))
-    assert tuple(bootstrap.mean_estimate(matrix(values), 200)) == pytest.approx(rliables_mean(values, 200), rel=1e-12)
+    """On the same resamples: the aggregates, a mean, and each point of a curve taken alone."""
+    from rliable import metrics
+
+    values = np.random.default_rng(seeds).normal(1.0, 0.5, (seeds, tasks)).round(1)  # with ties
+    functions = [getattr(metrics, f"aggregate_{name}") for name in bootstrap.AGGREGATES]
+    found = np.array(list(bootstrap.aggregates(matrix(values), 200).values())).T
+    assert found == pytest.approx(rliables(values, functions, 200), rel=1e-12, abs=1e-14)
+    assert bootstrap.iqm_estimate(matrix(values), 200) == pytest.approx(found[:, 0], rel=1e-12)
+    mean = rliables(values, [np.mean], 200)[:, 0]
+    assert bootstrap.mean_estimate(matrix(values), 200) == pytest.approx(mean, rel=1e-12)
     for point, found in enumerate(zip(*bootstrap.mean_bands(values, 200), strict=True)):
-        assert found == pytest.approx(rliables_mean(values[:, [point]], 200), rel=1e-12)
+        assert found == pytest.approx(rliables(values[:, [point]], [np.mean], 200)[:, 0], rel=1e-12)
+
+
+def test_two_matrices_are_drawn_independently():
+    """The win rate and the gap on each resample, by a loop over the seeds that it draws."""
+    rng = np.random.default_rng(4)
+    x, y = rng.normal(size=(5, 2)), rng.normal(size=(3, 2))
+    draws = [np.random.RandomState(2407 + i).choice(len(v), (40, *v.shape)) for i, v in enumerate((x, y))]
+    pairs = [(x[i, np.arange(2)], y[j, np.arange(2)]) for i, j in zip(*draws, strict=True)]
+    wins = [np.mean(a[:, None] > b[None]) for a, b in pairs]
+    found = bootstrap.probability_of_improvement(matrix(x), matrix(y), 40)
+    assert found == pytest.approx([np.mean(x[:, None] > y[None]), *np.quantile(wins, [0.025, 0.975])])
+
+
+# --- paired differences ------------------------------------------------------------------------------------------
+
+
+def test_the_interval_of_a_difference_is_students():
+    from scipy import stats
+
+    for values in (np.random.default_rng(1).normal(2.0, 3.0, (10, 1)), np.array([[0.0], [0], [0], [5]])):
+        expected = stats.ttest_1samp(values[:, 0], 0.0)
+        assert bootstrap.difference_interval(values)[1:] == pytest.approx(tuple(expected.confidence_interval(0.95)))
+        assert bootstrap.p_value(values) == pytest.approx(expected.pvalue)
+
+
+def test_environments_of_other_noise_cost_degrees_of_freedom():
+    """Two environments: Welch's test of the means of x and −y is that of their sum."""
+    from scipy import stats
+
+    rng = np.random.default_rng(3)
+    values = np.stack([rng.normal(0.5, 1.0, 8), rng.normal(0.2, 0.1, 8)], axis=1)
+    expected = stats.ttest_ind(values[:, 0], -values[:, 1], equal_var=False)
+    assert bootstrap.p_value(values) == pytest.approx(expected.pvalue)
+    ends = np.array(expected.confidence_interval(0.95)) / 2
+    assert bootstrap.difference_interval(values)[1:] == pytest.approx(tuple(ends))
+
+
+def test_differences_without_noise_or_of_one_seed():
+    assert bootstrap.difference_interval(np.zeros((3, 2))) == (0, 0, 0)
+    assert [bootstrap.p_value(np.full((3, 2), each)) for each in (0.0, 2.0)] == [1, 0]
+    alone = bootstrap.difference_interval(np.array([[1.0, 3.0]]))
+    assert alone.value == 2
+    assert np.isnan(alone[1:]).all()
+    assert bootstrap.p_value(np.array([[1.0, 3.0]])) == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    hnp.arrays(
+        float, st.tuples(st.integers(2, 6), st.integers(1, 3)), elements=st.floats(-10, 10).map(lambda x: round(x, 3))
+    )
+)
+def test_interval_and_p_value_agree(values):
+    value, low, high = bootstrap.difference_interval(values)
+    assert low <= value <= high
+    assert np.asarray(bootstrap.difference_interval(-values)) == pytest.approx(-np.array([value, high, low]))
+    if min(abs(low), abs(high)) > 1e-9:
+        assert (bootstrap.p_value(values) < 0.05) == (low > 0 or high < 0)
 
 
 def test_bands_leave_out_what_is_missing():

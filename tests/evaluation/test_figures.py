@@ -4,13 +4,16 @@ import dataclasses
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 from leaderboards import FEW, RESULTS, SCALES
 from synthetic import NAN, join, make_returns, make_runs
 
 from open_bench.errors import UserError
-from open_bench.evaluation import figures, style
+from open_bench.evaluation import figures, schema, style
 from open_bench.evaluation.leaderboard import leaderboard
+
+FIGURES = ("learning_curves", "returns", "aggregates", "profiles", "time_to_target")
 
 
 def made_board(runs, baseline_returns=SCALES):
@@ -20,7 +23,7 @@ def made_board(runs, baseline_returns=SCALES):
 def test_files(tmp_path):
     runs = make_runs(RESULTS, curves=True)
     names = [path.name for path in figures.save_figures(runs, SCALES, "quick", tmp_path, resamples=FEW)]
-    assert names == [f"quick_ppo_{name}.png" for name in ("learning_curves", "returns", "aggregates", "profiles")]
+    assert names == [f"quick_ppo_{name}.png" for name in FIGURES]
     for name in names:
         data = (tmp_path / name).read_bytes()
         assert data.startswith(b"\x89PNG")
@@ -89,6 +92,38 @@ def test_curves_of_many_points_are_smoothed_lightly():
     assert figures.smoothed(spike)[0, 77:84].tolist() == [0, 1, 1, 1, 1, 1, 0]
     few = np.random.default_rng(0).normal(size=(3, 79))
     assert figures.smoothed(few) == pytest.approx(few)
+
+
+def with_diagnosis(runs, **diagnostics):
+    """The runs with diagnostics at four points, as a function of (optimizer, seed, env steps)."""
+    rows = [
+        {**{name: row[name] for name in schema.LABELS}, "seed": row["seed"], "env_steps": steps}
+        | {name: value(row["optimizer"], row["seed"], steps) for name, value in diagnostics.items()}
+        for _, row in runs.scores.iterrows()
+        for steps in (250, 500, 750, 1000)
+    ]
+    return dataclasses.replace(runs, diagnosis=pd.DataFrame(rows))
+
+
+def test_diagnosis_is_a_figure_an_environment_with_a_panel_a_diagnostic(tmp_path):
+    runs = with_diagnosis(
+        make_runs({("adam", "a/b"): [1, 2], ("sgd", "a/b"): [3, 4], ("adam", "c"): [1, 2]}),
+        policy_kl=lambda optimizer, seed, steps: (seed + 1) * 10.0 ** -(steps / 250),
+        update_cosine=lambda optimizer, seed, steps: np.inf if steps == 250 else 0.1 * seed,
+        silent=lambda optimizer, seed, steps: NAN,
+    )
+    runs = dataclasses.replace(runs, diagnosis=runs.diagnosis[runs.diagnosis["environment"] == "a/b"])
+    figure = figures.diagnosis(made_board(runs, {}), runs, "a/b", FEW)
+    kl, cosine = figure.axes
+    assert (kl.get_title(), cosine.get_title()) == ("policy kl", "update cosine")
+    assert (kl.get_yscale(), cosine.get_yscale()) == ("log", "linear")
+    assert kl.lines[0].get_ydata().tolist() == pytest.approx([0.15, 0.015, 0.0015, 0.00015])
+    assert cosine.lines[0].get_ydata().tolist() == pytest.approx([NAN, 0.05, 0.05, 0.05], nan_ok=True)
+    assert len(kl.collections) == 2  # intervals
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["adam", "sgd"]
+    assert figures.diagnosis(made_board(runs, {}), runs, "c", FEW) is None
+    names = [path.name for path in figures.save_figures(runs, {}, None, tmp_path, resamples=FEW)]
+    assert [name for name in names if "diagnosis" in name] == ["quick_ppo_diagnosis_a-b.png"]
 
 
 def test_a_study_names_its_figures(tmp_path):

@@ -21,7 +21,7 @@ before = [matplotlib.rcParams[name] for name in settings]
 runs = make_runs({("adam", "a"): [3, 4, 5], ("lion", "a"): [4, 5, 6]}, curves=True)
 from open_bench.evaluation.figures import save_figures
 files = save_figures(runs, make_returns(a=(0, 5)), "quick", sys.argv[1], resamples=50)
-assert len(files) == 4, files
+assert len(files) == 5, files
 assert [matplotlib.rcParams[name] for name in settings] == before
 loaded = {"jax", "jaxlib", "flax", "matplotlib.pyplot"} & set(sys.modules)
 assert not loaded, loaded

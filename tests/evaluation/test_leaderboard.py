@@ -244,3 +244,48 @@ def test_the_ranking_does_not_depend_on_the_unit_of_returns(unit, shift):
     before, after = board_table(make_runs(RESULTS)), board_table(runs, scales)
     assert list(after.index) == list(before.index)
     assert after["mean"].tolist() == pytest.approx(before["mean"].tolist(), abs=1e-6)
+
+
+# --- tracks and what they cost -----------------------------------------------------------------------------------
+
+
+def costly():
+    tuned = {"hyperparameter_origin": "tuned", "tuning_trials": 16, "tuning_env_steps": 1_000_000}
+    return join(
+        make_runs({("adam", "a"): [10, 12], ("adam", "b"): [100, 120]}, **tuned),
+        make_runs({("lion", "a"): [9, 9], ("lion", "b"): [9, 9]}, **tuned),
+        make_runs({("adam", "a"): [9, 8], ("adam", "b"): [90, 80]}, **tuned | {"hyperparameter_origin": "one setting"}),
+        make_runs({("open", "a"): [14, 15], ("open", "b"): [140, 150]}, theta="abc", meta_env_steps=3 * 10**9,
+                  trained_on="breakout"),
+        make_runs({("sgd", "a"): [1, 2]}, hyperparameter_origin="published"),
+        make_runs({("sgd", "b"): [1, 2]}),
+    )  # fmt: skip
+
+
+def test_the_board_says_what_tuning_and_meta_training_took():
+    made = leaderboard(costly(), SCALES, resamples=FEW)
+    table = made.table.set_index("optimizer")
+    assert table["track"].to_dict() == {
+        "open": "learned", "adam (tuned)": "tuned", "lion": "tuned", "adam (one setting)": "one setting", "sgd": "mixed"
+    }  # fmt: skip
+    assert table["tuning_trials"].to_dict() == dict.fromkeys(table.index, "16") | {"open": "", "sgd": ""}
+    steps = {"adam (tuned)": 2_000_000, "lion": 2_000_000, "adam (one setting)": 1_000_000, "open": 0, "sgd": 0}
+    assert table["tuning_env_steps"].to_dict() == steps
+    assert table.loc["open", ["meta_env_steps", "trained_on"]].tolist() == [3 * 10**9, "breakout"]
+    assert "adam (tuned), lion: settings of 16 trials, 2M env steps of tuning each" in made.notes
+    assert "adam (one setting): settings of 16 trials, 1M env steps of tuning" in made.notes
+    assert "open: θ of 3G env steps of meta-training on breakout" in made.notes
+    assert "sgd: default in b; published in a" in made.notes
+    assert "| track |" in made.to_markdown()
+    assert "learned" in rendered(made, 80)
+    assert "| hyperparameters |" in made.to_markdown()  # which tell more than tracks, where θ has some
+
+
+def test_of_several_adams_the_tuned_one_is_compared_with():
+    made = leaderboard(costly(), SCALES, resamples=FEW, only=["one setting", "learned"])
+    assert list(made.table["optimizer"]) == ["open", "adam (one setting)"]
+    assert made.boards[0].baseline == "adam (tuned)"
+    assert made.table.set_index("optimizer").loc["open", "probability_of_improvement"] == 1
+    assert made.table["paired_difference"].notna().all()
+    assert "P(better than adam (tuned))" in made.to_markdown()
+    assert set(made.per_environment["optimizer"]) == {"open", "adam (one setting)"}

@@ -29,8 +29,9 @@ def test_markdown_has_intervals_returns_and_notes():
     lines = written.splitlines()
     assert lines[0] == "### ppo · quick · protocol 1 · root seed 0"
     low, high = made.table.loc[0, ["iqm_low", "iqm_high"]]
-    assert f"| 1 | lion | 1.25 [{low:.2f}, {high:.2f}] |" in written
+    assert f"| 1 | lion | default | 1.25 [{low:.2f}, {high:.2f}] |" in written
     assert "| P(better than adam) |" in lines[2]
+    assert "| hyperparameters |" not in lines[2]  # the track says it
     assert "1 of 8" in next(line for line in lines if line.startswith("| 3 | sgd"))
     assert "| optimizer | a | b |" in lines
     assert "- a at quick: 1 of sgd diverged, counted with the random policy's return, 0" in lines

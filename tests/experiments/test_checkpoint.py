@@ -119,6 +119,29 @@ def test_a_batch_begun_on_other_devices_is_begun_anew(finished: Store, tmp_path:
     assert not list(tmp_path.glob("experiments/*/partial-*"))
 
 
+def test_diagnosis_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    stopped, whole = tmp_path / "stopped", train(tmp_path / "whole", experiments(), num_seeds=2, diagnose=True)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, experiments(), num_seeds=2, watcher=Stop(4), checkpoint_seconds=0.0, diagnose=True)
+    log = Log()
+    store = train(stopped, experiments(), num_seeds=2, watcher=log, diagnose=True)
+    assert 0 < log.updates < 2 * 40
+    same([store.load().diagnosis, *tables(store)], [whole.load().diagnosis, *tables(whole)])
+
+
+@pytest.mark.parametrize("diagnose", [False, True])
+def test_a_batch_begun_with_or_without_diagnosis_is_begun_anew_where_that_changes(
+    diagnose: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, experiments(), num_seeds=2, watcher=Stop(3), checkpoint_seconds=0.0, diagnose=diagnose)
+    log = Log()
+    with pytest.warns(UserWarning, match="begun with other devices, or with or without --diagnose"):
+        store = train(tmp_path, experiments(), num_seeds=2, watcher=log, diagnose=not diagnose)
+    assert log.updates == 2 * 40
+    assert store.load().diagnosis.empty == diagnose
+
+
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      "])
 def test_a_damaged_checkpoint_is_begun_anew(content: bytes, finished: Store, tmp_path: Path) -> None:
     store, (chosen,) = Store(tmp_path), experiments()

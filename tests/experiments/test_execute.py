@@ -11,8 +11,10 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
@@ -34,7 +36,9 @@ from tiny import (
 )
 
 import open_bench
+from open_bench.algorithms.ppo import PPO
 from open_bench.errors import UserError
+from open_bench.evaluation.schema import DIAGNOSIS
 from open_bench.events import Ended, Event, Finished, Started, Waiting, several
 from open_bench.experiments.agents import load_agent
 from open_bench.experiments.store import Store
@@ -47,6 +51,12 @@ ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 def breaking() -> optax.GradientTransformation:
     """An optimizer whose updates are not numbers."""
     return optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * np.nan, updates))
+
+
+def late() -> optax.GradientTransformation:
+    """SGD whose updates are not numbers from half of the 80 steps on."""
+    rate = lambda count: jnp.where(count < 41, -0.1, jnp.nan)
+    return optax.scale_by_schedule(rate)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +108,7 @@ def test_more_seeds_add_a_shard_and_train_only_what_is_missing(finished: Store, 
     assert log.updates == 4 * 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_devices_and_company_do_not_change_an_experiment(devices: int, finished: Store, tmp_path: Path) -> None:
     study = experiments("sgd", "adam")
@@ -136,6 +147,7 @@ def test_the_random_policy_is_an_experiment(tmp_path: Path) -> None:
     assert not log.started
 
 
+@pytest.mark.slow
 def test_another_algorithm_has_its_own_metrics(finished: Store, tmp_path: Path) -> None:
     """The greedy policy's return is there for PQN, and absent for PPO."""
     store = train(tmp_path, [*experiments(algorithm="pqn"), *experiments()], num_seeds=2, devices=2)
@@ -154,6 +166,7 @@ def test_another_algorithm_has_its_own_metrics(finished: Store, tmp_path: Path) 
 # --- events -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_events_tell_the_work_from_beginning_to_end(finished: Store, tmp_path: Path) -> None:
     train(tmp_path, experiments(), num_seeds=2)
     log = Log()
@@ -199,9 +212,10 @@ def test_agents_are_kept_when_asked_for(algorithm: str, tmp_path: Path) -> None:
     tables(store)  # the file of agents disturbs no table
 
 
+@pytest.mark.slow
 def test_agents_are_those_that_act(tmp_path: Path) -> None:
     """A schedule-free method acts at other parameters than it differentiates at."""
-    (chosen,) = experiments("optax.contrib.schedule_free_adamw:learning_rate=0.01")
+    (chosen,) = experiments("schedule-free-adamw:learning_rate=0.01")
     store = train(tmp_path, [chosen], num_seeds=1, save_agents=True)
     program = compile_program(chosen.make_lifetime(), chosen.inputs, jax.devices(), 1, 1)
     state, _ = program.run(program.init(chosen.keys([0]), chosen.inputs), chosen.inputs, 40)
@@ -228,6 +242,62 @@ def test_agents_are_not_kept_otherwise(finished: Store) -> None:
         load_agent(finished.path(experiments()[0]))
 
 
+# --- diagnosis --------------------------------------------------------------------------------------------------------
+
+
+class Mute(PPO):
+    """PPO by somebody who knows nothing of diagnosis."""
+
+    diagnostics = ()
+
+    def update(self, rollout_key: Any, learning_key: Any, state: Any, training_fraction: Any, learning: Any) -> Any:
+        return super().update(rollout_key, learning_key, state, training_fraction, learning)
+
+
+def test_diagnosis_is_stored_beside_the_same_numbers(finished: Store, tmp_path: Path) -> None:
+    """No part of the identity; the random policy, which never learns, has none."""
+    store = train(tmp_path, [*experiments(), random_policy()], num_seeds=2, diagnose=True)
+    rows = store.load().diagnosis
+    assert set(rows.columns) == {*DIAGNOSIS, *PPO.diagnostics}
+    assert list(rows["env_steps"]) == [32 * update for update in range(1, 41)] * 2
+    assert rows[list(PPO.diagnostics)].notna().all(axis=None)
+    assert set(rows["optimizer"]) == {"adam"}
+    same(tables(store, experiments()), [table[table["seed"] < 2] for table in tables(finished)])
+    assert not list(finished.results.rglob("diagnosis.csv"))
+    assert finished.load().diagnosis.empty
+
+
+def test_what_was_measured_before_a_divergence_stays(tmp_path: Path) -> None:
+    store = train(tmp_path, experiments(f"{__name__}:late"), num_seeds=1, diagnose=True)
+    ratio = store.load().diagnosis.set_index("env_steps")["update_ratio"]
+    assert np.isfinite(ratio.loc[:640]).all()
+    assert ratio.loc[704:].isna().all()
+    assert store.load().scores["diverged"].all()
+
+
+def test_it_is_said_when_diagnosis_is_wanted_of_what_is_stored_without(tmp_path: Path) -> None:
+    log, both = Log(), [*experiments(), random_policy()]
+    train(tmp_path, both, num_seeds=1)
+    with pytest.warns(UserWarning, match="was trained without --diagnose and is stored already, so its") as told:
+        train(tmp_path, both, num_seeds=2, watcher=log, diagnose=True)
+    assert len(told) == 1
+    assert log.started == [("adam", [1]), ("random", [1])]
+    assert set(Store(tmp_path).load().diagnosis["seed"]) == {1}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(tmp_path / "another", both, num_seeds=1, diagnose=True)
+        train(tmp_path / "another", both, num_seeds=1, diagnose=True)
+        train(tmp_path, both, num_seeds=2)  # and it stays
+
+
+def test_an_algorithm_without_diagnostics_trains_and_says_so(tmp_path: Path) -> None:
+    chosen = experiments(algorithm=f"{__name__}:Mute")
+    with pytest.warns(UserWarning, match="Mute reports no diagnostics: --diagnose stores nothing of it"):
+        store = train(tmp_path, chosen, num_seeds=1, diagnose=True)
+    assert store.load().diagnosis.empty
+    assert not store.load().scores["diverged"].any()
+
+
 # --- killed and gone on -----------------------------------------------------------------------------------------------
 
 # A study by the public functions, with a checkpoint after every segment instead of twice a minute; afterwards whatever
@@ -240,27 +310,31 @@ from open_bench.experiments.execute import execute
 def say(event):
     if isinstance(event, Compiling):
         print("begins", event.work.name, list(event.seeds), flush=True)
-session = prepare(optimizers=["adam", "sgd"], environments=["cartpole"], algorithm=sys.argv[2], num_seeds=2,
-                  steps=int(sys.argv[3]), settings=json.loads(sys.argv[4]), results=sys.argv[1], devices=1)
+algorithm, steps, settings, *optimizers = sys.argv[2:]
+session = prepare(optimizers=optimizers, environments=["cartpole"], algorithm=algorithm, num_seeds=2, steps=int(steps),
+                  settings=json.loads(settings), results=sys.argv[1], devices=1)
 session.store.check_writable()
 execute(session.plan.experiments, 2, session.store, session.devices, say, checkpoint_seconds=0.0)
 runs = session.store.load(session.plan.experiments)
 session.write(runs, session.board(runs))
 """
 KILLED_STEPS = 4 * 8 * 400
+OPTIMIZERS = {"ppo": ("adam", "sgd"), "pqn": ("adam",)}
 
 
 def study_process(folder: Path, algorithm: str = "ppo") -> "subprocess.Popen[str]":
     settings = json.dumps(SETTINGS if algorithm == "ppo" else PQN_SETTINGS)
+    request = [str(folder), algorithm, str(KILLED_STEPS), settings, *OPTIMIZERS[algorithm]]
     return subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", STUDY, str(folder), algorithm, str(KILLED_STEPS), settings],
+        [sys.executable, "-W", "ignore", "-c", STUDY, *request],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT,
     )  # fmt: skip
 
 
 def undisturbed(folder: Path, algorithm: str = "ppo") -> Store:
     """What the study of the processes gives when nobody disturbs it."""
-    return train(folder, experiments("adam", "sgd", steps=KILLED_STEPS, algorithm=algorithm), num_seeds=2)
+    study = experiments(*OPTIMIZERS[algorithm], steps=KILLED_STEPS, algorithm=algorithm)
+    return train(folder, study, num_seeds=2)
 
 
 @pytest.fixture(scope="module")
@@ -369,11 +443,11 @@ def test_two_hosts_give_the_same_bits_as_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    settings = {"num_steps": 16, "hidden": [8]}
-    request = ["train", "adam", "-e", "cartpole", "--steps", 2048, "--num-seeds", 2, "--set=num_steps=16"]
+    request = ["train", "adam", "-e", "cartpole", "--steps", STEPS, "--num-seeds", 2,
+               *(f"--set={key}={value}" for key, value in SETTINGS.items())]  # fmt: skip
     workers = [
-        subprocess_of(*request, "--set=hidden=[8]", "--quiet", "--results", tmp_path / "two", "--coordinator", address,
-                      "--num-processes", 2, "--process-id", number)
+        subprocess_of(*request, "--quiet", "--results", tmp_path / "two", "--coordinator", address, "--num-processes",
+                      2, "--process-id", number)
         for number in (0, 1)
     ]  # fmt: skip
     try:
@@ -383,10 +457,10 @@ def test_two_hosts_give_the_same_bits_as_one(tmp_path: Path) -> None:
             worker.kill()
     assert [worker.returncode for worker in workers] == [0, 0], output
     alone = open_bench.train(
-        "adam", "cartpole", steps=2048, num_seeds=2, settings=settings, results=tmp_path / "one", devices=4
+        "adam", "cartpole", steps=STEPS, num_seeds=2, settings=SETTINGS, results=tmp_path / "one", devices=4
     )
     together = open_bench.load_runs(tmp_path / "two")
     pd.testing.assert_frame_equal(together.scores, alone, check_exact=True)
     curves = open_bench.load_runs(tmp_path / "one").curves
     pd.testing.assert_frame_equal(together.curves, curves, check_exact=True)
-    assert len(curves) == 2 * 32
+    assert len(curves) == 2 * 40

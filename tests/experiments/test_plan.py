@@ -54,7 +54,7 @@ def test_a_setting_of_another_algorithm_is_refused() -> None:
         ({"num_seeds": 0}, "num_seeds = 0: .*greater than 0"),
         ({"num_seeds": -3}, "num_seeds = -3"),
         ({"root_seed": -1}, "root_seed = -1"),
-        ({"root_seed": 1_000_000}, "root_seed = 1000000"),
+        ({"root_seed": 1_000_000}, "root_seed: 1000000 is a root seed kept"),
         ({"optimizers": ()}, "optimizers"),
         ({"environments": ()}, "environments"),
         ({"optimizer": ("adam",)}, r"unknown key 'optimizer'\. Did you mean optimizers"),

@@ -364,6 +364,68 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
         assert store.load().scores.empty
 
 
+# --- diagnosis --------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.floats(width=32), min_size=2, max_size=6), st.booleans())
+def test_diagnosis_comes_back_bit_for_bit(values: list[float], infinite: bool) -> None:
+    """Whatever the diagnostics are called; NaN and infinite ones too."""
+    values = [*values, np.inf] if infinite else values
+    scores, curves = frames([3], [1.0])
+    steps = np.arange(1, len(values) + 1) * 10
+    diagnosis = pd.DataFrame({"seed": 3, "env_steps": steps, "policy_kl": values, "mood": values[::-1]})
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        store.check_writable()
+        store.create(CHOSEN, DESCRIPTION)
+        store.add(CHOSEN, scores, curves, FACTS, diagnosis=diagnosis)
+        assert store.diagnosed_seeds(CHOSEN) == {3}
+        found = store.load().diagnosis
+    pd.testing.assert_frame_equal(found[list(diagnosis)], diagnosis, check_exact=True)
+    assert set(found["experiment"]) == {CHOSEN.name}
+
+
+def _with_diagnosis(tmp_path: Path) -> tuple[Store, Path]:
+    store, (scores, curves) = Store(tmp_path), frames([0, 1], [1.0, 2.0])
+    store.create(CHOSEN, DESCRIPTION)
+    diagnosis = pd.DataFrame({"seed": [0, 1], "env_steps": STEPS, "entropy": [0.1, 0.2]})
+    return store, store.add(CHOSEN, scores, curves, FACTS, diagnosis=diagnosis)
+
+
+DIAGNOSIS_DAMAGE: dict[str, tuple[str, str]] = {
+    "tampered": ("seed,env_steps,entropy\n0,1280,0.3\n1,1280,0.2\n", "diagnosis.csv is not what was written"),
+    "of nobody": ("seed,env_steps,entropy\n7,1280,0.3\n", "diagnosis: these seeds have no scores .*seed 7"),
+    "a point twice": ("seed,env_steps,entropy\n1,1280,0.3\n1,1280,0.3\n", "diagnosis: a point appears twice"),
+    "no number": ("seed,env_steps,entropy\n1,1280,high\n", "diagnosis.csv: .*high"),
+    "other columns": ("seed,entropy\n1,0.3\n", "diagnosis.csv: its columns are seed, entropy"),
+    "a label": ("seed,env_steps,optimizer\n1,1280,0.3\n", "diagnosis.csv: its columns are seed"),
+}
+
+
+@pytest.mark.parametrize("damage", DIAGNOSIS_DAMAGE)
+def test_a_damaged_diagnosis_is_named_and_its_shard_skipped(damage: str, tmp_path: Path) -> None:
+    store, shard = _with_diagnosis(tmp_path)
+    text, message = DIAGNOSIS_DAMAGE[damage]
+    (shard / "diagnosis.csv").write_text(text)
+    if damage != "tampered":
+        redigest(shard)
+    with pytest.warns(UserWarning, match=f"skipped {shard}: {message}"):
+        assert store.load().scores.empty
+    assert store.seeds(CHOSEN) == store.diagnosed_seeds(CHOSEN) == set()
+
+
+def test_shards_with_and_without_diagnosis_stand_together(tmp_path: Path) -> None:
+    store, _ = _with_diagnosis(tmp_path)
+    store.add(CHOSEN, *frames([2], [3.0]), FACTS)
+    runs = store.load()
+    assert sorted(runs.scores["seed"]) == [0, 1, 2]
+    assert list(runs.diagnosis["seed"]) == [0, 1]
+    assert list(store.load(num_seeds=1).diagnosis["entropy"]) == [0.1]
+    assert list(runs.select(optimizer="random").diagnosis["entropy"]) == [0.1, 0.2]
+    assert runs.select(optimizer="adam").diagnosis.empty
+
+
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 

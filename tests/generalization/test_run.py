@@ -109,7 +109,7 @@ env_steps = 1_280
 @pytest.mark.slow
 def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     (tmp_path / "tiny.toml").write_text(TINY)
-    request = ["sgd", "--study", tmp_path / "tiny.toml", "--results", tmp_path / "results", "--plain"]
+    request = ["sgd", "--study", tmp_path / "tiny.toml", "--results", tmp_path / "results", "--plain", "--diagnose"]
     answer = openbench("generalize", *request)
     assert answer.code == 0, answer.err
     assert "adam was not named" in answer.out
@@ -123,6 +123,7 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     assert rows["random"].nunique() == 1  # both widths meet one random policy: same environment, same keys
     assert set(rows["hyperparameter_origin"]) == {"tuned"}  # so short a lifetime takes those of the quick budget
     runs = open_bench.load_runs(tmp_path / "results")
+    assert set(runs.diagnosis["optimizer"]) == {"adam", "sgd"}
     stored = runs.scores.set_index(["experiment", "seed"])["final_return"]
     for row in rows.itertuples():
         assert stored[(row.experiment, row.seed)] == row.final_return

@@ -56,6 +56,7 @@ def test_a_sweep_varies_one_thing() -> None:
     assert [(point.label, point.x) for point in depths] == [("1", 1.0), ("2", 2.0)]
 
 
+@pytest.mark.slow
 def test_the_size_sweep_keeps_the_density_of_walls() -> None:
     sizes = [point for point in make_points(load_generalization("full")) if point.axis == "size"]
     assert [point.label for point in sizes] == ["4", "7", "10", "13", "16"]

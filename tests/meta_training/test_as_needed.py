@@ -233,6 +233,7 @@ def test_without_leave_to_meta_train_the_command_is_said(
     assert "root_seed = -1" in answer.err
 
 
+@pytest.mark.slow
 def test_the_command_line_meta_trains_by_a_study(openbench: OpenBench, tmp_path: Path) -> None:
     study = tmp_path / "tiny.toml"
     study.write_text('name = "tiny"\npopulation = 2\ngenerations = 1\nsigma = 1.0\nfitness = "mean_return"\n')

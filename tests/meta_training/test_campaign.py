@@ -15,7 +15,7 @@ import pytest
 from open_bench.weights.format import save_weights
 
 TOOL = runpy.run_path(str(Path(__file__).parents[2] / "tooling" / "kill_campaign.py"))
-Campaign, disturb, differences = (TOOL[name] for name in ("Campaign", "disturb", "differences"))
+Campaign, disturb, differences, MOMENTS = (TOOL[name] for name in ("Campaign", "disturb", "differences", "MOMENTS"))
 REQUEST = {"generations": 8, "updates": 150}
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs SIGKILL")
 
@@ -35,13 +35,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, float]:
 def test_killed_at_the_start_at_work_and_while_writing(undisturbed: tuple[Any, float], tmp_path: Path) -> None:
     """``python tooling/kill_campaign.py`` does this with a dozen kills."""
     one, startup = undisturbed
-    other = Campaign(tmp_path / "killed", **REQUEST)
-    killed = disturb(other, 3, random.Random(0), startup)
+    other, dice = Campaign(tmp_path / "killed", **REQUEST), random.Random()
+    killed = disturb(other, 1, dice, startup)
+    shutil.copytree(one.folder / "cache", other.folder / "cache", dirs_exist_ok=True)  # compiling was interrupted
+    killed += [other.kill(moment, dice, startup) for moment in MOMENTS[1:]]
     assert [kill["moment"] for kill in killed] == ["start", "work", "write"]
     assert 0 < killed[1]["generations"] < REQUEST["generations"]
+    assert killed[1]["generations"] <= killed[2]["generations"]
     assert killed[2]["torn"] != []
     other.finish()
     assert differences(one, other) == []
+    assert other.history()["generation"].tolist() == list(range(1, REQUEST["generations"] + 1))
     assert other.torn() == []  # the next process has cleared it away
 
 

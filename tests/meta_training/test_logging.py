@@ -428,6 +428,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Fak
         yield done, service
 
 
+@pytest.mark.slow
 def test_a_meta_training_is_watched_from_its_first_generation_to_its_last(trained: tuple[Any, FakeService]) -> None:
     done, service = trained
     expected = done.history["fitness_mean"].to_numpy(np.float32)

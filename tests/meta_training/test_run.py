@@ -1,12 +1,6 @@
 """A meta-training from request to stored weights: bitwise the same however it is cut, stored with how it was made."""
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +49,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return Undisturbed(trained, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_theta_is_bitwise_the_same_on_any_number_of_devices(
     devices: int, undisturbed: Undisturbed, tmp_path: Path
@@ -115,6 +110,7 @@ def test_pairs_of_gridworlds_resume_bitwise_on_another_number_of_devices(tmp_pat
         evolve_pairs("whole", task_sampling="common")
 
 
+@pytest.mark.slow
 def test_device_batches_that_do_not_divide_a_generation_change_nothing(tmp_path: Path) -> None:
     """A vmap size of 5 with 12 lifetimes: the last device batch is padded, on one device as on two."""
     start = lpo_start(tmp_path)
@@ -136,50 +132,6 @@ def interrupted(folder: Path, after: int = 5) -> Path:
     with pytest.raises(KeyboardInterrupt):
         meta_train(folder, progress=Watch(after))
     return folder / "meta" / "mine"
-
-
-KILLED = """
-import time
-import open_bench
-from open_bench.events import Generation
-
-def slow(event):
-    if isinstance(event, Generation):
-        time.sleep(0.2)
-
-open_bench.meta_train("open", ["cartpole"], name="mine", progress=slow, devices=2, **{settings!r})
-"""
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_theta_is_bitwise_the_same(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "results" / "meta" / "mine", {})
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_NUM", "XLA_"))}
-    start = lambda: subprocess.Popen(
-        [sys.executable, "-c", KILLED.format(settings=SETTINGS)], cwd=tmp_path, stderr=subprocess.PIPE,
-        env={**environment, "PYTHONPATH": str(Path(__file__).parents[2])}, text=True,
-    )  # fmt: skip
-    moments, kills, seen = random.Random(), 0, []
-    while kills < 3:
-        process, before = start(), newest(checkpoints)
-        while newest(checkpoints) <= before and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0.0, 0.4))
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-        assert process.returncode == -signal.SIGKILL, errors
-        kills += 1
-        seen.append(newest(checkpoints))
-    assert sorted(set(seen)) == seen
-    assert seen[-1] < SETTINGS["generations"], "it ended before it was killed"
-    process = start()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    found = load_weights(tmp_path / "library" / "mine.safetensors")
-    np.testing.assert_array_equal(vector(found.theta), vector(undisturbed.trained.theta))
-    history = pd.read_csv(checkpoints.folder / "history.csv")
-    assert history["generation"].tolist() == list(range(1, SETTINGS["generations"] + 1))
-    assert not list(checkpoints.folder.glob(".*.safetensors.*"))  # nothing half-written stays
 
 
 def newest(checkpoints: Checkpoints) -> int:
@@ -257,6 +209,7 @@ def test_a_checkpoint_of_other_settings_is_refused(
         meta_train(undisturbed.folder, **changes)
 
 
+@pytest.mark.slow
 def test_more_generations_continue_a_finished_evolution(undisturbed: Undisturbed, tmp_path: Path) -> None:
     short = meta_train(tmp_path, generations=6)
     longer = meta_train(tmp_path)
@@ -306,6 +259,7 @@ def test_meta_trained_weights_are_used_by_name(undisturbed: Undisturbed, monkeyp
     np.testing.assert_array_equal(vector(found.theta), vector(undisturbed.trained.theta))
 
 
+@pytest.mark.slow
 def test_evolution_starts_at_the_named_weights_and_says_so(undisturbed: Undisturbed, tmp_path: Path) -> None:
     start = undisturbed.trained.folder / "latest.safetensors"
     child = meta_train(tmp_path, f"open@{start}", generations=1, learning_rate=1e-6)
@@ -322,6 +276,7 @@ def test_evolution_starts_at_the_named_weights_and_says_so(undisturbed: Undistur
     assert [one["hash"] for one in ancestors] == [undisturbed.trained.hash, child.hash]
 
 
+@pytest.mark.slow
 def test_weights_under_the_optimizers_own_name_are_no_start(undisturbed: Undisturbed, tmp_path: Path) -> None:
     library.save_named("open", undisturbed.trained.theta, {})
     assert vector(resolve("open").theta).any()
@@ -329,6 +284,7 @@ def test_weights_under_the_optimizers_own_name_are_no_start(undisturbed: Undistu
     assert np.abs(vector(moved.theta)).max() < 1e-5
 
 
+@pytest.mark.slow
 def test_a_policy_loss_is_evolved_too(tmp_path: Path) -> None:
     trained = meta_train(tmp_path, lpo_start(tmp_path), generations=2)
     assert trained.theta["optimizer"] == {}
@@ -339,6 +295,7 @@ def test_a_policy_loss_is_evolved_too(tmp_path: Path) -> None:
     assert resolve("lpo@mine").weights is not None
 
 
+@pytest.mark.slow
 def test_the_mean_is_evaluated_against_adam_and_on_what_is_held_out(tmp_path: Path) -> None:
     changes = {"held_out": ["catch"], "evaluate_every": 2, "evaluation_rollouts": 2, "generations": 2}
     trained = meta_train(tmp_path, lpo_start(tmp_path), **changes, population=2, rollouts=1, learning_rate=3.0)
@@ -388,6 +345,7 @@ def test_a_checkpoint_of_others_is_one_line_and_exit_code_2(
     assert len(answer.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_command_line_meta_trains_and_says_where_the_weights_are(
     openbench: OpenBench, undisturbed: Undisturbed, tmp_path: Path, library: Path
 ) -> None:

@@ -31,7 +31,7 @@ def test_studies_ship_and_the_published_ones_are_the_papers() -> None:
         ({"sigma": 0.0}, "sigma = 0.0: Input should be greater than 0"),
         ({"environments": ["cartpole"], "held_out": ["cartpole"]}, "'cartpole' is both trained on and held out"),
         ({"held_out": ["catch"]}, "held_out is evaluated every evaluate_every generations, and that is 0: never"),
-        ({"root_seed": 1_000_000}, "root_seed = 1000000"),
+        ({"root_seed": 1_000_000}, "root_seed: 1000000 is a root seed kept for baseline returns and tuning"),
     ],
 )
 def test_bad_settings_are_refused_with_the_file_and_the_key(values: dict[str, object], message: str) -> None:

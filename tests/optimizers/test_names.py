@@ -1,5 +1,6 @@
 """The registry: names, settings and errors."""
 
+import itertools
 import sys
 import types
 from typing import Any
@@ -47,6 +48,46 @@ def test_name_grammar() -> None:
     assert names.parse("package.module:make:k=1").settings == (("k", 1),)
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.from_regex(r"[a-z0-9.+-]{1,6}", fullmatch=True), min_size=1, max_size=3), min_size=1, max_size=3
+    )
+)
+def test_a_grid_is_a_name_for_each_combination(values: list[list[str]]) -> None:
+    name = "adam:" + ",".join(f"k{place}={{{', '.join(each)}}}" for place, each in enumerate(values)) + "+dpo@a{b}"
+    expected = [
+        "adam:" + ",".join(f"k{place}={value}" for place, value in enumerate(chosen)) + "+dpo@a{b}"
+        for chosen in itertools.product(*values)
+    ]
+    assert names.expand(name) == expected
+
+
+def test_grids_are_written_out_in_a_study() -> None:
+    from open_bench.config import StudyConfig
+    from open_bench.experiments.plan import told_apart
+
+    study = StudyConfig(name="x", optimizers=("adam:learning_rate={1e-3,3e-3}", "sgd"), environments=("cartpole",))
+    assert told_apart(study).optimizers == ("adam:learning_rate=1e-3", "adam:learning_rate=3e-3", "sgd")
+    assert names.expand("adam:track={tuned,default}") == ["adam:track=tuned", "adam:track=default"]
+    assert names.expand("optax.contrib.muon") == ["optax.contrib.muon"]
+
+
+@pytest.mark.parametrize(
+    "name", ["adam:b1={}", "adam:b1={0.9,}", "adam:b1={ , }", "adam:b1={0.9", "adam:b1=0.9}", "adam:b1={{1}}"]
+)
+def test_bad_grids_are_explained(name: str) -> None:
+    with pytest.raises(UserError, match=r"a grid is empty|braces do not match"):
+        names.expand(name)
+
+
+def test_a_track_is_part_of_a_name_and_of_no_label() -> None:
+    parsed = names.parse("adam:track=one_setting+dpo")
+    assert (parsed.track, parsed.settings, str(parsed)) == ("one_setting", (), "adam:track=one_setting+dpo")
+    assert names.parse(str(parsed)) == parsed
+    assert resolve("adam:track=default").label == "adam"
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -56,6 +97,9 @@ def test_name_grammar() -> None:
         ("adam:learning_rate=nan", ["learning_rate", "float"]),
         ("adam:b1", ["no attribute", "cannot import", "adam"]),
         ("adam:b1=0.9,b1=0.8", ["'b1' is set twice"]),
+        ("adam:track=tunned", ["unknown track 'tunned'", "Did you mean tuned"]),
+        ("adam:track=tuned,b1=0.9", ["a track says where all settings come from: leave out b1"]),
+        ("adam:b1={0.9,0.99}", ["expected key=value"]),  # a grid is several names
         ("adam+pop", ["policy_loss 'pop'", "ppo"]),
         ("adam@weights", ["not a learned optimizer"]),
         ("optax.adma", ["optax has no 'adma'", "adam"]),

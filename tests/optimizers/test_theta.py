@@ -46,10 +46,12 @@ def test_validate():
 def test_readers_are_the_optimizers_and_the_policy_losses():
     found = {
         name: [(part, reader.suffix) for part, reader in readers(registry.known()[name])]
-        for name in ("adam", "lpo", "open", "velo")
+        for name in ("adam", "celo", "celo2", "lpo", "open", "velo")
     }
     assert found == {
         "adam": [],
+        "celo": [("optimizer", ".state")],
+        "celo2": [("optimizer", ".state")],
         "lpo": [("policy_loss", ".npz")],
         "open": [("optimizer", ".npy")],
         "velo": [("optimizer", "directory")],

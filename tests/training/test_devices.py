@@ -23,7 +23,7 @@ def listen(event, **_):
 jax.monitoring.register_event_listener(listen)
 import open_bench
 small = {"num_envs": 4, "num_steps": 16, "update_epochs": 1, "num_minibatches": 2, "hidden": [8]}
-open_bench.compare(optimizers=["adam", "sgd"], environments=["cartpole"], steps=256, num_seeds=2, settings=small,
+open_bench.compare(optimizers=["adam"], environments=["cartpole"], steps=256, num_seeds=2, settings=small,
                    results=sys.argv[1], devices=2)
 print(counts["misses"], counts["hits"])
 """

@@ -17,7 +17,7 @@ from open_bench.algorithms.pqn import PQN
 from open_bench.environments.base import Environment
 from open_bench.environments.registry import make
 from open_bench.environments.wrappers import VectorEnvironment
-from open_bench.optimizers.spec import params_themselves
+from open_bench.optimizers.resolve import resolve
 from open_bench.training.keys import stream
 from open_bench.training.lifetime import make_lifetime
 
@@ -41,7 +41,7 @@ def test_networks_and_episodes_begin_from_streams_of_their_own(config: Any) -> N
 
 
 def test_every_optimizer_meets_the_same_networks_and_episodes() -> None:
-    environment = make("gymnax:CartPole-v1")
+    environment = Probe(length=3, random_observation=True)
     states = []
     for optimizer in (optax.adam(1e-2), optax.sgd(1.0)):
         lifetime = lifetime_of(environment, TINY, optimizer=optimizer)
@@ -149,18 +149,23 @@ def test_activations_and_loss_are_those_of_the_minibatches(config: Any) -> None:
     lifetime = lifetime_of(environment, config, 1, recorder(environment, config, 1))
     told: Recorded = run_jitted(lifetime).agent.optimizer_state
     algorithm: Any = algorithm_of(environment, config)
-    start = lifetime.init(key, {}).agent
-    rollout_key = stream(jax.random.fold_in(key, 0), "rollout")
     if isinstance(algorithm, PQN):
-        rollout, last, _ = algorithm.collect(start.params, start, algorithm.epsilon(jnp.float32(0)), rollout_key)
-        networks = {"q": algorithm.values}
+        explored, networks = [algorithm.epsilon(jnp.float32(0))], {"q": algorithm.values}
     else:
-        rollout, last, _ = algorithm.collect(start.params, start, rollout_key)
-        networks = {"actor": algorithm.distribution, "critic": algorithm.value}
-    batch = algorithm.make_batch(start.params, rollout, last)
+        explored, networks = [], {"actor": algorithm.distribution, "critic": algorithm.value}
+
+    @jax.jit
+    def by_hand() -> Any:
+        start = lifetime.init(key, {}).agent
+        rollout_key = stream(jax.random.fold_in(key, 0), "rollout")
+        rollout, last, _ = algorithm.collect(start.params, start, *explored, rollout_key)
+        batch = algorithm.make_batch(start.params, rollout, last)
+        units = {network: apply(start.params, batch.observation)[1] for network, apply in networks.items()}
+        return units, algorithm.loss(start.params, batch)[0] if isinstance(algorithm, PQN) else None
+
+    units_of, loss = by_hand()
     epochs, minibatches = config.training_length(1)[1:]
-    for network, apply in networks.items():
-        expected = apply(start.params, batch.observation)[1]
+    for network, expected in units_of.items():
         assert set(told.activations[network]) == set(expected)
         for layer, units in expected.items():
             found = np.asarray(told.activations[network][layer])
@@ -168,7 +173,6 @@ def test_activations_and_loss_are_those_of_the_minibatches(config: Any) -> None:
             for epoch in found.reshape(epochs, minibatches, -1):
                 np.testing.assert_allclose(epoch.mean(0), units, rtol=1e-4, atol=1e-7)
     if isinstance(algorithm, PQN):  # whose loss is a mean over samples
-        loss = algorithm.loss(start.params, batch)[0]
         np.testing.assert_allclose(told.loss.reshape(epochs, minibatches).mean(1), loss, rtol=1e-4)
 
 
@@ -217,30 +221,30 @@ def twice(state: Any, params: Any) -> Any:
     return jax.tree.map(lambda p: 2.0 * p + 0.1, params)
 
 
-def flipped(state: Any, params: Any) -> Any:
-    """Acting parameters that do the opposite, where the head's bias decides."""
-    del state
-    return jax.tree.map(jnp.negative, params)
-
-
 @BOTH
 def test_rollouts_use_the_acting_parameters(config: Any) -> None:
     """The parameters that are differentiated at choose action 0, which is worth nothing; those that act choose 1."""
     environment, key = Probe(length=3, reward=lambda step, sign, action: action), jax.random.key(3)
     config = config.model_copy(update={"num_steps": 24})
     algorithm = algorithm_of(environment, config)
-    state = algorithm.init(key, key, learning(still()))
+    state = jax.jit(lambda: algorithm.init(key, key, learning(still())))()
     head = state.params[algorithm.acting_network][f"layer_{len(config.hidden):02d}_dense"]
     head["bias"] = jnp.array([50.0, -50.0])
     late = jnp.float32(1.0)  # where PQN hardly explores
-    returns = {}
-    for eval_params in (params_themselves, flipped):
-        chosen = learning(still(), eval_params)
-        after, _ = jax.jit(functools.partial(algorithm.update, learning=chosen))(key, key, state, late)
-        returns[eval_params] = float(after.environment.statistics.last.mean())
+
+    @jax.jit
+    def update(sign: jax.Array) -> Any:
+        """Where the head's bias decides, −1 makes acting parameters that do the opposite."""
+        acting = lambda optimizer_state, params: jax.tree.map(lambda leaf: sign * leaf, params)
+        return algorithm.update(key, key, state, late, learning(still(), acting))[0]
+
+    returns = []
+    for sign in (1.0, -1.0):
+        after = update(sign)
+        returns.append(float(after.environment.statistics.last.mean()))
         jax.tree.map(np.testing.assert_array_equal, after.params, state.params)  # acted by, but not replaced
-    assert returns[params_themselves] < 1
-    assert returns[flipped] > 2
+    assert returns[0] < 1
+    assert returns[1] > 2
 
 
 def test_old_log_probabilities_and_values_are_the_acting_parameters() -> None:
@@ -249,24 +253,54 @@ def test_old_log_probabilities_and_values_are_the_acting_parameters() -> None:
     config = TINY.model_copy(update={"num_minibatches": 1, "update_epochs": 1})
     algorithm = PPO(config, environment)
     chosen = learning(still(), twice)
-    state = algorithm.init(key, key, chosen)
+    loss = chosen.policy_loss
+    assert loss is not None
     rollout_key = jax.random.key(1)
-    _, info = algorithm.update(rollout_key, jax.random.key(2), state, jnp.float32(0), chosen)
-    acting = twice((), state.params)
-    rollout, last, _ = algorithm.collect(acting, state, rollout_key)
-    batch = algorithm.make_batch(acting, rollout, last)
-    np.testing.assert_allclose(
-        batch.log_prob, algorithm.policy(acting, batch.observation).log_prob(batch.action), rtol=1e-5
-    )
-    np.testing.assert_allclose(batch.value, algorithm.value(acting, batch.observation)[0], rtol=1e-5)
-    assert chosen.policy_loss is not None
-    expected = algorithm.loss(state.params, batch, chosen.policy_loss)[0]
-    assert float(info["loss"]) == pytest.approx(float(expected), rel=1e-4)
-    assert float(info["loss"]) != pytest.approx(float(algorithm.loss(acting, batch, chosen.policy_loss)[0]), rel=1e-3)
+
+    @jax.jit
+    def compared() -> Any:
+        state = algorithm.init(key, key, chosen)
+        told = algorithm.update(rollout_key, jax.random.key(2), state, jnp.float32(0), chosen)[1]["loss"]
+        acting = twice((), state.params)
+        rollout, last, _ = algorithm.collect(acting, state, rollout_key)
+        batch = algorithm.make_batch(acting, rollout, last)
+        log_prob = algorithm.policy(acting, batch.observation).log_prob(batch.action)
+        value = algorithm.value(acting, batch.observation)[0]
+        losses = [algorithm.loss(params, batch, loss)[0] for params in (state.params, acting)]
+        return batch, log_prob, value, (told, *losses)
+
+    batch, log_prob, value, (told, expected, elsewhere) = jax.device_get(compared())
+    np.testing.assert_allclose(batch.log_prob, log_prob, rtol=1e-5)
+    np.testing.assert_allclose(batch.value, value, rtol=1e-5)
+    assert told == pytest.approx(expected, rel=1e-4)
+    assert told != pytest.approx(elsewhere, rel=1e-3)
+
+
+def test_a_schedule_free_optimizer_acts_at_its_average() -> None:
+    """Third update: the rollout and the old log-probabilities are x's, the loss and its gradient y's."""
+    config = TINY.model_copy(update={"num_minibatches": 1, "update_epochs": 1})
+    found, algorithm = resolve("schedule-free-adamw:learning_rate=0.1,warmup=0.0"), PPO(config, Probe(length=3))
+    chosen = found.learning(config.training_length(UPDATES), found.inputs)
+    update = jax.jit(functools.partial(algorithm.update, learning=chosen))
+    keys, late = jax.random.split(jax.random.key(1), 3), jnp.float32(0.5)
+    state = algorithm.init(keys[0], keys[0], chosen)
+    for key in keys[1:]:
+        state, _ = update(key, key, state, late)
+    _, info = update(keys[0], keys[0], state, late)
+
+    def loss_of(acting: Any) -> float:
+        rollout, last, _ = algorithm.collect(acting, state, keys[0])
+        batch = algorithm.make_batch(acting, rollout, last)
+        assert chosen.policy_loss is not None
+        return float(algorithm.loss(state.params, batch, chosen.policy_loss)[0])
+
+    average = optax.contrib.schedule_free_eval_params(state.optimizer_state, state.params)
+    assert float(info["loss"]) == pytest.approx(loss_of(average), rel=1e-4)
+    assert float(info["loss"]) != pytest.approx(loss_of(state.params), rel=1e-3)
 
 
 def test_trained_agents_are_the_acting_parameters() -> None:
     lifetime = lifetime_of(Probe(), optimizer=still(), eval_params=twice)
-    state = lifetime.init(jax.random.key(0), {})
+    state = jax.jit(lifetime.init)(jax.random.key(0), {})
     expected = twice((), state.agent.params)
     jax.tree.map(np.testing.assert_array_equal, lifetime.acting_params(state, {}), expected)

@@ -15,9 +15,10 @@ from open_bench.training.keys import lifetime_keys
 from open_bench.training.lifetime import Lifetime
 from open_bench.training.mesh import Program, compile_program
 
+pytestmark = pytest.mark.usefixtures("optimized")
 CONFIGS = {
-    "ppo": PPOConfig(num_envs=4, num_steps=16, update_epochs=2, num_minibatches=2, hidden=(8, 8)),
-    "pqn": PQNConfig(num_envs=4, num_steps=16, num_epochs=2, num_minibatches=2, hidden=(8, 8), greedy_envs=2),
+    "ppo": PPOConfig(num_envs=4, num_steps=16, update_epochs=2, num_minibatches=2, hidden=(8,)),
+    "pqn": PQNConfig(num_envs=4, num_steps=16, num_epochs=2, num_minibatches=2, hidden=(8,), greedy_envs=2),
 }
 
 
@@ -99,6 +100,7 @@ def test_what_does_not_fit_is_not_restored() -> None:
         program(1).restore(saved[1:], {})
 
 
+@pytest.mark.slow
 def test_vmap_sizes_agree_on_the_first_update_and_each_repeats_itself() -> None:
     wide = program(1, vmap_size=2)
     assert wide.batch_size == 2

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from probes import Probe
-from tiny import TINY, TINY_PQN, UPDATES, equal, finished, lifetime_of, run_jitted
+from tiny import TINY, TINY_PQN, UPDATES, equal, learning, lifetime_of
 
 from open_bench.algorithms.ppo import PPO
 from open_bench.algorithms.pqn import PQN
 from open_bench.experiments.execute import rows
-from open_bench.training.lifetime import Lifetime
-from open_bench.training.mesh import compile_program
+from open_bench.training.lifetime import Lifetime, make_lifetime
+from open_bench.training.mesh import Program, compile_program
 from open_bench.training.record import (
     MAX_CURVE_POINTS,
     METRICS,
@@ -27,6 +27,7 @@ from open_bench.training.record import (
     final_window,
     metrics_of,
 )
+from open_bench.training.runner import run_lifetimes
 
 
 @given(st.integers(1, 10**7))
@@ -45,29 +46,41 @@ def test_the_final_window_is_five_per_cent_rounded_up(updates: int) -> None:
     assert (window - 1) * 20 < updates <= window * 20
 
 
-def scored(lifetime: Lifetime, keys: list[int]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The rows that the store would get of lifetimes with these keys."""
-    program = compile_program(lifetime, {}, jax.devices()[:1], 1, len(keys))
-    batches = finished(program, jax.vmap(jax.random.key)(jnp.asarray(keys)))
-    tables = [rows(lifetime, list(batch.indices), batch) for batch in batches]
-    scores, curves = (pd.concat(parts, ignore_index=True) for parts in zip(*tables, strict=True))
-    return scores, curves
+def compiled(lifetime: Lifetime, inputs: Any = None) -> Program:
+    """For one lifetime after the other."""
+    return compile_program(lifetime, inputs or {}, jax.devices()[:1], 1, 1)
+
+
+def key(number: int) -> jax.Array:
+    """Of a batch of one."""
+    return jax.random.key(number)[None]
+
+
+def scored(program: Program, number: int = 0, inputs: Any = None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows that the store would get of the lifetime with this key."""
+    (batch,) = run_lifetimes(program, key(number), inputs or {})
+    return rows(program.lifetime, list(batch.indices), batch)
+
+
+def by_updates(program: Program, number: int = 0) -> tuple[Any, list[float]]:
+    """The last state of a lifetime that runs an update at a time, and the return of every update."""
+    state, returns = program.init(key(number), {}), []
+    for _ in range(program.lifetime.num_updates):
+        state, progress = program.run(state, {}, 1)
+        returns.append(float(progress.episode_return[0]))
+    return jax.device_get(state), returns
 
 
 @pytest.mark.parametrize("updates", [1, 19, 21, 450])
 def test_scores_equal_those_of_the_returns_update_by_update(updates: int) -> None:
     """An episode is 11 steps and the rollout 4, so the first updates have no return."""
     environment = Probe(length=11, reward=lambda step, sign, action: sign + 0.37 * action * step)
-    lifetime = lifetime_of(environment, updates=updates)
-    run = jax.jit(lifetime.run)
-    state, returns = jax.jit(lifetime.init)(jax.random.key(1), {}), []
-    for _ in range(updates):
-        state, progress = run(state, {}, 1)
-        returns.append(float(progress.episode_return))
-    assert int(state.update) == updates
-    whole = run_jitted(lifetime, root_seed=1)
-    equal(jax.tree.leaves(jax.device_get(state.record)), jax.tree.leaves(whole.record))
-    scores, curves = scored(lifetime, [1])
+    program = compiled(lifetime_of(environment, updates=updates))
+    state, returns = by_updates(program, 1)
+    assert state.update == updates
+    whole, _ = program.run(program.init(key(1), {}), {}, updates)
+    equal(jax.tree.leaves(state.record), jax.tree.leaves(jax.device_get(whole.record)))
+    scores, curves = scored(program, 1)
     values = np.asarray(returns, np.float64)
     assert np.isnan(values[:2]).all()
     mean = lambda part: np.nan if np.isnan(part).all() else np.nanmean(part)
@@ -83,7 +96,7 @@ def test_scores_equal_those_of_the_returns_update_by_update(updates: int) -> Non
 
 
 def test_episodes_that_never_finish_give_nan_and_no_divergence() -> None:
-    scores, curves = scored(lifetime_of(Probe(never_ends=True), updates=30), [0])
+    scores, curves = scored(compiled(lifetime_of(Probe(never_ends=True), updates=30)))
     assert scores[["final_return", "mean_return"]].isna().all(axis=None)
     assert curves["episode_return"].isna().all()
     assert not scores["diverged"].any()
@@ -92,29 +105,45 @@ def test_episodes_that_never_finish_give_nan_and_no_divergence() -> None:
 LAST_STEP = TINY.training_length(UPDATES).optimizer_steps - 1
 
 
-@pytest.mark.parametrize(("bad", "when"), [(np.nan, 20), (np.inf, 20), (np.nan, LAST_STEP)])
-def test_an_optimizer_that_breaks_down_is_recorded_as_diverged(bad: float, when: int) -> None:
-    """Late, so that finite returns were seen before; in the last step only the parameters can tell."""
+class Count(NamedTuple):
+    steps: jax.Array
 
-    class Count(NamedTuple):
-        steps: jax.Array
+
+def breaking(bad: jax.Array, when: jax.Array) -> optax.GradientTransformation:
+    """SGD whose updates have something bad added in one step."""
 
     def update(updates: Any, state: Count, params: Any = None) -> Any:
         del params
         broken = jnp.where(state.steps == when, bad, 0.0)
         return jax.tree.map(lambda u: -1e-2 * u + broken, updates), Count(state.steps + 1)
 
-    optimizer = optax.GradientTransformation(lambda params: Count(jnp.int32(0)), update)
-    lifetime = lifetime_of(Probe(length=1), optimizer=optimizer)
-    scores, curves = scored(lifetime, [0])
-    assert list(scores["diverged"]) == [True]
-    assert scores.loc[0, ["final_return", "mean_return"]].isna().all()
+    return optax.GradientTransformation(lambda params: Count(jnp.int32(0)), update)
+
+
+@pytest.fixture(scope="module")
+def broken() -> Program:
+    """Lifetimes whose inputs say what is added when."""
+    algorithm = PPO(TINY, Probe(length=1))
+    lifetime = make_lifetime(algorithm, UPDATES, lambda inputs: learning(breaking(**inputs)))
+    return compiled(lifetime, {"bad": jnp.float32(0), "when": jnp.int32(0)})
+
+
+@pytest.mark.parametrize(("bad", "when"), [(np.nan, 20), (np.inf, 20), (np.nan, LAST_STEP), (np.nan, LAST_STEP + 1)])
+def test_an_optimizer_that_breaks_down_is_recorded_as_diverged(bad: float, when: int, broken: Program) -> None:
+    """Late, so that finite returns were seen before; in the last step only the parameters can tell; after it none."""
+    inputs = {"bad": np.float32(bad), "when": np.int32(when)}
+    scores, curves = scored(broken, 0, inputs)
+    state, _ = broken.run(broken.init(key(0), inputs), inputs, UPDATES)
+    finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state.agent.params)))
     assert curves["episode_return"].iloc[0] == 1.0  # before the breakdown
-    params = run_jitted(lifetime).agent.params
-    assert not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
-    healthy, _ = scored(lifetime_of(Probe(length=1)), [0])
-    assert list(healthy["diverged"]) == [False]
-    assert list(healthy.loc[0, ["final_return", "mean_return"]]) == [1.0, 1.0]
+    if when > LAST_STEP:
+        assert finite
+        assert list(scores["diverged"]) == [False]
+        assert list(scores.loc[0, ["final_return", "mean_return"]]) == [1.0, 1.0]
+    else:
+        assert not finite
+        assert list(scores["diverged"]) == [True]
+        assert scores.loc[0, ["final_return", "mean_return"]].isna().all()
 
 
 # --- the table of metrics ---------------------------------------------------------------------------------------------
@@ -142,12 +171,8 @@ def test_a_new_statistic_is_one_entry(config: Any, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(METRICS, "best_return", highest("episode_return"))
     monkeypatch.setitem(METRICS, "best_temperature", highest("temperature"))
     environment = Probe(length=3, reward=lambda step, sign, action: sign + action)
-    lifetime = lifetime_of(environment, config)
-    run, returns = jax.jit(lifetime.run), []
-    state = jax.jit(lifetime.init)(jax.random.key(0), {})
-    for _ in range(UPDATES):
-        state, progress = run(state, {}, 1)
-        returns.append(float(progress.episode_return))
-    scores, _ = scored(lifetime, [0])
+    program = compiled(lifetime_of(environment, config))
+    _, returns = by_updates(program)
+    scores, _ = scored(program)
     assert scores["best_return"][0] == pytest.approx(np.nanmax(returns), rel=1e-6)
     assert "best_temperature" not in scores

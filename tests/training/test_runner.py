@@ -18,6 +18,7 @@ from open_bench.training.lifetime import make_lifetime
 from open_bench.training.mesh import Program, compile_program
 from open_bench.training.runner import Finished, Segment, next_segment, run_lifetimes
 
+pytestmark = pytest.mark.usefixtures("optimized")
 PROBE = Probe(length=3, reward=lambda step, sign, action: sign + action)
 KEYS = lifetime_keys(0, "probe", list(range(SEEDS)))
 

@@ -4,15 +4,31 @@ import dataclasses
 import hashlib
 import http.server
 import json
+import os
+import shutil
 import threading
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from flax import serialization
 
+from open_bench.environments.registry import load_environment
 from open_bench.optimizers import registry
+from open_bench.optimizers.learned import velo
+from open_bench.optimizers.resolve import resolve
 from open_bench.weights import library
-from open_bench.weights.fetch import PUBLISHED, File, Published, _check_redirect, fetch_one, fetch_weights
+from open_bench.weights.fetch import (
+    PUBLISHED,
+    File,
+    Published,
+    _check_redirect,
+    fetch_one,
+    fetch_weights,
+    used_as,
+    ways_to_fetch,
+)
 from open_bench.weights.format import WeightsError, load_weights, save_weights
 
 CHECKPOINT = Path(__file__).parents[1] / "golden" / "velo_small_checkpoint"
@@ -260,30 +276,129 @@ def test_a_wrong_hash_is_refused(server, tmp_path, single):
 
 
 def test_the_table_of_what_is_published():
-    assert sorted(PUBLISHED) == ["open", "velo"]
-    names = [entry.name for entries in PUBLISHED.values() for entry in entries]
-    assert len(set(names)) == len(names) == 8
-    for entry in (entry for entries in PUBLISHED.values() for entry in entries):
+    assert sorted(PUBLISHED) == ["celo", "open", "velo"]
+    entries = [entry for group in PUBLISHED.values() for entry in group]
+    assert len({entry.name for entry in entries}) == len(entries) == 9
+    for entry in entries:
+        library.check_can_keep(entry.name)  # nothing that ships takes the name
         assert entry.base_url.startswith("https://")
         assert entry.base_url.endswith("/")
         assert entry.optimizer in registry.known()
         assert entry.license
         assert all(file.sha256 is None or len(file.sha256) == 64 for file in entry.files)
+        for environment in entry.environments:
+            load_environment(environment)
     (velo,) = PUBLISHED["velo"]
     assert velo.base_url.startswith("https://storage.googleapis.com/gresearch/learned_optimization/")
     assert velo.files[0] == File("params", size=9_282_564)
-    assert all(file.sha256 for entry in PUBLISHED["open"] for file in entry.files)
+    assert all(file.sha256 for name in ("open", "celo") for entry in PUBLISHED[name] for file in entry.files)
 
 
-def test_unknown_names_are_explained():
-    with pytest.raises(WeightsError, match=r"no published weights 'vela'.*Did you mean velo"):
-        fetch_weights("vela")
+def test_how_weights_are_fetched_and_used():
+    assert ways_to_fetch("velo") == {"velo": "openbench weights fetch velo"}
+    assert ways_to_fetch("celo") == {"celo": "openbench weights fetch celo"}
+    assert ways_to_fetch("open-large") == {"open-large@multi": "openbench weights fetch open multi"}
+    assert ways_to_fetch("open")["open@breakout"] == "openbench weights fetch open breakout"
+    assert ways_to_fetch("adam") == {}
 
 
-def test_a_name_brings_all_that_is_published_under_it(tmp_path, monkeypatch, single):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("vela",), r"no published weights 'vela'.*Did you mean .*velo"),
+        (("breakout",), r"no published weights 'breakout'\. Did you mean open breakout"),
+        (("open", ["breakuot"]), r"no weights 'breakuot' are published under open\. Did you mean breakout"),
+        (("celo", ["breakout"]), r"no weights 'breakout' are published under celo\..*Known: celo"),
+    ],
+)
+def test_unknown_names_are_explained(arguments, message):
+    with pytest.raises(WeightsError, match=message):
+        fetch_weights(*arguments)
+
+
+@pytest.fixture
+def toys(tmp_path, monkeypatch, server):
+    """Address and table of stand-ins for OPEN's two sizes and Celo, served on loopback; the library is empty."""
     monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
-    published, file = single
-    monkeypatch.setitem(PUBLISHED, "toys", (published, dataclasses.replace(published, name="toy2")))
-    paths = fetch_weights("toys", file.parent)
-    assert [path.name for path in paths] == ["toy.safetensors", "toy2.safetensors"]
-    assert library.kept("toy2") == paths[1]
+    url, handler, _ = server
+    folder = tmp_path / "served"
+    folder.mkdir()
+    np.save(folder / "toy_OPEN.npy", np.linspace(-1, 1, 1211, dtype=np.float32))
+    np.save(folder / "toys_OPEN.npy", np.linspace(-1, 1, 3571, dtype=np.float32))
+    shapes = jax.eval_shape(lambda: velo.init_theta(jax.random.key(0), velo.CELO, hidden=2))
+    theta = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, np.float32), shapes)
+    (folder / "theta.state").write_bytes(serialization.msgpack_serialize(theta))
+    handler.content |= {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def entry(name, optimizer, file, *environments):
+        sha256 = hashlib.sha256(handler.content[file]).hexdigest()
+        return Published(name, optimizer, url + "/", (File(file, sha256),), "MIT", environments)
+
+    open_ = entry("toy", "open", "toy_OPEN.npy", "breakout"), entry("toys", "open-large", "toys_OPEN.npy")
+    return url, {"open": open_, "celo": (entry("celo", "celo", "theta.state"),)}
+
+
+def test_what_was_fetched_works_by_name(toys, server):
+    _, table = toys
+    for name, only in (("open", ["toy"]), ("open", []), ("celo", [])):
+        for entry, path in fetch_weights(name, only, published=table):
+            found = resolve(used_as(entry))
+            assert found.weights.hash == load_weights(path).hash
+            assert found.weights.metadata["source"] == entry.base_url
+    assert [used_as(entry) for group in table.values() for entry in group] == ["open@toy", "open-large@toys", "celo"]
+    assert server[2] == ["toy_OPEN.npy", "toys_OPEN.npy", "theta.state"]  # each once
+    listed = {
+        each.name: (each.belongs_to, each.trained_on) for each in library.list_weights() if each.place != "shipped"
+    }
+    assert listed == {"toy": ("open", ("breakout",)), "toys": ("open-large", ()), "celo": ("celo", ())}
+    with pytest.raises(WeightsError, match=r"not fit open-feedforward: .*weights of open: use them as open@toy$"):
+        resolve("open-feedforward@toy")
+
+
+def test_a_folder_with_the_published_names(toys, tmp_path):
+    _, table = toys
+    ((_, path),) = fetch_weights("celo", source=tmp_path / "served", folder=tmp_path / "there", published=table)
+    assert path == tmp_path / "there" / "celo.safetensors"
+    with pytest.raises(WeightsError, match=r"toy_OPEN.npy cannot be copied: No such file"):
+        fetch_weights("open", source=path.parent, published=table)
+    assert not (tmp_path / "library" / "toy.safetensors").exists()
+
+
+@pytest.mark.parametrize("advertise", [True, False])
+def test_a_single_file_that_breaks_off_is_not_accepted(toys, server, advertise, tmp_path):
+    _, handler, _ = server
+    whole, handler.advertise = handler.content["theta.state"], advertise
+    handler.content["theta.state"] = whole[:-10]
+    with pytest.raises(WeightsError, match="not the published file"):
+        fetch_weights("celo", published=toys[1])
+    assert files(tmp_path / "library") == []
+    handler.content["theta.state"] = whole
+    assert fetch_weights("celo", published=toys[1])
+
+
+def test_a_name_that_ships_is_not_fetched(toys):
+    _, table = toys
+    with pytest.raises(WeightsError, match="'open' names weights that ship"):
+        fetch_weights("open", published={"open": (dataclasses.replace(table["open"][0], name="open"),)})
+
+
+def test_the_command_line(toys, openbench, tmp_path):
+    url, _ = toys
+    answer = openbench("weights", "fetch", "celo", "--url", url, "--any-size")
+    assert answer.code == 0, answer.err
+    assert answer.out.endswith("celo.safetensors: verified, use it as celo\n")
+    answer = openbench("weights", "fetch", "open", "breakout", "--url", tmp_path / "served")
+    assert (answer.code, "breakout_OPEN.npy cannot be copied" in answer.err) == (2, True)
+    (tmp_path / "served" / "toy_OPEN.npy").rename(tmp_path / "served" / "breakout_OPEN.npy")
+    answer = openbench("weights", "fetch", "open", "breakout", "--url", tmp_path / "served")
+    assert (answer.code, "breakout_OPEN.npy is not the published file" in answer.err) == (2, True)
+    assert files(tmp_path / "library") == ["celo.safetensors"]
+
+
+@pytest.mark.skipif("OPEN_BENCH_REFERENCE_WEIGHTS" not in os.environ, reason="OPEN_BENCH_REFERENCE_WEIGHTS is not set")
+def test_the_published_files_have_the_hashes_of_the_table(tmp_path):
+    published = Path(os.environ["OPEN_BENCH_REFERENCE_WEIGHTS"])
+    assert len(fetch_weights("open", source=published, folder=tmp_path / "library")) == 7
+    shutil.copy(published / "celo_theta.state", tmp_path / "theta.state")
+    ((celo, path),) = fetch_weights("celo", source=tmp_path, folder=tmp_path / "library")
+    assert load_weights(path).metadata["license"] == celo.license == "MIT"

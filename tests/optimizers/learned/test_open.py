@@ -222,6 +222,7 @@ def plain_open(variant, theta, params, gradients, momenta, carry, training, batc
     return steps
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None)
 @given(
     name=st.sampled_from(["open", "open-large", "open-feedforward", "no-features", "open-no-layer-proportion"]),
@@ -249,13 +250,14 @@ def test_agrees_with_a_plain_implementation(name, actor, critic, log_std, seed):
 # --- Noise ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_noise_has_the_learned_spread_on_the_actor_and_none_on_the_critic():
     params, gradients, activations = agent()
     theta = random_theta("open")
     layout, variant = Layout.of(params), VARIANTS["open"][0]
-    noisy, quiet = make("open", theta), make("open", theta, deterministic=True)
+    noisy = make("open", theta)
     keys = jax.random.split(jax.random.key(7), 4000)
-    still, _ = quiet.update(gradients, quiet.init(params), params, **extras(activations))
+    still, _ = run("open", (params, gradients, activations), theta, steps=1, deterministic=True)
 
     def flat_update(key):
         given = extras(activations) | {"key": key}
@@ -300,7 +302,8 @@ def test_noise_is_fresh_for_each_key_and_only_then():
 def test_rules_without_noise_need_no_key(name):
     params, gradients, _ = agent()
     optimizer = make(name)
-    assert np.isfinite(biggest(optimizer.update(gradients, optimizer.init(params), params)[0]))
+    update = jax.jit(lambda: optimizer.update(gradients, optimizer.init(params), params)[0])
+    assert np.isfinite(biggest(update()))
 
 
 def test_a_missing_key_or_missing_parameters_are_named():
@@ -390,9 +393,12 @@ def test_noise_goes_to_the_network_that_acts():
     params, gradients, activations = q_agent()
     theta, state = random_theta("open"), make("open").init(params)
 
+    @functools.partial(jax.jit, static_argnums=0)
+    def update(network, gradients, state, params, given):
+        return make("open", theta).update(gradients, state, params, **given, acting_network=network)[0]
+
     def step(network, seed):
-        given = extras(activations, seed) | {"acting_network": network}
-        return make("open", theta).update(gradients, state, params, **given)[0]
+        return update(network, gradients, state, params, extras(activations, seed))
 
     assert biggest(difference(step("q", 0), step("q", 1))) > 1e-6
     assert biggest(difference(step("actor", 0), step("actor", 1))) == 0.0  # there is none

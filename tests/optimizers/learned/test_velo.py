@@ -1,5 +1,7 @@
-"""VeLO: numbers of the original implementation, the transformation's contract, and reading checkpoints."""
+"""VeLO and Celo: numbers of the original implementation, the transformation's contract, and reading checkpoints."""
 
+import functools
+import os
 import shutil
 from pathlib import Path
 
@@ -25,6 +27,14 @@ def theta():
 
 
 @pytest.fixture(scope="module")
+def celo():
+    """A small θ of Celo."""
+    shapes = jax.eval_shape(lambda: velo.init_theta(jax.random.key(0), velo.CELO, hidden=8))
+    draw = np.random.default_rng(0).normal
+    return jax.tree.map(lambda leaf: 0.3 * draw(size=leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope="module")
 def golden():
     with np.load(GOLDEN / "velo_small.npz") as file:
         return dict(file)
@@ -46,12 +56,12 @@ def run(optimizer, params, gradients, losses):
     return updates, params, state
 
 
-def test_reproduces_the_original(theta, golden):
+def check_against_the_original(optimizer, golden, steps):
+    """Section by section: the updates from the original's parameters, and the parameters that follow."""
     params = subtree(golden, "params0/")
-    optimizer = velo.scale_by_velo(theta, int(golden["num_steps"]))
     state = optimizer.init(params)
     step = jax.jit(lambda g, s, p, loss: optimizer.update(g, s, p, loss=loss))
-    for t in range(8):
+    for t in range(steps):
         wanted = subtree(golden, f"step{t}/params/")
         update, state = step(subtree(golden, f"step{t}/grads/"), state, params, golden[f"step{t}/loss"])
         moved = optax.apply_updates(params, update)
@@ -62,6 +72,38 @@ def test_reproduces_the_original(theta, golden):
         for new, w in zip(jax.tree.leaves(moved), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(new, w, rtol=1e-5, atol=1e-7)
         params = wanted
+
+
+def test_reproduces_the_original(theta, golden):
+    check_against_the_original(velo.scale_by_velo(theta, int(golden["num_steps"])), golden, 8)
+
+
+@pytest.mark.skipif("OPEN_BENCH_REFERENCE_WEIGHTS" not in os.environ, reason="OPEN_BENCH_REFERENCE_WEIGHTS is not set")
+def test_celo_reproduces_the_original():
+    with np.load(GOLDEN / "celo.npz") as file:
+        golden = dict(file)
+    theta, _ = velo.read_celo(Path(os.environ["OPEN_BENCH_REFERENCE_WEIGHTS"]) / "celo_theta.state")
+    assert sum(leaf.size for leaf in jax.tree.leaves(theta)) == 37_089
+    length = TrainingLength(int(golden["num_steps"]), 1, 1)
+    check_against_the_original(velo.celo(theta, length), golden, 12)
+
+
+def test_celo_is_a_velo_whose_lstm_writes_a_constant(theta, celo):
+    """With controls of 1/100, and the step size of Celo's bias, VeLO takes Celo's steps."""
+    size = {"w": jnp.zeros((8, 1)), "b": jnp.array([0.7])}
+    celo = {**celo, "rnn_params": {**celo["rnn_params"], "step_size": size}}
+    rnn = jax.tree.map(jnp.zeros_like, theta["rnn_params"])
+    rnn["rnn_to_controls"] = {"w": jnp.zeros((8, 1)), "b": jnp.array([0.01])}
+    rnn["step_size"] = {"w": jnp.zeros((8, 1)), "b": jnp.array([0.1 * np.exp(0.7)])}
+    constant = {**theta, "rnn_params": rnn, "ff_mod_stack": celo["ff_mod_stack"]}
+    velo.validate(constant)
+    params, length = {name: jax.tree.map(jnp.asarray, PARAMS[name]) for name in "ab"}, TrainingLength(4, 1, 1)
+    losses = [np.float32(loss) for loss in (1.0, 0.5, 0.2, 0.3)]
+    wanted, _, _ = run(velo.velo(constant, length), params, [params] * 4, losses)
+    updates, _, state = run(velo.celo(celo, length), params, [params] * 4, losses)
+    assert state.hidden.shape == (1, 8)
+    for update, other in zip(jax.tree.leaves(updates), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(update, other, rtol=1e-4, atol=1e-8)
 
 
 def test_reproduces_the_original_in_one_scan(theta, golden):
@@ -206,21 +248,22 @@ def test_the_threshold_is_150000_steps(theta):
     assert isinstance(velo.velo(theta, TrainingLength(150_001, 1, 1)).init(params), velo.AveragingState)
 
 
-def test_entry_needs_weights_and_has_the_official_size():
-    (spec,) = velo.SPECS
+@pytest.mark.parametrize(("spec", "size"), list(zip(velo.SPECS, (2_320_385, 37_089), strict=True)))
+def test_entry_needs_weights_and_has_the_official_size(spec, size):
     assert spec.needs_theta
     with pytest.raises(ValueError, match="weights"):
         spec.build(length=TrainingLength(1, 1, 1))
     shapes = jax.eval_shape(spec.learned.init, jax.random.key(0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 2_320_385
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == size
     spec.learned.validate(shapes)
 
 
-def test_random_theta_makes_finite_steps():
-    theta = velo.init_theta(jax.random.key(1), hidden=16, inits=8)
-    velo.validate(theta)
+@pytest.mark.parametrize(("variant", "inits"), [(velo.VELO, 8), (velo.CELO, 1)])
+def test_random_theta_makes_finite_steps(variant, inits):
+    theta = jax.jit(functools.partial(velo.init_theta, variant=variant, hidden=16, inits=inits))(jax.random.key(1))
+    velo.validate(theta, variant)
     params = jax.tree.map(jnp.asarray, PARAMS)
-    updates, _, _ = run(velo.velo(theta, TrainingLength(3, 1, 1)), params, [params] * 3, [1.0, 0.5, 0.2])
+    updates, _, _ = run(velo.scale_by_velo(theta, 3, variant), params, [params] * 3, [1.0, 0.5, 0.2])
     sizes = [float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(updates[-1]) if leaf.size]
     assert all(0 < size < 1e-2 for size in sizes)
 
@@ -235,7 +278,7 @@ def test_random_theta_makes_finite_steps():
         ),
         (("ff_mod_stack", "~", "w0__13"), None, "w0__13 .* is missing"),
         (("rnn_params", "rnn_to_controls", "w"), (8,), "rnn_to_controls"),
-        (("rnn_params", "rnn_to_controls", "w"), (0, 0), "none of them empty"),
+        (("rnn_params", "step_size", "w"), (0, 1), "none of them empty"),
         (("extra",), (2,), "no array extra"),
     ],
 )
@@ -252,8 +295,22 @@ def test_validate_names_what_does_not_fit(theta, path, shape, message):
         velo.validate(broken)
 
 
-def test_the_layer_without_effect_may_be_absent(theta):
-    velo.validate({**theta, "rnn_params": {k: v for k, v in theta["rnn_params"].items() if k != "linear"}})
+def test_layers_without_effect_may_be_absent(theta, celo):
+    def without(theta, layer):
+        return {**theta, "rnn_params": {k: v for k, v in theta["rnn_params"].items() if k != layer}}
+
+    velo.validate(without(theta, "linear"))
+    with pytest.raises(ValueError, match=r"rnn_to_controls.* is missing"):
+        velo.validate(without(theta, "rnn_to_controls"))
+    velo.validate(without(celo, "rnn_to_controls"), velo.CELO)
+
+
+def test_celo_has_one_network(theta, celo):
+    two = {**celo, "ff_mod_stack": jax.tree.map(lambda x: np.concatenate([x, x]), celo["ff_mod_stack"])}
+    with pytest.raises(ValueError, match=r"Celo's array .*b0 has shape \(2, 4\) where \(1, 4\)"):
+        velo.validate(two, velo.CELO)
+    with pytest.raises(ValueError, match=r"Celo's array .*linear/w has shape \(30, 8\) where \(18, 8\)"):
+        velo.validate({**theta, "ff_mod_stack": celo["ff_mod_stack"]}, velo.CELO)
 
 
 def test_read_checkpoint(theta, tmp_path):
@@ -299,10 +356,20 @@ def hostile_array(dtype: bytes, shape=(1,), data=b"\0" * 8) -> bytes:
 )
 def test_hostile_or_damaged_checkpoints_are_refused(tmp_path, data):
     (tmp_path / "params").write_bytes(data)
-    with pytest.raises(ValueError, match="params"):
-        velo.read_checkpoint(tmp_path)
+    for read, path in ((velo.read_checkpoint, tmp_path), (velo.read_celo, tmp_path / "params")):
+        with pytest.raises(ValueError, match="params"):
+            read(path)
+
+
+def test_read_celo(tmp_path, celo):
+    layers = {name: layer for name, layer in celo["rnn_params"].items() if name != "rnn"}
+    flat = {**celo, "rnn_params": {**layers, "rnn/linear": celo["rnn_params"]["rnn"]["linear"]}}
+    (tmp_path / "theta.state").write_bytes(serialization.msgpack_serialize(flat))
+    found, facts = velo.read_celo(tmp_path / "theta.state")
+    assert facts == {}
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, celo))
 
 
 def test_missing_checkpoint(tmp_path):
-    with pytest.raises(ValueError, match="no readable VeLO checkpoint"):
+    with pytest.raises(ValueError, match="params cannot be read: No such file"):
         velo.read_checkpoint(tmp_path / "absent")

@@ -1,0 +1,195 @@
+"""An optimizer's trials on one task, as a job: ``<results>/tuning/<environment>--<optimizer>--<hash>/``.
+
+``tuning.json`` says what they are trials of, ``trials.csv`` has a row a trial and seed, ``curves.csv`` their learning
+curves, ``provenance.json`` what each device batch took, and where. A table is rewritten whole with every batch, the
+curves first: a lifetime is there once its row is. How many trials and seeds there are is no part of the identity.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from open_bench.evaluation import schema
+from open_bench.evaluation.schema import BadRows
+from open_bench.evaluation.trials import labeled
+from open_bench.experiments.execute import Group, label_of, rows
+from open_bench.experiments.experiment import Experiment, folder_name, task_lifetime
+from open_bench.experiments.store import Store, set_aside
+from open_bench.files import write_atomically
+from open_bench.optimizers.resolve import ResolvedOptimizer
+from open_bench.training.lifetime import Lifetime
+from open_bench.training.runner import Finished
+from open_bench.tuning.space import points, space_of
+
+ROOT_SEED = 1_000_001  # no study may use it
+FOLDER = "tuning"  # below the results folder
+DESCRIPTION, TRIALS, CURVES, PROVENANCE = "tuning.json", "trials.csv", "curves.csv", "provenance.json"
+KEYS = ["trial", "seed"]
+
+
+class Trials:
+    """Trial 0 is the published setting, or else the default; trials 1 … K are points of the search space.
+
+    Args:
+        experiment: the optimizer with the setting of trial 0 on a task, under the root seed of tuning.
+        trials: K.
+        num_seeds: lifetimes of each trial.
+        results: the results folder.
+
+    Raises:
+        UserError: the optimizer has no search space, or one that makes no sense.
+    """
+
+    counted = "lifetime"
+    save_agents = False
+
+    def __init__(self, experiment: Experiment, trials: int, num_seeds: int, results: Path):
+        assert experiment.optimizer is not None
+        spec = experiment.optimizer.spec
+        self.experiment, self.trials, self.num_seeds = experiment, trials, num_seeds
+        self.space = space_of(spec)
+        defaults = {key: each.default for key, each in spec.hyperparameters.items()}
+        drawn = [{**defaults, **point} for point in points(spec, self.space, trials)]
+        self.values = [dict(experiment.optimizer.hyperparameters), *drawn]  # by trial
+        self.pairs = [(trial, seed) for trial in range(trials + 1) for seed in range(num_seeds)]
+        self.lifetimes, self.label = len(self.pairs), label_of(experiment)
+        self._store = Store(results, FOLDER)
+        self.path = self._store.path(self)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What the trials are of, as JSON values; the values of hyperparameters are no part of it."""
+        identity = {key: x for key, x in self.experiment.identity.items() if key not in ("hyperparameters", "track")}
+        return {
+            **identity,
+            "search": json.loads(json.dumps({key: dataclasses.asdict(x) for key, x in self.space.items()})),
+        }
+
+    @functools.cached_property
+    def name(self) -> str:
+        """The folder: environment, optimizer and a short hash of the identity."""
+        return folder_name(self.identity)
+
+    @property
+    def env_steps(self) -> int:
+        """Env steps of all lifetimes."""
+        return self.lifetimes * self.experiment.task.lifetime_steps
+
+    def optimizer(self, trial: int) -> ResolvedOptimizer:
+        """The optimizer with a trial's setting."""
+        assert self.experiment.optimizer is not None
+        return dataclasses.replace(self.experiment.optimizer, hyperparameters=self.values[trial])
+
+    @functools.cached_property
+    def settings(self) -> list[str]:
+        """Each trial's setting as JSON."""
+        found = [self.optimizer(trial).identity["hyperparameters"] for trial in range(self.trials + 1)]
+        return [json.dumps(values, sort_keys=True) for values in found]
+
+    # --- the job ---
+
+    def stored(self) -> set[int]:
+        """Lifetimes whose rows are there, with the settings that they have today."""
+        try:
+            there = _read(self.path)
+        except BadRows:
+            return set()
+        found = set(there[[*KEYS, "settings"]].itertuples(index=False, name=None))
+        return {i for i, (trial, seed) in enumerate(self.pairs) if (trial, seed, self.settings[trial]) in found}
+
+    def lock(self, wait: bool) -> AbstractContextManager[bool]:
+        return self._store.lock(self, wait)
+
+    def create(self) -> None:
+        try:
+            _read(self.path), _read_curves(self.path)
+        except BadRows:
+            for file in (TRIALS, CURVES):
+                if (self.path / file).exists():
+                    set_aside(self.path / file)
+        write_atomically(
+            self.path / DESCRIPTION, json.dumps({"identity": self.identity}, indent=1, sort_keys=True) + "\n"
+        )
+
+    def groups(self, missing: Sequence[int]) -> Iterable[Group]:
+        """One program, or one for each combination of static hyperparameters."""
+        by_static: dict[str, list[int]] = {}
+        for index in missing:
+            by_static.setdefault(self._static(self.pairs[index][0]), []).append(index)
+        for indices in by_static.values():
+            each = [self.optimizer(self.pairs[index][0]) for index in indices]
+            inputs = jax.tree.map(lambda *leaves: np.stack(leaves), *(optimizer.inputs for optimizer in each))
+            keys = self.experiment.keys([self.pairs[index][1] for index in indices])
+            yield Group(indices, task_lifetime(self.experiment.task, each[0]), keys, inputs, own_inputs=True)
+
+    def _static(self, trial: int) -> str:
+        optimizer = self.optimizer(trial)
+        traced = optimizer.inputs["hyperparameters"]
+        return repr([value for key, value in optimizer.hyperparameters.items() if key not in traced])
+
+    def digest(self, indices: Sequence[int]) -> str:
+        told = [(*self.pairs[index], self.settings[self.pairs[index][0]]) for index in indices]
+        return "-" + hashlib.sha256(repr(told).encode()).hexdigest()[:8]
+
+    def add(self, lifetime: Lifetime, indices: Sequence[int], batch: Finished, facts: dict[str, Any]) -> None:
+        """Store a device batch; rows of a trial that had another setting go."""
+        scores, curves = (self._in_pairs(frame) for frame in rows(lifetime, indices, batch))
+        scores["settings"] = [self.settings[trial] for trial in scores["trial"]]
+        before, curves_before = _read(self.path), _read_curves(self.path)
+        current = before["trial"].map(dict(enumerate(self.settings))).fillna(before["settings"])
+        kept = before[current == before["settings"]]
+        there = pd.MultiIndex.from_frame(kept[KEYS])
+        curves_before = curves_before[pd.MultiIndex.from_frame(curves_before[KEYS]).isin(there)]
+        batches = _read_provenance(self.path)
+        told = {"lifetimes": [list(self.pairs[index]) for index in indices], **facts}
+        write_atomically(self.path / PROVENANCE, json.dumps([*batches, told], indent=1, sort_keys=True) + "\n")
+        _write(self.path / CURVES, curves_before, curves, [*KEYS, "env_steps"], schema.TRIAL_CURVES)
+        _write(self.path / TRIALS, kept, scores, KEYS, schema.TRIALS)
+
+    def _in_pairs(self, frame: pd.DataFrame) -> pd.DataFrame:
+        pairs = [self.pairs[index] for index in frame["seed"]]
+        return frame.assign(trial=[trial for trial, _ in pairs], seed=[seed for _, seed in pairs])
+
+    # --- what they gave ---
+
+    def load(self) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Rows and curves of these trials and seeds, whatever else is stored; labeled."""
+        found = []
+        for frame in (_read(self.path), _read_curves(self.path)):
+            mine = frame[(frame["trial"] <= self.trials) & (frame["seed"] < self.num_seeds)]
+            found.append(labeled(mine.reset_index(drop=True), self.name, self.identity))
+        return found[0], found[1]
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """``trials.csv`` of a folder, without rows where there is none; raises BadRows."""
+    return schema.read_trials(path / TRIALS, schema.TRIALS, KEYS)
+
+
+def _read_curves(path: Path) -> pd.DataFrame:
+    return schema.read_trials(path / CURVES, schema.TRIAL_CURVES, [*KEYS, "env_steps"])
+
+
+def _read_provenance(path: Path) -> list[Any]:
+    try:
+        found = json.loads((path / PROVENANCE).read_text("utf-8"))
+        return found if isinstance(found, list) else []
+    except (OSError, ValueError):
+        return []
+
+
+def _write(path: Path, before: pd.DataFrame, new: pd.DataFrame, keys: list[str], columns: Any) -> None:
+    """The rows of both, new ones in place of old ones, in order; numbers survive exactly."""
+    old = before[~pd.MultiIndex.from_frame(before[keys]).isin(pd.MultiIndex.from_frame(new[keys]))]
+    joined = (pd.concat([old, new]) if len(old) else new).sort_values(keys)
+    order = [*columns, *(name for name in joined.columns if name not in columns)]
+    write_atomically(path, joined.to_csv(index=False, columns=order, lineterminator="\n"))

@@ -47,6 +47,7 @@ class Started:
     seconds: float | None = None  # rough, for all that is missing; None where it cannot be guessed
     batches: int = 0
     batches_done: int = 0
+    later: tuple["Started", ...] = ()  # what comes after this, each with an event of its own
 
 
 @dataclasses.dataclass(frozen=True)

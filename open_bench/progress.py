@@ -246,7 +246,8 @@ def plan_report(started: Started) -> str:
     missing = sum(work.env_steps * (work.lifetimes - work.stored) for work in started.work)
     missing *= generations - started.generations_done if generations else 1
     guess = "" if started.seconds is None else f", about {duration(started.seconds)} on this machine"
-    return "\n".join([f"{started.title}: {plan_note(started)}", *parts, f"  ahead: {missing:,} env steps{guess}"])
+    own = [f"{started.title}: {plan_note(started)}", *parts, f"  ahead: {missing:,} env steps{guess}"]
+    return "\n".join([*own, *map(plan_report, started.later)])
 
 
 def fitness_note(row: dict[str, Any]) -> str:

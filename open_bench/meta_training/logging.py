@@ -133,13 +133,18 @@ class Drawn:
         self._folder, self._title = folder, title
 
     def __call__(self, event: Event) -> None:
-        if self._title is None or not isinstance(event, Fitted) or math.isnan(event.row["of_teacher"]):
+        if self._title is None or not isinstance(event, Fitted) or not _has_returns(event.row):
             return
         history = pd.read_csv(self._folder / IMITATION, float_precision="round_trip")
         try:
             save_imitation(history, self._folder / Path(IMITATION).stem, self._title)
         except Exception as error:
             warnings.warn(f"figure of the imitation: {type(error).__name__}: {error}", stacklevel=1)
+
+
+def _has_returns(row: Row) -> bool:
+    """Whether θ was evaluated."""
+    return any(key.startswith("return.") and not math.isnan(value) for key, value in row.items())
 
 
 def _begin(writer: Writer) -> int:
@@ -166,7 +171,7 @@ class Figure:
 
     def write(self, rows: Sequence[Row]) -> None:
         self._rows += rows
-        if any(key.startswith("return.") and not math.isnan(value) for key, value in rows[-1].items()):
+        if _has_returns(rows[-1]):
             self._draw()
 
     def end(self, finished: bool) -> None:

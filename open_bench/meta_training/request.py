@@ -32,9 +32,19 @@ from open_bench.weights.format import content_hash
 
 COMPARED = "adam"  # what evaluations of the mean θ are compared with
 # These change neither θ nor the rows of the history that are there already.
-_FREE = {"name", "description", "generations"}
+_FREE = {"name", "description", "generations", "save_every"}
 # The identity holds what these lead to.
-_SPELT_OUT = {"environments", "held_out", "settings", "vmap_size", "budget", "env_steps", "algorithm", "imitation"}
+_SPELT_OUT = {
+    "environments",
+    "held_out",
+    "settings",
+    "vmap_size",
+    "budget",
+    "env_steps",
+    "algorithm",
+    "imitation",
+    "stages",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Request:
         compared: Adam on the tasks and the held-out tasks, when there are evaluations.
         vmap_size: lifetimes vmapped on one device.
         teachers: whom θ is fitted to on each task; empty without imitation.
+        follows: the stage before, whose θ is the start once it is known; empty for the first.
     """
 
     optimizer: str
@@ -64,6 +75,7 @@ class Request:
     compared: tuple[FitnessTask, ...]
     vmap_size: int
     teachers: tuple[ResolvedOptimizer, ...] = ()
+    follows: str = ""
 
     @property
     def policy_loss(self) -> str | None:
@@ -80,7 +92,7 @@ class Request:
         return {
             "optimizer": self.optimizer,
             "policy_loss": self.policy_loss,
-            "start": content_hash(self.start),
+            "start": self.follows or content_hash(self.start),
             "vmap_size": self.vmap_size,
             **config,
             "environments": {each.task.name: each.identity for each in self.tasks},
@@ -108,6 +120,29 @@ class Request:
         """``<optimizer>-<environments>-<digest>``, made of characters that names of weights may have."""
         words = [self.optimizer, "+".join(each.task.name for each in self.tasks)]
         return "-".join([*(re.sub(r"[^A-Za-z0-9._-]+", "_", word)[:60] for word in words), self.digest])
+
+
+def make_requests(
+    optimizer: str,
+    config: MetaConfig,
+    baseline_returns: BaselineReturns,
+    devices: Sequence[jax.Device],
+    settings: Settings | None = None,
+) -> tuple[Request, ...]:
+    """A request for each stage, as ``make_request``; those that follow another wait for its θ (``after``)."""
+    made: list[Request] = []
+    for stage in config.in_stages:
+        request = make_request(optimizer, stage, baseline_returns, devices, settings)
+        if made:
+            follows = f"after {made[-1].digest}, {made[-1].config.generations} generations"
+            request = dataclasses.replace(request, follows=follows)
+        made.append(request)
+    return tuple(made)
+
+
+def after(request: Request, name: str, theta: Theta, facts: Mapping[str, Any]) -> Request:
+    """The request of a stage, beginning at the θ of the one before, which is kept as ``name`` with these ``facts``."""
+    return dataclasses.replace(request, start=theta, parent=content_hash(theta), ancestors=ancestry(name, theta, facts))
 
 
 def make_request(
@@ -234,7 +269,8 @@ def _beginning(optimizer: str, config: MetaConfig, task: Task) -> tuple[Theta, s
     theta = _as_float32(found.theta)
     if parsed.source in UNTRAINED:
         return theta, None, ()
-    return theta, content_hash(theta), ancestry(parsed.source, found)
+    facts = found.weights.metadata if found.weights else {}
+    return theta, content_hash(theta), ancestry(Path(parsed.source).stem, theta, facts)
 
 
 def imitation_of(student: ResolvedOptimizer) -> Imitation:
@@ -297,13 +333,12 @@ def _check_memory(config: ImitationConfig, tasks: Sequence[Task]) -> None:
         )
 
 
-def ancestry(source: str, found: ResolvedOptimizer) -> tuple[dict[str, Any], ...]:
+def ancestry(name: str, theta: Theta, facts: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """What weights and those that they started from were trained on, as metadata of their descendants; eldest first."""
-    facts = found.weights.metadata if found.weights else {}
     identity = facts.get("identity")
     own = {
-        "hash": content_hash(found.theta),
-        "name": Path(source).stem,
+        "hash": content_hash(theta),
+        "name": name,
         "environments": facts.get("environments", {}),
         "identity": {"environments": identity.get("environments", {}) if isinstance(identity, Mapping) else {}},
         "cost": facts.get("cost", {}),

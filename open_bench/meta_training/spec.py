@@ -66,7 +66,43 @@ class MetaConfig(Config):
     vmap_size: Positive | None = None  # lifetimes vmapped on one device; by default 1 on CPU, more on accelerators
     evaluate_every: Annotated[int, Field(ge=0)] = 0  # generations between evaluations of the mean θ; 0: never
     evaluation_rollouts: Positive = 4
+    save_every: Annotated[int, Field(ge=0)] = 0  # generations between copies of the mean θ that stay; 0: none
     imitation: ImitationConfig | None = None  # where the mean starts; None: at the optimizer's own beginning
+    # Tables of settings that differ, one a stage; each begins at the θ that the one before ends with.
+    stages: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def in_stages(self) -> tuple["MetaConfig", ...]:
+        """The stages, whole: imitation first, at the settings of the study itself. Without stages all is one.
+
+        A stage is called after the study and itself, and has a root seed of its own.
+
+        Raises:
+            UserError: a stage's settings are wrong.
+        """
+        if not self.stages:
+            return (self,)
+        tables = [{"name": number, **table} for number, table in enumerate(self.stages, 1)]
+        shared = self.model_dump() | {"stages": (), "imitation": None}
+        if self.imitation is not None:
+            tables.insert(0, {"name": "imitation", "imitation": self.imitation.model_dump(), "generations": 0})
+        return tuple(
+            build(
+                MetaConfig,
+                {**shared, "root_seed": self.root_seed + index, **table, "name": f"{self.name}-{table['name']}"},
+                f"meta-training {self.name}, stage {table['name']}",
+            )
+            for index, table in enumerate(tables)
+        )
+
+    @pydantic.model_validator(mode="after")
+    def _stages_are_sound(self) -> "MetaConfig":
+        if any({"stages", "imitation"} & table.keys() for table in self.stages):
+            raise ValueError("a stage has neither stages nor imitation, which is the study's and comes first")
+        names = [each.name for each in self.in_stages]
+        if len(set(names)) < len(names):
+            raise ValueError(f"stages have the same name: {', '.join(names)}")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _something_is_done(self) -> "MetaConfig":
@@ -116,7 +152,7 @@ def load_meta(name: str) -> MetaConfig:
 def adjusted(config: str | MetaConfig | None, changes: Mapping[str, Any]) -> MetaConfig:
     """Settings of meta-training with a user's changes; None is none, and a budget replaces a number of env steps.
 
-    A table of imitation is changed key by key.
+    A table of imitation is changed key by key. What is changed holds in all stages.
     """
     base = config if isinstance(config, MetaConfig) else load_meta(config) if config else MetaConfig()
     given = {key: tuple(x) if isinstance(x, list) else x for key, x in changes.items() if x is not None}
@@ -125,4 +161,5 @@ def adjusted(config: str | MetaConfig | None, changes: Mapping[str, Any]) -> Met
     table: Any = given.get("imitation")
     if isinstance(table, Mapping):
         given["imitation"] = {**(base.imitation.model_dump() if base.imitation else {}), **table}
+    given["stages"] = tuple({key: x for key, x in table.items() if key not in given} for table in base.stages)
     return build(MetaConfig, base.model_dump() | given, f"meta-training {base.name}")

@@ -332,7 +332,7 @@ def _check_progress(history: list[dict[str, Any]], stays: bool, config: MetaConf
     row, ties = history[-1], [_all_tie(each, config) for each in history[-TIES:]]
     if not stays and not (all(ties) and len(ties) == TIES):
         return
-    where = f"generation {row['generation']}: " + ("the mean θ does not move: " if stays else f"{TIES} times in a row ")
+    where = f"generation {row['generation']}: {'the mean θ does not move:' if stays else f'{TIES} times in a row'} "
     if not ties[-1]:
         raise UserError(f"{where}learning_rate ({config.learning_rate}) is too small beside θ")
     failed = f"{row['diverged']} of {config.population} members diverge and {row['unfinished']} end no episode"

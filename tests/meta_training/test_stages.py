@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import pytest
 from commands import OpenBench
 from tiny_meta import STEPS_PER_UPDATE, TINY, Watch, flags, vector
@@ -17,21 +16,34 @@ from open_bench.meta_training.spec import MetaConfig, adjusted, load_meta
 from open_bench.weights.format import load_weights
 
 STUDY = "open-campaign"
-UPDATES, GENERATIONS = 4, 2
-# Everything else is the campaign's.
-CHANGES: dict[str, Any] = {
-    "steps": STEPS_PER_UPDATE * UPDATES, "population": 2, "generations": GENERATIONS, "sigma": 0.3, "vmap_size": 1,
-    "evaluate_every": 2, "evaluation_rollouts": 1, "save_every": 1, "fitness": "mean_return", "devices": 2,
-}  # fmt: skip
-IMITATION = {
-    "rounds": 1,
-    "batches": 5,
-    "batch_size": 2,
-    "windows": 2,
-    "window_steps": 8,
-    "burn_in": 2,
-    "parameters": 16,
-}
+UPDATES, GENERATIONS = 8, 2
+MINE = f"""
+name = "tiny"
+environments = ["cartpole"]
+population = 4
+generations = {GENERATIONS}
+sigma = 1.0
+fitness = "mean_return"
+vmap_size = 1
+save_every = 1
+
+[imitation]
+teachers = ["lion"]
+rounds = 1
+batches = 5
+batch_size = 2
+windows = 2
+window_steps = 8
+burn_in = 2
+parameters = 16
+
+[[stages]]
+name = "small"
+
+[[stages]]
+name = "last"
+sigma = 0.5
+"""
 NAMES = ("mine-imitation", "mine-small", "mine")
 
 
@@ -42,26 +54,23 @@ class Staged(NamedTuple):
 
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory: pytest.TempPathFactory, openbench_of_a_module: OpenBench) -> Staged:
-    """The campaign that ships, on tiny agents and lifetimes."""
     folder = tmp_path_factory.mktemp("staged")
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in CHANGES.items()]
-    options += [f"--imitation-{key.replace('_', '-')}={value}" for key, value in IMITATION.items()]
+    (folder / "tiny.toml").write_text(MINE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPEN_BENCH_WEIGHTS", str(folder / "library"))
         answer = openbench_of_a_module(
-            "meta-train", "open-feedforward", "--study", STUDY, "-e", "cartpole", "--held-out", "catch", *flags(TINY),
-            *options, "--results", folder, "--name", "mine", "--json", "--plain",
+            "meta-train", "open-feedforward", "--study", folder / "tiny.toml", *flags(TINY), "--devices", 2,
+            "--steps", STEPS_PER_UPDATE * UPDATES, "--results", folder, "--name", "mine", "--json", "--plain",
         )  # fmt: skip
     assert answer.code == 0, answer.err
-    assert "open-campaign-small: 2 generations" in answer.err
+    assert "tiny-small: 2 generations" in answer.err
     return Staged(json.loads(answer.out), folder)
 
 
-def again(folder: Path, **changes: Any) -> Any:
+def again(staged: Staged, folder: Path, **changes: Any) -> Any:
     """The same request from Python."""
-    study = load_meta(STUDY).model_copy(update={"held_out": ("catch",)})
-    settings = {"settings": TINY, "imitation": IMITATION, "results": folder, "name": "mine", **CHANGES, **changes}
-    return open_bench.meta_train("open-feedforward", ["cartpole"], study=study, **settings)
+    settings = {"steps": STEPS_PER_UPDATE * UPDATES, "settings": TINY, "devices": 2, "name": "mine", **changes}
+    return open_bench.meta_train("open-feedforward", study=staged.folder / "tiny.toml", results=folder, **settings)
 
 
 @pytest.mark.slow
@@ -73,19 +82,18 @@ def test_each_stage_begins_where_the_one_before_ends(staged: Staged) -> None:
     assert facts[2]["ancestors"][1]["cost"] == facts[1]["cost"]
     assert [each["cost"]["generations"] for each in facts] == [0, GENERATIONS, GENERATIONS]
     assert [each["root_seed"] for each in facts] == [0, 1, 2]
-    assert facts[0]["identity"]["imitation"]["teachers"]["cartpole"]["hyperparameters"]["learning_rate"] == 2e-3
+    assert "imitation" in facts[0]
+    assert "imitation" not in facts[1]
     first, second = (vector(each.theta) for each in kept[:2])
-    assert 0 < np.abs(second - first).max() < 0.1  # Adam's steps are as large as the learning rate at most
+    # Adam's steps are as large as the learning rate at first.
+    assert 0 < np.abs(second - first).max() < 1.01 * GENERATIONS * MetaConfig().learning_rate
     assert [each["optimizer"] for each in staged.said["stages"]] == [f"open-feedforward@{name}" for name in NAMES[:2]]
     assert staged.said["hash"] == kept[2].hash
 
 
 @pytest.mark.slow
-def test_every_stage_is_evaluated_beside_adam_and_keeps_what_was_asked_for(staged: Staged) -> None:
+def test_every_stage_keeps_what_was_asked_for(staged: Staged) -> None:
     for name in NAMES[1:]:
-        history = pd.read_csv(staged.folder / "meta" / name / "history.csv")
-        for column in ("return.cartpole", "adam.cartpole", "return.catch", "adam.catch"):
-            assert history[column].notna().tolist() == [False, True]
         every = [load_weights(path) for path in sorted((staged.folder / "meta" / name).glob("generation-*"))]
         assert [each.metadata["cost"]["generations"] for each in every] == [1, 2]
         last = load_weights(staged.folder / "meta" / name / "latest.safetensors")
@@ -96,14 +104,14 @@ def test_every_stage_is_evaluated_beside_adam_and_keeps_what_was_asked_for(stage
 @pytest.mark.slow
 def test_interrupted_in_a_later_stage_theta_is_bitwise_the_same(staged: Staged, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        again(tmp_path, progress=Watch(1), devices=1)
+        again(staged, tmp_path, progress=Watch(1), devices=1)
     watch = Watch()
-    done = again(tmp_path, progress=watch)
+    done = again(staged, tmp_path, progress=watch)
     assert watch.generations == [2, 1, 2]
     assert done.hash == staged.said["hash"]
     assert [each.name for each in done.stages] == list(NAMES[:2])
     with pytest.raises(UserError, match=r"mine\.safetensors holds other weights"):
-        again(tmp_path, generations=3)  # of the stage before, too: it would begin elsewhere
+        again(staged, tmp_path, generations=3)  # of the stage before, too: it would begin elsewhere
 
 
 def test_a_plan_shows_all_stages(openbench: OpenBench, tmp_path: Path) -> None:

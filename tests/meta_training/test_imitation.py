@@ -1,6 +1,7 @@
 """Imitation: θ comes to do what its teacher does, bitwise the same however it is cut, and what cannot be is refused."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -237,6 +238,7 @@ def test_killed_and_interrupted_theta_is_bitwise_the_same(imitated: Imitated, tm
 
 @pytest.mark.slow
 def test_evolution_goes_on_from_the_imitated_theta(imitated: Imitated, tmp_path: Path) -> None:
+    shutil.copytree(imitated.done.folder, tmp_path / "meta" / "mine")
     changes = {"population": 2, "sigma": 0.01, "learning_rate": 1e-6}
     done = imitate(tmp_path, generations=2, **changes)
     moved = vector(done.theta) - vector(imitated.done.theta)
@@ -253,7 +255,7 @@ def test_evolution_goes_on_from_the_imitated_theta(imitated: Imitated, tmp_path:
 @pytest.mark.slow
 def test_a_teacher_that_diverges_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the teacher lion:learning_rate=1e\+30 diverges on cartpole, in 2 of 2 lifet"):
-        imitate(tmp_path, imitation={**IMITATION, "teachers": "lion:learning_rate=1e30"})
+        imitate(tmp_path, "open-feedforward", imitation={**IMITATION, "teachers": "lion:learning_rate=1e30"})
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------

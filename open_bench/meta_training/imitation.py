@@ -74,6 +74,7 @@ class Imitator:
         identity = {key: value for key, value in request.identity.items() if key in _DETERMINES}
         self._checkpoints = Checkpoints(folder, identity, "imitation", IMITATION)
         self._parts = math.ceil(self._config.batches / PART)  # of a round
+        self._recorded: list[float] = []  # seconds that the lifetimes of a round took here
         self._random = [_random_return(task, request.config.fitness) for task in request.tasks]
 
     def started(self) -> Started:
@@ -124,12 +125,14 @@ class Imitator:
             saved = self._begin(recorders)
             self._keep(saved, begun, seconds)
         lessons, filled = self._recall(recorders, saved)
-        here, before = time.perf_counter(), saved.generation
+        here, before, known = time.perf_counter(), saved.generation, len(self._recorded)
         for part in range(saved.generation, total):
             saved, filled = self._part(part, saved, recorders, lessons, filled)
             self._keep(saved, begun, seconds)
-            pace = (time.perf_counter() - here) / (part + 1 - before)
-            self._watcher(Fitted(saved.history[-1], pace * (total - part - 1)))
+            fitted = time.perf_counter() - here - sum(self._recorded[known:])
+            left = fitted / (part + 1 - before) * (total - part - 1)
+            rounds = self._config.rounds - (part + 1) // self._parts  # whose lifetimes are ahead
+            self._watcher(Fitted(saved.history[-1], left + rounds * float(np.mean(self._recorded or [0.0]))))
         return saved
 
     def _keep(self, saved: Saved, begun: float, seconds: float) -> None:
@@ -253,7 +256,9 @@ class Imitator:
         saved = checkpoint.read(path)
         if saved is not None and saved.facts["run"] == self._request.digest:
             return [_unpack(saved, index) for index in range(len(recorders))]
+        begun = time.perf_counter()
         recorded = [self._lifetimes(each, index, number, start) for index, each in enumerate(recorders)]
+        self._recorded.append(time.perf_counter() - begun)
         if self._writes and number < self._config.rounds:
             arrays: dict[str, np.ndarray] = {}
             for index, each in enumerate(recorded):

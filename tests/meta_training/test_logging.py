@@ -465,4 +465,4 @@ def test_studies_are_listed(openbench: OpenBench) -> None:
     out = openbench("list", "studies").out
     assert all(name in out for name in shipped("meta"))
     assert "Open_ES" in out
-    assert "=2e-3 (quick), then 16 × 30 generations, Open_ES (131.072k env steps), then 16 × 50 generations" in out
+    assert "=5e-4 (quick), then 16 × 30 generations, Open_ES (131.072k env steps), then 16 × 50 generations" in out

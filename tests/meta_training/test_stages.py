@@ -70,7 +70,7 @@ def staged(tmp_path_factory: pytest.TempPathFactory, openbench_of_a_module: Open
 def again(staged: Staged, folder: Path, **changes: Any) -> Any:
     """The same request from Python."""
     settings = {"steps": STEPS_PER_UPDATE * UPDATES, "settings": TINY, "devices": 2, "name": "mine", **changes}
-    return open_bench.meta_train("open-feedforward", study=staged.folder / "tiny.toml", results=folder, **settings)
+    return open_bench.meta_train("open-feedforward", study=str(staged.folder / "tiny.toml"), results=folder, **settings)
 
 
 @pytest.mark.slow

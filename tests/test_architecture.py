@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": {"errors"},
     "text": set(),
+    "machine": set(),
     "events": set(),
     "plugins": {"errors"},
     "config": {*BASE, "events"},
@@ -29,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights.format": BASE,
     "algorithms": {*BASE, "config", "plugins", "environments"},
     "optimizers": {*BASE, "config", "plugins", "algorithms", "weights.format"},  # never told where they run
-    "training": {*BASE, "config", "environments", "algorithms"},  # receives optimizers as values
+    "training": {*BASE, "config", "machine", "environments", "algorithms"},  # receives optimizers as values
     "evaluation": {*BASE, "config", "text"},  # reads stored rows
     "weights": {*BASE, "optimizers", "weights.format"},
     "optimizers.resolve": {
@@ -47,8 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["experiments"] = {*MAY_IMPORT} - {"experiments"}
 for study in ("tuning", "meta_training", "generalization"):
     MAY_IMPORT[study] = {*MAY_IMPORT["experiments"], "experiments"}
-MAY_IMPORT["api"] = {*MAY_IMPORT}
-MAY_IMPORT["cli"] = {*MAY_IMPORT}
+for whole in ("exchange", "api", "cli"):
+    MAY_IMPORT[whole] = {*MAY_IMPORT}
+ABOVE = ("experiments", "tuning", "meta_training", "generalization", "exchange", "api", "cli")
 # Modules that need what is above their folder.
 APART = {
     "open_bench.weights.format": "weights.format",
@@ -139,14 +142,7 @@ def test_the_documented_order_is_the_tables(page: str) -> None:
     place = {name: at for at, names in enumerate(steps) for name in names}
     assert place.keys() == MAY_IMPORT.keys()
     for source, targets in MAY_IMPORT.items():
-        if source not in (
-            "api",
-            "cli",
-            "experiments",
-            "tuning",
-            "meta_training",
-            "generalization",
-        ):  # these may all below them
+        if source not in ABOVE:  # those may all below them
             assert not [target for target in targets if place[target] >= place[source]], source
 
 
@@ -319,6 +315,24 @@ def test_the_wheel_holds_the_package_and_what_ships(wheel: Path) -> None:
     assert {path.relative_to(ROOT).as_posix() for path in tracked("open_bench")} <= names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"open_bench"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_the_source_archive_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Whoever builds from it, without git and network, gets what the checkout gives."""
+
+    def build(kind: str, folder: Path) -> Path:
+        command = [sys.executable, "-m", "hatchling", "build", "--target", kind, "--directory", str(tmp_path / kind)]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        return next((tmp_path / kind).iterdir())
+
+    with tarfile.open(build("sdist", ROOT)) as source:
+        source.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.glob("open_bench-*")
+    assert {"examples", "tests", "CHANGELOG.md", "LICENSE"} <= {path.name for path in folder.iterdir()}
+    with zipfile.ZipFile(build("wheel", folder)) as theirs, zipfile.ZipFile(wheel) as ours:
+        assert set(theirs.namelist()) == set(ours.namelist())
+        differing = [name for name in ours.namelist() if theirs.read(name) != ours.read(name)]
+    assert not differing
 
 
 TRAIN = """

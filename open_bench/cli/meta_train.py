@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, SET, STEPS, options, root_seed, trains
+from open_bench.cli.options import ALGORITHM, SET, STEPS, optimizer_names, options, root_seed, shipped, trains
 from open_bench.config import Execution
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 _IMITATION = options(
-    click.option("--imitate", "imitation_teachers", multiple=True, metavar="TEACHER",
+    click.option("--imitate", "imitation_teachers", multiple=True, metavar="TEACHER", shell_complete=optimizer_names,
                  help="Fit to this optimizer's updates first; repeat it to name one for each environment."),
     *(
         click.option(f"--imitation-{key.replace('_', '-')}", type=kind, help=text)
@@ -33,10 +33,11 @@ _IMITATION = options(
 
 
 @click.command("meta-train")
-@click.argument("optimizer")
-@click.option("--env", "-e", "environments", multiple=True, help="Environment to train on; repeatable.")
+@click.argument("optimizer", shell_complete=optimizer_names)
+@click.option("--env", "-e", "environments", multiple=True, shell_complete=shipped("environments"),
+              help="Environment to train on; repeatable.")  # fmt: skip
 @click.option("--held-out", multiple=True, help="Environment that is only evaluated; repeatable.")
-@click.option("--study", metavar="NAME|FILE",
+@click.option("--study", metavar="NAME|FILE", shell_complete=shipped("meta"),
               help="Settings that ship, or a .toml of yours; options replace its values.")  # fmt: skip
 @_IMITATION
 @click.option("--strategy", help="An evosax strategy (Open_ES by default).")

@@ -3,7 +3,7 @@
 The same runs give the same bytes; see ``style`` for the look that all figures share.
 """
 
-import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from open_bench.evaluation.style import (
     draw_line,
     figure_legend,
     finish_axis,
+    in_file_names,
     panel_grid,
     png,
     styles,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEVELS = {"Adam (stored)": LEVEL, "random policy": (0, (2, 2))}
+MOST_CELLS = 600  # optimizers × environments of a board whose environments are drawn
 _SMOOTHED = 80  # points of a curve a step of the window's half
 
 
@@ -46,6 +48,7 @@ def save_figures(
     *,
     resamples: int = RESAMPLES,
     ranked: Leaderboard | None = None,
+    most_cells: int = MOST_CELLS,
 ) -> list[Path]:
     """Draw every board of ``budget`` (None: of all) into ``directory``; returns the files, in order.
 
@@ -53,6 +56,7 @@ def save_figures(
     environment has a scale and an optimizer has run in all of those, ``…_aggregates.png`` and ``…_profiles.png``;
     ``…_time_to_target.png`` where Adam's target and curves are there; for each environment with a stored diagnosis
     ``…_diagnosis_<environment>.png``.
+    A board of more than ``most_cells`` optimizers × environments has no figures of single environments but diagnosis.
     Boards that would share a name have protocol, root seed and vmap size in it. ``ranked`` saves computing the
     leaderboard again. Raises what ``leaderboard`` raises.
     """
@@ -63,19 +67,15 @@ def save_figures(
     written = []
     for board, stem in zip(shown, stems, strict=True):
         suffix = _suffix(board) if stems.count(stem) > 1 else ""
-        for name, figure in _figures(board, runs, baseline_returns, resamples):
+        for name, figure in _figures(board, runs, baseline_returns, resamples, most_cells):
             written.append(write_atomically(Path(directory) / f"{stem}{suffix}_{name}.png", png(figure)))
     return written
 
 
 def _stem(board: Board) -> str:
     key = board.scores.key
-    study, algorithm = map(_in_file_names, (board.study or "", key.algorithm))
-    return "_".join([*([] if study in ("", key.budget) else [study]), key.budget, algorithm])
-
-
-def _in_file_names(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
+    study, budget, algorithm = map(in_file_names, (board.study or "", key.budget, key.algorithm))
+    return "_".join([*([] if study in ("", budget) else [study]), budget, algorithm])
 
 
 def _suffix(board: Board) -> str:
@@ -221,16 +221,24 @@ def time_profiles(board: Board) -> "Figure | None":
     return figure
 
 
-def _figures(board: Board, runs: Runs, baseline_returns: BaselineReturns, resamples: int) -> list[tuple[str, "Figure"]]:
-    made = {
-        "learning_curves": learning_curves(board, runs, baseline_returns, resamples),
-        "returns": return_intervals(board),
-        "aggregates": aggregate_intervals(board),
-        "profiles": profiles(board, resamples),
-        "time_to_target": time_profiles(board),
-    }
+def _figures(
+    board: Board, runs: Runs, baseline_returns: BaselineReturns, resamples: int, most_cells: int
+) -> list[tuple[str, "Figure"]]:
+    made: dict[str, Figure | None] = {}
+    cells = len(board.scores.environments) * len(board.scores.optimizers)
+    if cells <= most_cells:
+        made["learning_curves"] = learning_curves(board, runs, baseline_returns, resamples)
+        made["returns"] = return_intervals(board)
+    else:
+        warnings.warn(
+            f"{board.title}: no figures of single environments, as {cells:,} curves are too many to be told apart: "
+            "choose some with `runs.select(environment=…)`", stacklevel=3,
+        )  # fmt: skip
+    made["aggregates"] = aggregate_intervals(board)
+    made["profiles"] = profiles(board, resamples)
+    made["time_to_target"] = time_profiles(board)
     for name in board.scores.environments:
-        made[f"diagnosis_{_in_file_names(name)}"] = diagnosis(board, runs, name, resamples)
+        made[f"diagnosis_{in_file_names(name)}"] = diagnosis(board, runs, name, resamples)
     return [(name, figure) for name, figure in made.items() if figure is not None]
 
 

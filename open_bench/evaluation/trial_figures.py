@@ -7,7 +7,16 @@ import pandas as pd
 
 from open_bench.evaluation import trials as measures
 from open_bench.evaluation.bootstrap import RESAMPLES
-from open_bench.evaluation.style import aliases, draw_line, figure_legend, finish_axis, panel_grid, png, styles
+from open_bench.evaluation.style import (
+    aliases,
+    draw_line,
+    figure_legend,
+    finish_axis,
+    in_file_names,
+    panel_grid,
+    png,
+    styles,
+)
 from open_bench.files import write_atomically
 
 if TYPE_CHECKING:
@@ -30,7 +39,7 @@ def write_trials(trials: pd.DataFrame, results: str | Path, resamples: int = RES
     ]
     for name, table, draw in (("best_of_k", best, best_of_k), ("sensitivity", sensitive, sensitivity)):
         for (algorithm, budget), mine in table.groupby(measures.BOARD) if len(table) else ():
-            path = folder / "figures" / f"{budget}_{algorithm}_{name}.png"
+            path = folder / "figures" / f"{in_file_names(budget)}_{in_file_names(algorithm)}_{name}.png"
             written.append(write_atomically(path, png(draw(mine))))
     return written
 

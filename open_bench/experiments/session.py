@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 
 from open_bench.config import Execution, StudyConfig
-from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.evaluation.leaderboard import Leaderboard
 from open_bench.evaluation.leaderboard import leaderboard as rank
@@ -131,20 +130,25 @@ def watcher_of(execution: Execution) -> Watcher:
 def load_runs(results: str | Path = "results") -> Runs:
     """Every stored experiment of a results folder, as tables (``experiments``, ``scores``, ``curves``)."""
     store = Store(results)
-    store.refuse_version_1()
-    if not store.experiments.is_dir():
-        raise UserError(f"{results}: no stored runs (there is no folder {store.experiments})")
+    store.check_there()
     return store.load()
 
 
 def write_board(
     folder: Path, runs: Runs, budget: str | None, tracks: Sequence[str] = (), metric: str = "final_return"
 ) -> Leaderboard:
-    """Rank stored runs and write tables and figures; the study that made all of them names the board."""
-    title, joined = _study_of(folder, runs)
-    board = rank(runs, load_baseline_returns(), budget, metric=metric, only=tracks, title=title, joined=joined)
+    """Rank stored runs and write tables and figures."""
+    board = stored_board(folder, runs, budget, tracks, metric)
     _write(folder, runs, board, budget)
     return board
+
+
+def stored_board(
+    folder: Path, runs: Runs, budget: str | None = None, tracks: Sequence[str] = (), metric: str = "final_return"
+) -> Leaderboard:
+    """The board of stored runs; the study that made all of them names it."""
+    title, joined = _study_of(folder, runs)
+    return rank(runs, load_baseline_returns(), budget, metric=metric, only=tracks, title=title, joined=joined)
 
 
 def _study_of(folder: Path, runs: Runs) -> tuple[str | None, bool]:

@@ -423,8 +423,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Fak
         for generations in (3, 5):
             done = open_bench.meta_train(
                 "open", ["cartpole"], steps=64 * 16, settings=SETTINGS, population=4, generations=generations,
-                sigma=1.0, fitness="mean_return", evaluate_every=2, evaluation_rollouts=1, vmap_size=1, devices=1, results=folder,
-                name="mine", tensorboard=True, wandb="project",
+                sigma=1.0, fitness="mean_return", evaluate_every=2, evaluation_rollouts=1, vmap_size=1, devices=1,
+                results=folder, name="mine", tensorboard=True, wandb="project",
             )  # fmt: skip
         yield done, service
 

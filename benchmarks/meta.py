@@ -124,7 +124,7 @@ def populations_table(
                   box=None, title=f"{optimizer} on {environment}, lifetimes of {steps:,} env steps")  # fmt: skip
     for size in track(sizes, console=Console(stderr=True), transient=True):
         config = MetaConfig(population=size, generations=repeats + 1, env_steps=steps, vmap_size=vmap_size,
-                            environments=(environment,))  # fmt: skip
+                            environments=(environment,), sigma=1.0)  # fmt: skip
         m = in_a_process(measure, optimizer, config, devices)
         table.add_row(
             str(size), f"{m['devices']} × {m['vmap_size']}", f"{m['seconds']:.2f} s", f"{3600 / m['seconds']:,.0f}",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Ended,
         Evaluated,
         Finished,
+        Fitted,
         Generation,
         Started,
         Waiting,
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
     from open_bench.optimizers.spec import Hyperparameter, OptimizerSpec, Search
 
 __all__ = [
-    "Advanced", "Cluster", "Compiled", "Compiling", "Ended", "Evaluated", "Execution", "Finished", "Generation",
-    "Hyperparameter", "OptimizerSpec", "Search", "Started", "UserError", "Waiting", "Watcher", "Work", "compare",
-    "export", "generalize", "import_results", "leaderboard", "load_agent", "load_runs", "meta_train", "train", "tune",
-    "verify",
+    "Advanced", "Cluster", "Compiled", "Compiling", "Ended", "Evaluated", "Execution", "Finished", "Fitted",
+    "Generation", "Hyperparameter", "OptimizerSpec", "Search", "Started", "UserError", "Waiting", "Watcher", "Work",
+    "compare", "export", "generalize", "import_results", "leaderboard", "load_agent", "load_runs", "meta_train",
+    "train", "tune", "verify",
 ]  # fmt: skip
 # Where public names lie; looked through in this order, the heaviest to import last.
 _HOMES = (

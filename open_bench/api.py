@@ -134,8 +134,9 @@ def meta_train(
 ) -> "MetaTrained":  # fmt: skip
     """Evolve the meta-parameters θ of a learned optimizer, with lifetimes of the harness as fitness.
 
-    Interrupted at any moment, the same call goes on from the last generation and ends with bitwise the same θ, on any
-    number of devices. With more ``generations`` it continues a finished evolution.
+    With ``imitation`` θ is fitted to the updates of hand-designed teachers first, by gradient descent. Interrupted at
+    any moment, the same call goes on from what is stored and ends with bitwise the same θ, on any number of devices.
+    With more ``generations`` it continues a finished evolution.
 
     Args:
         optimizer: such as "open", or an ``OptimizerSpec`` that a name finds; "open@NAME" starts from those weights.
@@ -148,6 +149,8 @@ def meta_train(
         wandb: project of Weights & Biases to log to; the only thing here that contacts a network.
         execution: where and how to run; the evolution lies in ``<results>/meta/<name>``.
         **changes: fields of ``MetaConfig`` or ``Execution`` that replace the study's; None leaves one as it is.
+            ``imitation={"teachers": "lion:learning_rate=2e-3"}`` has fields of ``ImitationConfig``, and with
+            ``generations=0`` it is all.
 
     Raises:
         UserError: whatever the request has wrong, before anything is compiled.

@@ -34,7 +34,10 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Started:
-    """The work is known and begins; every stream begins with it. Of experiments, or where ``generations`` of those."""
+    """The work is known and begins; every stream begins with it. Of experiments, or where ``generations`` of those.
+
+    Where ``batches``, of an imitation, after which another event tells of the ``generations`` if there are any.
+    """
 
     title: str
     work: tuple[Work, ...] = ()
@@ -42,6 +45,9 @@ class Started:
     generations_done: int = 0
     parameters: int = 0  # numbers in θ, where θ is evolved
     seconds: float | None = None  # rough, for all that is missing; None where it cannot be guessed
+    batches: int = 0
+    batches_done: int = 0
+    later: tuple["Started", ...] = ()  # what comes after this, each with an event of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +102,14 @@ class Evaluated:
 
 
 @dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Some batches of an imitation are stored; ``row`` is their line of the history."""
+
+    row: dict[str, Any]
+    seconds_left: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Generation:
     """A generation is stored; ``row`` is its line of the history."""
 
@@ -110,7 +124,9 @@ class Ended:
     finished: bool = True
 
 
-Event: TypeAlias = Started | Compiling | Compiled | Advanced | Finished | Waiting | Evaluated | Generation | Ended
+Event: TypeAlias = (
+    Started | Compiling | Compiled | Advanced | Finished | Waiting | Evaluated | Fitted | Generation | Ended
+)
 
 
 @runtime_checkable

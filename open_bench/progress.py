@@ -1,8 +1,8 @@
 """What a person sees while something trains: bars in a terminal or a notebook, plain lines in a log.
 
-Both are watchers (``open_bench.events``) of experiments and of generations alike. ``Tally`` keeps the numbers, the rest
-draws them. Updates are always those of one lifetime; time left leaves compilation out where it is over, and puts the
-mean of those seen where it is still ahead.
+Both are watchers (``open_bench.events``) of experiments, imitations and generations alike. ``Tally`` keeps the numbers,
+the rest draws them. Updates are always those of one lifetime; time left leaves compilation out where it is over, and
+puts the mean of those seen where it is still ahead.
 """
 
 import math
@@ -22,6 +22,7 @@ from open_bench.events import (
     Evaluated,
     Event,
     Finished,
+    Fitted,
     Generation,
     Started,
     Waiting,
@@ -49,7 +50,7 @@ def default_watcher(console: Console | None = None) -> Watcher:
 class Tally:
     """How far the work is, counted from its events.
 
-    ``share`` (0 … 1) is of all env steps, or of all generations; ``seconds_left`` is NaN while nothing is known.
+    ``share`` (0 … 1) is of all env steps, batches or generations; ``seconds_left`` is NaN while nothing is known.
     """
 
     def __init__(self, clock: Clock = time.monotonic):
@@ -68,6 +69,7 @@ class Tally:
         self.row: dict[str, Any] = {}
         self.evaluation = ""  # the latest stays in sight
         self.generation = started.generations_done
+        self.batch = started.batches_done
         self.lifetimes = 0  # of the generation at work
         self.total = sum(work.lifetimes for work in started.work)  # of a generation
         self._left: dict[str, float] = {
@@ -98,6 +100,10 @@ class Tally:
                 self.waiting = parts
             case Evaluated(lifetimes, total):
                 self.lifetimes, self.total, self.updates = lifetimes, total, 0.0
+            case Fitted(row, seconds_left):
+                self.row, self.batch, self.updates = row, row["batch"], 0.0
+                self.evaluation = imitation_note(row) or self.evaluation
+                self._known_left, self._known_at = seconds_left, self._clock()
             case Generation(row, seconds_left):
                 self._next_generation(row, seconds_left)
             case Ended():
@@ -105,9 +111,11 @@ class Tally:
 
     def _advance(self, event: Advanced) -> None:
         work, each = event.work, event.updates / max(1, event.lifetimes)
+        if self.started.batches and (work != self.now or self.updates >= work.updates):  # the next are recorded
+            self.updates = 0.0
         self.now, self.at_work = work, event.lifetimes
         self.updates += each
-        if not self.started.generations and self.updates >= work.updates:  # these seeds are done, the next begin
+        if not self.staged and self.updates >= work.updates:  # these seeds are done, the next begin
             self.updates -= work.updates
             self.seeds_done += event.lifetimes
         self.episode_return, self.diverged = event.episode_return, event.diverged
@@ -123,7 +131,14 @@ class Tally:
         self._known_left, self._known_at, self._idle = seconds_left, self._clock(), 0.0
 
     @property
+    def staged(self) -> bool:
+        """Whether lifetimes serve batches or generations, and are no experiments."""
+        return bool(self.started.batches or self.started.generations)
+
+    @property
     def share(self) -> float:
+        if self.started.batches:
+            return self.batch / self.started.batches
         if self.started.generations:
             part = (self.lifetimes + self._begun()) / self.total if self.total else 0.0
             return min(1.0, (self.generation + part) / self.started.generations)
@@ -137,6 +152,8 @@ class Tally:
 
     @property
     def seconds_left(self) -> float:
+        if self.started.batches:
+            return max(self._known_left - (self._clock() - self._known_at), 0.0)  # in this order NaN stays
         return self._generations_left() if self.started.generations else self._experiments_left()
 
     def _experiments_left(self) -> float:
@@ -165,6 +182,8 @@ class Tally:
 
     def interrupted(self) -> str:
         """What to tell whoever stopped the work: what is stored, truthfully."""
+        if self.started.batches:
+            return f"Interrupted after {many(self.batch, 'batch', 'es')}; the same command goes on from what is stored."
         if self.started.generations and not self.generation:
             return "Interrupted before the first generation ended: nothing is stored yet."
         if self.started.generations:
@@ -177,9 +196,9 @@ class Tally:
 # --- in words ---------------------------------------------------------------------------------------------------------
 
 
-def many(count: int, one: str) -> str:
+def many(count: int, one: str, plural: str = "s") -> str:
     """1, "seed" → "1 seed"; 2000, "seed" → "2,000 seeds"."""
-    return f"{count:,} {one}{'' if count == 1 else 's'}"
+    return f"{count:,} {one}{'' if count == 1 else plural}"
 
 
 def spans(numbers: Iterable[int]) -> str:
@@ -200,6 +219,11 @@ def left_note(seconds: float) -> str:
 
 def plan_note(started: Started) -> str:
     """What is ahead, such as "12 experiments, 4 seeds each"."""
+    if started.batches:
+        done = f", going on after batch {started.batches_done}" if started.batches_done else ""
+        then = f", then {many(started.generations, 'generation')}" if started.generations else ""
+        batches = many(started.batches, "batch", "es")
+        return f"imitation, {batches}{then}, θ has {many(started.parameters, 'number')}{done}"
     if started.generations:
         done = f", going on after generation {started.generations_done}" if started.generations_done else ""
         return f"{many(started.generations, 'generation')}, θ has {many(started.parameters, 'number')}{done}"
@@ -212,16 +236,18 @@ def plan_note(started: Started) -> str:
 
 def plan_report(started: Started) -> str:
     """All that is ahead, a line a part, for whoever wants to know before it begins."""
-    each = " a generation" if started.generations else ""
+    generations = 0 if started.batches else started.generations
+    each = " a generation" if generations else ""
     parts = [
         f"  {work.label}: {many(work.lifetimes, 'lifetime')}{each} of {many(work.updates, 'update')} "
         f"({work.env_steps:,} env steps)" + (f", {work.stored:,} stored already" if work.stored else "")
         for work in started.work
     ]
     missing = sum(work.env_steps * (work.lifetimes - work.stored) for work in started.work)
-    missing *= started.generations - started.generations_done if started.generations else 1
+    missing *= generations - started.generations_done if generations else 1
     guess = "" if started.seconds is None else f", about {duration(started.seconds)} on this machine"
-    return "\n".join([f"{started.title}: {plan_note(started)}", *parts, f"  ahead: {missing:,} env steps{guess}"])
+    own = [f"{started.title}: {plan_note(started)}", *parts, f"  ahead: {missing:,} env steps{guess}"]
+    return "\n".join([*own, *map(plan_report, started.later)])
 
 
 def fitness_note(row: dict[str, Any]) -> str:
@@ -238,6 +264,18 @@ def evaluation_note(row: dict[str, Any]) -> str:
     )
 
 
+def fit_note(row: dict[str, Any]) -> str:
+    """Where an imitation is: its round and losses."""
+    losses = f"loss {row['loss']:.4g}, held out {row['held_out_loss']:.4g}"
+    return f"round {row['round']}: {losses}"
+
+
+def imitation_note(row: dict[str, Any]) -> str:
+    """What θ earns beside the teachers on each environment; empty where it was not looked at."""
+    names = [key.removeprefix("return.") for key, x in row.items() if key.startswith("return.") and not math.isnan(x)]
+    return "".join(f"; on {name} {row[f'return.{name}']:.4g} (teacher {row[f'teacher.{name}']:.4g})" for name in names)
+
+
 def return_note(episode_return: float, diverged: int) -> str:
     """The latest returns, and how many lifetimes have failed."""
     shown = "no episode finished yet" if math.isnan(episode_return) else f"return {episode_return:.4g}"
@@ -250,15 +288,16 @@ def work_note(tally: Tally) -> str:
     if work is None or tally.compiling:
         return "compiling"
     text = f"{tally.updates:.0f} of {work.updates:,} updates"
-    if not tally.started.generations and work.lifetimes > 1:
+    if not tally.staged and work.lifetimes > 1:
         text += f", {tally.seeds_done} of {many(work.lifetimes, work.counted)} done"
     return f"{text}; {return_note(tally.episode_return, tally.diverged)}"
 
 
-def generation_note(tally: Tally) -> str:
-    """The last generation's fitness, and how far the present one is."""
-    parts = [fitness_note(tally.row) + tally.evaluation] if tally.row else []
-    if tally.total and not tally.over:
+def stage_note(tally: Tally) -> str:
+    """The last batches' losses or the last generation's fitness, and how far the present one is."""
+    note = fit_note if tally.started.batches else fitness_note
+    parts = [note(tally.row) + tally.evaluation] if tally.row else []
+    if tally.total and not tally.over and not tally.started.batches:
         parts.append(f"{tally.lifetimes} of {many(tally.total, 'lifetime')}")
     if not tally.row and tally.now is not None:
         parts.append(f"{tally.now.label}: {'compiling' if tally.compiling else work_note(tally)}")
@@ -268,9 +307,11 @@ def generation_note(tally: Tally) -> str:
 def picture(tally: Tally, width: int, elapsed: float) -> list[str]:
     """The display as one or two lines of at most ``width`` characters: all of the work, then what is at work now."""
     started = tally.started
-    if started.generations:
-        where = f"generation {tally.generation} of {started.generations}"
-        below = generation_note(tally)
+    if tally.staged:
+        where = f"batch {tally.batch:,} of {started.batches:,}"
+        if not started.batches:
+            where = f"generation {tally.generation} of {started.generations}"
+        below = stage_note(tally)
     else:
         where = f"{tally.finished} of {many(len(started.work), 'experiment')}"
         below = f"{tally.now.label}: {work_note(tally)}" if tally.now else ""
@@ -353,24 +394,29 @@ class Lines:
         match event:
             case Started(title):
                 self._say(f"{title}: {plan_note(event)}" if title else plan_note(event))
-                self._last = self._clock() if not event.generations else -math.inf
+                self._last = self._clock() if not self._tally.staged else -math.inf
             case Compiling(work, seeds) if seeds:
                 self._say(f"{work.label}: seeds {spans(seeds)}, {many(work.updates, 'update')}")
                 self._last = self._clock()
-            case Compiled(work, seconds) if self._tally.started.generations or seconds >= 5:
+            case Compiled(work, seconds) if self._tally.staged or seconds >= 5:
                 self._say(f"{work.label}: compiled in {seconds:.1f} s")
-            case Advanced(work) if not self._tally.started.generations:
+            case Advanced(work) if not self._tally.staged:
                 self._sometimes(f"{work.label}: {work_note(self._tally)}; {self._tally.share:.0%} of all, ")
-            case Finished(work, trained) if not self._tally.started.generations:
+            case Finished(work, trained) if not self._tally.staged:
                 note = return_note(self._tally.episode_return, self._tally.diverged) if trained else "stored already"
                 self._say(f"{work.label}: done, {note}")
             case Waiting(parts) if not self._waited:
                 self._waited = True
                 self._say(f"waiting for another process that trains {parts} of these experiments")
+            case Advanced(work) if self._tally.started.batches:
+                self._sometimes(f"recording {work.label}: {work_note(self._tally)}, ")
             case Advanced() | Evaluated() if not self._tally.row:
                 number = self._tally.generation + 1
                 where = f"generation {number}/{self._tally.started.generations}"
-                self._sometimes(f"{where}: {generation_note(self._tally)}, ")
+                self._sometimes(f"{where}: {stage_note(self._tally)}, ")
+            case Fitted(row):
+                text = f"batch {row['batch']}/{self._tally.started.batches}: {fit_note(row)}{imitation_note(row)}"
+                self._sometimes(f"{text}, ", now=bool(imitation_note(row)))
             case Generation(row):
                 self._generation(row)
 

@@ -133,8 +133,15 @@ def test_every_event_and_its_fields_are_in_the_table() -> None:
 def test_the_documented_studies_are_accepted(files: Path) -> None:
     from open_bench.config import load_study
     from open_bench.generalization.study import load_generalization
+    from open_bench.meta_training.spec import load_meta
 
     assert load_study("my_study.toml").num_seeds == 4
+    assert load_meta("my_meta_training.toml").imitation is not None
+    assert [each.name for each in load_meta("my_stages.toml").in_stages] == [
+        "mine-imitation",
+        "mine-small",
+        "mine-published",
+    ]
     assert load_generalization("my_generalization.toml").num_seeds == 8
 
 

@@ -212,11 +212,19 @@ def _meta_trainings() -> list[tuple[Any, str]]:
     listed = []
     for name in config.shipped("meta"):
         each = load_meta(name)
-        lifetime = f"{compact(each.env_steps)} env steps" if each.env_steps else each.budget
         where = ", ".join(each.environments) or "environments of yours"
-        members = f"{each.population} × {each.generations} generations"
-        listed.append((each.model_copy(update={"name": name}), f"{where}: {lifetime}; {members}, {each.strategy}"))
+        steps = [step for stage in each.in_stages for step in _steps(stage)]
+        listed.append((each.model_copy(update={"name": name}), f"{where}: {', then '.join(steps)}"))
     return listed
+
+
+def _steps(stage: Any) -> list[str]:
+    """What a stage of a meta-training does, in words."""
+    lifetime = f"{compact(stage.env_steps)} env steps" if stage.env_steps else stage.budget
+    steps = [f"imitation of {', '.join(stage.imitation.teachers)}"] if stage.imitation else []
+    if stage.generations:
+        steps.append(f"{stage.population} × {stage.generations} generations, {stage.strategy}")
+    return [f"{step} ({lifetime})" for step in steps]
 
 
 def _generalizations() -> list[tuple[Any, str]]:

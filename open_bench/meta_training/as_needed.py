@@ -87,6 +87,11 @@ def settings_for(study: StudyConfig, steps: int | None) -> MetaConfig:
     values.setdefault("algorithm", study.algorithm)
     if not {"budget", "env_steps"} & values.keys():
         values |= {"budget": study.budget} if steps is None else {"env_steps": steps}
+    if chosen.stages:
+        raise UserError(
+            f"meta-training {chosen.name} has stages, which take hours: run `openbench meta-train OPTIMIZER --study "
+            f"{study.meta if isinstance(study.meta, str) else 'FILE'} --name NAME` first, and compare OPTIMIZER@NAME"
+        )
     return build(MetaConfig, values, f"meta-training {chosen.name} for study {study.name}")
 
 

@@ -1,7 +1,8 @@
-"""The state of an evolution on disk, so that it goes on from any interruption with bitwise the same θ.
+"""The state of an evolution or an imitation on disk, so that it goes on from any interruption with bitwise the same θ.
 
 ``<folder>/checkpoint-<generations done>.safetensors`` are checkpoints of ``experiments.checkpoint``, of which the last
-few are kept. ``<folder>/history.csv`` beside them is for people: a row a generation, written anew each time.
+few are kept. ``<folder>/history.csv`` beside them is for people: a row a generation, written anew each time. Those of
+an imitation, in the same folder, have names and steps of their own.
 """
 
 import json
@@ -19,12 +20,12 @@ from open_bench.experiments import checkpoint
 from open_bench.files import write_atomically
 
 KEEP = 3
-HISTORY = "history.csv"
-_PREFIX, _SUFFIX = "checkpoint-", ".safetensors"
+HISTORY, IMITATION = "history.csv", "imitation.csv"
+_SUFFIX = ".safetensors"
 
 
 class Saved(NamedTuple):
-    """Everything between two generations; keys follow from the seed and the generation."""
+    """Everything between two steps, which are generations or parts of an imitation; keys follow from their numbers."""
 
     generation: int  # generations done
     arrays: dict[str, np.ndarray]  # the strategy's state by position, and the best θ so far
@@ -33,29 +34,33 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one evolution.
+    """The checkpoints of one evolution or imitation.
 
     Args:
         folder: where they lie; created when needed.
         identity: everything that determines θ, as nested JSON values; another identity's checkpoints are refused.
+        stem: how their names begin.
+        history: name of the file for people.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]):
-        self.folder = folder
+    def __init__(
+        self, folder: Path, identity: Mapping[str, Any], stem: str = "checkpoint", history: str = HISTORY
+    ):  # fmt: skip
+        self.folder, self._prefix, self._history = folder, f"{stem}-", history
         self._identity = json.loads(json.dumps(identity))
 
     def save(self, saved: Saved) -> None:
         """Write a checkpoint whole, then forget those that are too old."""
         facts = saved._asdict() | {"identity": self._identity}
         del facts["arrays"]
-        checkpoint.write(self.folder / f"{_PREFIX}{saved.generation:06d}{_SUFFIX}", saved.arrays, facts)
+        checkpoint.write(self.folder / f"{self._prefix}{saved.generation:06d}{_SUFFIX}", saved.arrays, facts)
         for old in self.paths()[:-KEEP]:
             old.unlink(missing_ok=True)
         self.write_history(saved.history)
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
-        """Write ``history.csv``."""
-        write_atomically(self.folder / HISTORY, pd.DataFrame(history).to_csv(index=False))
+        """Write the file for people."""
+        write_atomically(self.folder / self._history, pd.DataFrame(history).to_csv(index=False))
 
     def load(self) -> Saved | None:
         """The newest checkpoint that is whole; None when there is none. Damaged ones are named in a warning.
@@ -78,11 +83,11 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The files, oldest first."""
-        return sorted(self.folder.glob(f"{_PREFIX}*{_SUFFIX}"))
+        return sorted(self.folder.glob(f"{self._prefix}*{_SUFFIX}"))
 
     def clear_temporaries(self) -> None:
         """Remove what a killed process was writing. Only for who holds the folder's lock."""
-        for name in (_PREFIX, HISTORY):
+        for name in (self._prefix, self._history):
             for path in self.folder.glob(f".{name}*"):
                 path.unlink(missing_ok=True)
 

@@ -33,6 +33,7 @@ from open_bench.training.keys import name_to_int
 # Those of evosax that search around one mean and need nothing but a population size and a step. Population-based ones
 # have no mean θ to keep, and learned ones bring weights of their own.
 STRATEGIES = ("Open_ES", "ARS", "CMA_ES", "CR_FM_NES", "GuidedES", "PGPE", "SNES", "Sep_CMA_ES", "SimpleES", "xNES")
+TIES = 5  # generations in a row without a difference between members after which evolution stops
 MAX_DIMENSIONS = {"CMA_ES": 5_000, "xNES": 5_000}  # these keep a matrix of dimensions²
 
 
@@ -197,9 +198,11 @@ def evolve(
     begin: Callable[[], None] = lambda: None,
     prepare: Callable[[], None] = lambda: None,
     evaluate_mean: Callable[[Theta], dict[str, float]] | None = None,
+    keep: Callable[[Evolved], None] = lambda evolved: None,
     writes: bool = True,
     work: tuple[Work, ...] = (),
     generation_seconds: float | None = None,
+    later: tuple[Started, ...] = (),
 ) -> Evolved:
     """Run the generations that are missing.
 
@@ -213,13 +216,15 @@ def evolve(
         prepare: called once if there are generations to run, before the clock starts: compilation is no part of the
             cost.
         evaluate_mean: θ → named numbers for the history, asked every ``evaluate_every``.
+        keep: told what there is every ``save_every`` generations, before their checkpoint is written.
         writes: whether this process writes checkpoints; one of a cluster's does.
         work: a generation's lifetimes, for the watcher.
         generation_seconds: a guess of what a generation takes, None where there is none.
+        later: what comes after it, for the watcher.
 
     Raises:
-        UserError: a checkpoint of other settings or of more generations, no member that ever ended an episode, or
-            a mean that is not finite any more.
+        UserError: a checkpoint of other settings or of more generations, no member that ever ended an episode,
+            members that do not differ, or a mean that does not move or is not finite any more.
     """
     strategy = Strategy(config, theta)
     saved = _begin(strategy, checkpoints, config)
@@ -231,7 +236,7 @@ def evolve(
             "--population or shorter lifetimes (--steps) take less; each generation is kept if you interrupt it",
             stacklevel=2,
         )
-    watcher(Started(config.name, work, config.generations, saved.generation, size, ahead))
+    watcher(Started(config.name, work, config.generations, saved.generation, size, ahead, later=later))
     begin()
     saved = _begin(strategy, checkpoints, config)  # another process may have gone on until just now
     if saved.generation < config.generations:
@@ -240,12 +245,18 @@ def evolve(
     for generation in range(before, config.generations):
         saved = _generation(strategy, config, saved, evaluate, evaluate_mean)
         if checkpoints is not None and writes:
+            if config.save_every and saved.generation % config.save_every == 0:
+                keep(_evolved(strategy, saved))
             checkpoints.save(saved)
         pace = (time.perf_counter() - here) / (generation + 1 - before)
         watcher(Generation(saved.history[-1], pace * (config.generations - generation - 1)))
-    state = strategy.restore(saved.arrays)
+    return _evolved(strategy, saved)
+
+
+def _evolved(strategy: Strategy, saved: Saved) -> Evolved:
+    theta = strategy.theta(strategy.restore(saved.arrays))
     best = jax.device_get(strategy.unravel(jnp.asarray(saved.arrays["best"])))
-    return Evolved(strategy.theta(state), best, saved.facts["best_fitness"], saved.history, saved.facts["seconds"])
+    return Evolved(theta, best, saved.facts["best_fitness"], saved.history, saved.facts["seconds"])
 
 
 def _begin(strategy: Strategy, checkpoints: Checkpoints | None, config: MetaConfig) -> Saved:
@@ -287,6 +298,7 @@ def _generation(
             f"learning_rate ({config.learning_rate})"
         )
     row = _row(config, saved, found, before, state)
+    _check_progress([*saved.history, row], np.array_equal(before.mean, state.mean), config)
     arrays = strategy.save(state)
     facts = dict(saved.facts)
     fitness = _pessimistic_mean(found.values)
@@ -309,6 +321,35 @@ def _check_fitness(found: Fitness, config: MetaConfig) -> None:
         raise UserError(
             "no member has ended an episode within its lifetime, so there is no fitness: ask for more --steps"
         )
+
+
+def _check_progress(history: list[dict[str, Any]], stays: bool, config: MetaConfig) -> None:
+    """Refuse to go on without a signal: the next generation would only draw other keys.
+
+    One generation in which all members tie may be chance, but not where it leaves the mean as it is (momentum would
+    move it), nor ``TIES`` of them in a row.
+    """
+    row, ties = history[-1], [_all_tie(each, config) for each in history[-TIES:]]
+    if not stays and not (all(ties) and len(ties) == TIES):
+        return
+    where = f"generation {row['generation']}: {'the mean θ does not move:' if stays else f'{TIES} times in a row'} "
+    if not ties[-1]:
+        raise UserError(f"{where}learning_rate ({config.learning_rate}) is too small beside θ")
+    failed = f"{row['diverged']} of {config.population} members diverge and {row['unfinished']} end no episode"
+    no_better = f"no member is better than {'its mirror image' if 'tied_pairs' in row else 'another'}"
+    raise UserError(
+        f"{where}{failed if row['diverged'] + row['unfinished'] == config.population else no_better}. Raise sigma "
+        f"({config.sigma}), begin where agents learn (--imitate TEACHER, or optimizer@WEIGHTS), or ask for longer "
+        "lifetimes (--steps)"
+    )
+
+
+def _all_tie(row: dict[str, Any], config: MetaConfig) -> bool:
+    """Whether a generation has told the strategy nothing: no member, or of compared pairs none, beats another."""
+    if "tied_pairs" in row:
+        return bool(row["tied_pairs"] == config.population // 2)
+    failed = row["diverged"] + row["unfinished"]
+    return failed == config.population or (failed == 0 and row["fitness_best"] == row["fitness_worst"])
 
 
 def _pessimistic_mean(values: np.ndarray) -> float:

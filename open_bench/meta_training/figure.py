@@ -1,4 +1,4 @@
-"""Figure of an evolution's history: fitness, evaluations of the mean θ against Adam, σ and failed members."""
+"""Figures of histories: of an evolution (fitness, the mean θ against Adam, σ), of an imitation (losses, returns)."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,46 @@ def history_figure(history: pd.DataFrame, title: str) -> "Figure":
         shown |= _draw_failed(next(remaining), history)
     for axis in axes:
         _whole_generations(axis, int(history["generation"].max()))
+    figure_legend(figure, shown)
+    return figure
+
+
+def save_imitation(history: pd.DataFrame, stem: str | Path, title: str) -> tuple[Path, Path]:
+    """Write ``<stem>.png`` and ``<stem>.pdf`` of an imitation's history, a row a part; see ``save_history``."""
+    figure = imitation_figure(history, title)
+    return write_atomically(f"{stem}.png", png(figure)), write_atomically(f"{stem}.pdf", pdf(figure))
+
+
+def imitation_figure(history: pd.DataFrame, title: str) -> "Figure":
+    """Panels over batches: the loss, and one for each environment with θ's returns beside the teacher's.
+
+    Args:
+        history: columns ``batch``, ``loss``, ``held_out_loss``, ``new_loss``, and ``return.<environment>`` with
+            ``teacher.<environment>``, NaN where nothing was measured.
+        title: the figure's heading.
+    """
+    environments = [name.removeprefix("return.") for name in history if name.startswith("return.")]
+    figure, axes = panel_grid(1 + len(environments), _PANEL)
+    figure.suptitle(title, fontsize=11)
+    shown: dict[str, Any] = {}
+    for column, label, color, marker in (
+        ("loss", "loss", _BLUE, ""),
+        ("held_out_loss", "loss at held-out parameters", _GREEN, ""),
+        ("new_loss", "loss in new states", _VERMILION, "o"),
+    ):
+        known = history.dropna(subset=[column])
+        (shown[label],) = axes[0].plot(known["batch"], known[column], color=color, linewidth=0 if marker else 1.6,
+                                       marker=marker or _marker(len(known)), markersize=4)  # fmt: skip
+    axes[0].set_yscale("log")
+    finish_axis(axes[0], "squared error of updates", "batch")
+    for axis, environment in zip(axes[1:], environments, strict=False):
+        known = history.dropna(subset=[f"return.{environment}"])
+        (shown["θ"],) = axis.plot(known["batch"], known[f"return.{environment}"], color=_VERMILION, marker="o",
+                                  linewidth=1.6, markersize=4)  # fmt: skip
+        teacher = history[f"teacher.{environment}"].iloc[-1]
+        shown["teacher"] = axis.axhline(teacher, color=GRAY, linewidth=1.1, linestyle=LEVEL, zorder=1)
+        finish_axis(axis, environment, "batch")
+        axis.set_ylabel("return", fontsize=9)
     figure_legend(figure, shown)
     return figure
 

@@ -2,7 +2,7 @@
 
 Writers read ``history.csv``, which is written anew after every generation from the checkpoint. So each gets every
 generation once and in order, whatever was interrupted or lost. One that fails is left out with a warning: evolution
-does not depend on it.
+does not depend on it. An imitation's history is drawn in the same way; it goes nowhere else.
 """
 
 import importlib
@@ -18,9 +18,9 @@ import jax
 import pandas as pd
 
 from open_bench.errors import UserError
-from open_bench.events import Ended, Event, Generation, Started, Watcher, several
-from open_bench.meta_training.checkpoint import HISTORY
-from open_bench.meta_training.figure import save_history
+from open_bench.events import Ended, Event, Fitted, Generation, Started, Watcher, several
+from open_bench.meta_training.checkpoint import HISTORY, IMITATION
+from open_bench.meta_training.figure import save_history, save_imitation
 from open_bench.meta_training.request import Request
 
 Row = dict[str, Any]  # a generation's line of the history
@@ -65,7 +65,8 @@ def logged(
         writers.append(TensorBoard(folder / EVENTS))
     if wandb is not None:
         writers.append(WeightsAndBiases(wandb, folder, name, request.digest, request.identity))
-    return several([watcher, Logged(folder, writers if jax.process_index() == 0 else [])])
+    first = jax.process_index() == 0
+    return several([watcher, Logged(folder, writers if first else []), Drawn(folder, name if first else None)])
 
 
 class Logged:
@@ -81,7 +82,7 @@ class Logged:
         self._told: dict[Writer, int] = {}  # generations by open writer
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Started):
+        if isinstance(event, Started) and not event.batches:  # those of an imitation are told by Drawn
             for writer in self._writers:
                 self._told[writer] = _begin(writer)
         elif isinstance(event, Generation):
@@ -122,6 +123,30 @@ class Logged:
             )
 
 
+class Drawn:
+    """A watcher that draws an imitation's history after every round; ``title`` None: it does not.
+
+    A figure that cannot be drawn is left out with a warning.
+    """
+
+    def __init__(self, folder: Path, title: str | None):
+        self._folder, self._title = folder, title
+
+    def __call__(self, event: Event) -> None:
+        if self._title is None or not isinstance(event, Fitted) or not _has_returns(event.row):
+            return
+        history = pd.read_csv(self._folder / IMITATION, float_precision="round_trip")
+        try:
+            save_imitation(history, self._folder / Path(IMITATION).stem, self._title)
+        except Exception as error:
+            warnings.warn(f"figure of the imitation: {type(error).__name__}: {error}", stacklevel=1)
+
+
+def _has_returns(row: Row) -> bool:
+    """Whether θ was evaluated."""
+    return any(key.startswith("return.") and not math.isnan(value) for key, value in row.items())
+
+
 def _begin(writer: Writer) -> int:
     """Nothing is lost yet, so what fails here is an error that can be mended."""
     try:
@@ -146,7 +171,7 @@ class Figure:
 
     def write(self, rows: Sequence[Row]) -> None:
         self._rows += rows
-        if any(key.startswith("return.") and not math.isnan(value) for key, value in rows[-1].items()):
+        if _has_returns(rows[-1]):
             self._draw()
 
     def end(self, finished: bool) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,17 +13,18 @@ import jax
 import numpy as np
 
 from open_bench.algorithms.base import AlgorithmConfig
+from open_bench.algorithms.policy_losses import PPO
 from open_bench.environments.registry import has_levels
 from open_bench.errors import UserError, check_known
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
 from open_bench.evaluation.metrics import Scale, stored_scale
 from open_bench.meta_training.evolution import Strategy
 from open_bench.meta_training.fitness import FitnessTask
-from open_bench.meta_training.spec import MetaConfig
+from open_bench.meta_training.spec import ImitationConfig, MetaConfig
 from open_bench.optimizers import names
 from open_bench.optimizers.registry import learned_names
 from open_bench.optimizers.resolve import UNTRAINED, ResolvedOptimizer, resolve
-from open_bench.optimizers.spec import Theta
+from open_bench.optimizers.spec import Imitation, Theta
 from open_bench.training.devices import default_vmap_size
 from open_bench.training.record import METRICS
 from open_bench.training.task import Settings, Task, make_task
@@ -30,9 +32,19 @@ from open_bench.weights.format import content_hash
 
 COMPARED = "adam"  # what evaluations of the mean θ are compared with
 # These change neither θ nor the rows of the history that are there already.
-_FREE = {"name", "description", "generations"}
+_FREE = {"name", "description", "generations", "save_every"}
 # The identity holds what these lead to.
-_SPELT_OUT = {"environments", "held_out", "settings", "vmap_size", "budget", "env_steps", "algorithm"}
+_SPELT_OUT = {
+    "environments",
+    "held_out",
+    "settings",
+    "vmap_size",
+    "budget",
+    "env_steps",
+    "algorithm",
+    "imitation",
+    "stages",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Request:
 
     Attributes:
         optimizer: name without a source of weights.
-        start: θ where the mean starts.
+        start: θ where the mean starts, or imitation.
         parent: hash of the weights that it starts from, None for the optimizer's own beginning.
         ancestors: what those weights, and those that they started from, were trained on; the eldest first.
         config: the settings.
@@ -49,6 +61,8 @@ class Request:
         held_out: what is only evaluated.
         compared: Adam on the tasks and the held-out tasks, when there are evaluations.
         vmap_size: lifetimes vmapped on one device.
+        teachers: whom θ is fitted to on each task; empty without imitation.
+        follows: the stage before, whose θ is the start once it is known; empty for the first.
     """
 
     optimizer: str
@@ -60,6 +74,8 @@ class Request:
     held_out: tuple[FitnessTask, ...]
     compared: tuple[FitnessTask, ...]
     vmap_size: int
+    teachers: tuple[ResolvedOptimizer, ...] = ()
+    follows: str = ""
 
     @property
     def policy_loss(self) -> str | None:
@@ -76,11 +92,22 @@ class Request:
         return {
             "optimizer": self.optimizer,
             "policy_loss": self.policy_loss,
-            "start": content_hash(self.start),
+            "start": self.follows or content_hash(self.start),
             "vmap_size": self.vmap_size,
             **config,
             "environments": {each.task.name: each.identity for each in self.tasks},
             "held_out": {each.task.name: each.identity for each in self.held_out},
+            **({"imitation": self._imitation} if self.config.imitation is not None else {}),
+        }
+
+    @property
+    def _imitation(self) -> dict[str, Any]:
+        """The settings of imitation, with what its teachers are on each task."""
+        assert self.config.imitation is not None
+        teachers = zip(self.tasks, self.teachers, strict=True)
+        return {
+            **self.config.imitation.model_dump(mode="json"),
+            "teachers": {each.task.name: teacher.identity for each, teacher in teachers},
         }
 
     @property
@@ -93,6 +120,29 @@ class Request:
         """``<optimizer>-<environments>-<digest>``, made of characters that names of weights may have."""
         words = [self.optimizer, "+".join(each.task.name for each in self.tasks)]
         return "-".join([*(re.sub(r"[^A-Za-z0-9._-]+", "_", word)[:60] for word in words), self.digest])
+
+
+def make_requests(
+    optimizer: str,
+    config: MetaConfig,
+    baseline_returns: BaselineReturns,
+    devices: Sequence[jax.Device],
+    settings: Settings | None = None,
+) -> tuple[Request, ...]:
+    """A request for each stage, as ``make_request``; those that follow another wait for its θ (``after``)."""
+    made: list[Request] = []
+    for stage in config.in_stages:
+        request = make_request(optimizer, stage, baseline_returns, devices, settings)
+        if made:
+            follows = f"after {made[-1].digest}, {made[-1].config.generations} generations"
+            request = dataclasses.replace(request, follows=follows)
+        made.append(request)
+    return tuple(made)
+
+
+def after(request: Request, name: str, theta: Theta, facts: Mapping[str, Any]) -> Request:
+    """The request of a stage, beginning at the θ of the one before, which is kept as ``name`` with these ``facts``."""
+    return dataclasses.replace(request, start=theta, parent=content_hash(theta), ancestors=ancestry(name, theta, facts))
 
 
 def make_request(
@@ -113,14 +163,16 @@ def make_request(
         settings: of the algorithm; they replace the study's.
 
     Raises:
-        UserError: an optimizer without θ, no environment, an unknown strategy, too great a vmap size.
+        UserError: an optimizer without θ, no environment, an unknown strategy, too great a vmap size, a teacher or a
+            student that is none.
     """
     if not config.environments:
         raise UserError("no environment to meta-train on: name one with -e, or in the study")
     check_known("fitness", config.fitness, METRICS)
     tasks = _tasks(config.environments, config, settings)
     evaluated = _tasks(config.held_out, config, settings) if config.evaluate_every else []
-    start, parent, ancestors = _beginning(optimizer, config.root_seed, tasks[0])
+    start, parent, ancestors = _beginning(optimizer, config, tasks[0])
+    teachers = _teachers(optimizer, config, tasks)
     name = str(dataclasses.replace(names.parse(optimizer), source=None))
     Strategy(config, start)
     if config.task_sampling == "antithetic":
@@ -136,6 +188,7 @@ def make_request(
         tuple(FitnessTask(task, _at(name, start, task)) for task in evaluated),
         tuple(FitnessTask(task, resolve(COMPARED, task)) for task in compared),
         _vmap_size(config, tasks, devices),
+        teachers,
     )
 
 
@@ -196,7 +249,7 @@ def _check_levels(tasks: Sequence[Task]) -> None:
         )
 
 
-def _beginning(optimizer: str, root_seed: int, task: Task) -> tuple[Theta, str | None, tuple[dict[str, Any], ...]]:
+def _beginning(optimizer: str, config: MetaConfig, task: Task) -> tuple[Theta, str | None, tuple[dict[str, Any], ...]]:
     """θ where it starts, the hash of the weights that it comes from, and their ancestry."""
     parsed = names.parse(optimizer)
     found = resolve(optimizer, task, require_weights=parsed.source is not None)
@@ -205,21 +258,87 @@ def _beginning(optimizer: str, root_seed: int, task: Task) -> tuple[Theta, str |
             f"{optimizer} cannot be meta-trained: it has no meta-parameters θ. Those that ship and have: "
             f"{', '.join(learned_names())}; any other with the policy loss lpo, such as {parsed.head}+lpo."
         )
+    if config.imitation is not None and parsed.source in UNTRAINED:
+        raise UserError(f"{optimizer}: imitation begins at a random θ; leave @{parsed.source} out, or name weights")
     if parsed.source is None:
-        return _as_float32(found.spec.init_theta(jax.random.key(root_seed))), None, ()
+        key = jax.random.key(config.root_seed)
+        begun = found.spec.init_theta(key)
+        if config.imitation is not None:
+            begun = {**begun, "optimizer": imitation_of(found).start(key)}
+        return _as_float32(begun), None, ()
     theta = _as_float32(found.theta)
     if parsed.source in UNTRAINED:
         return theta, None, ()
-    return theta, content_hash(theta), ancestry(parsed.source, found)
-
-
-def ancestry(source: str, found: ResolvedOptimizer) -> tuple[dict[str, Any], ...]:
-    """What weights and those that they started from were trained on, as metadata of their descendants; eldest first."""
     facts = found.weights.metadata if found.weights else {}
+    return theta, content_hash(theta), ancestry(Path(parsed.source).stem, theta, facts)
+
+
+def imitation_of(student: ResolvedOptimizer) -> Imitation:
+    """How a student imitates; raises UserError with the reason where it cannot."""
+    learned = student.spec.learned
+    how = learned.imitation if learned is not None else "its θ is a policy loss, which makes no updates"
+    if isinstance(how, str):
+        raise UserError(
+            f"{student.spec.name} cannot imitate: {how}. OPEN and its variants can; without --imitate it is evolved "
+            "from its own beginning"
+        )
+    return how
+
+
+def _teachers(optimizer: str, config: MetaConfig, tasks: Sequence[Task]) -> tuple[ResolvedOptimizer, ...]:
+    """The teacher on each task, with its settings there; () without imitation.
+
+    Raises:
+        UserError: a student that cannot imitate, or a teacher that is unknown, learned without weights, or of another
+            kind than a rule can be.
+    """
+    if config.imitation is None:
+        return ()
+    given = config.imitation.teachers
+    named = zip(given if len(given) > 1 else given * len(tasks), tasks, strict=True)
+    student = resolve(optimizer, tasks[0], require_weights=False)
+    timed = imitation_of(student).timed
+    found = tuple(resolve(name, task) for name, task in named)
+    for teacher in found:
+        if (reason := _no_teacher(teacher, student, timed)) is not None:
+            raise UserError(f"{teacher.label} cannot be a teacher of {student.spec.name}: {reason}")
+    _check_memory(config.imitation, tasks)
+    return found
+
+
+def _no_teacher(teacher: ResolvedOptimizer, student: ResolvedOptimizer, timed: bool) -> str | None:
+    """Why a student cannot learn from a teacher; None where it can."""
+    rate = teacher.hyperparameters.get("learning_rate")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
+        return "it has no learning rate above 0, and what is imitated is its update over its initial learning rate"
+    if teacher.spec.eval_params is not None:
+        return "its agents act at other parameters than it differentiates at, and a rule has one kind"
+    if teacher.hyperparameters.get("anneal_learning_rate") and not timed:
+        return "it is annealed, and the student does not know how far the lifetime is: set anneal_learning_rate=false"
+    loss, own = teacher.policy_loss, student.policy_loss
+    if loss is not None and own is not None and loss.name not in (PPO.name, own.name):
+        return f"it is meant for the policy loss {loss.name}: name the student so, as {student.spec.name}+{loss.name}"
+    return None
+
+
+def _check_memory(config: ImitationConfig, tasks: Sequence[Task]) -> None:
+    """Refuse recordings that would fill the machine's memory; their size does not depend on a lifetime's length."""
+    windows = config.rounds * config.lifetimes * config.windows * len(tasks)
+    needed = 2 * 4 * 20 * windows * config.window_steps * config.parameters  # some 20 numbers each, kept twice
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there // 2:
+        raise UserError(
+            f"the recordings may need {needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}: lower "
+            "imitation's rounds, lifetimes, windows or parameters"
+        )
+
+
+def ancestry(name: str, theta: Theta, facts: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """What weights and those that they started from were trained on, as metadata of their descendants; eldest first."""
     identity = facts.get("identity")
     own = {
-        "hash": content_hash(found.theta),
-        "name": Path(source).stem,
+        "hash": content_hash(theta),
+        "name": name,
         "environments": facts.get("environments", {}),
         "identity": {"environments": identity.get("environments", {}) if isinstance(identity, Mapping) else {}},
         "cost": facts.get("cost", {}),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from open_bench.algorithms.registry import algorithm_name
 from open_bench.config import Execution
 from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import load_baseline_returns
-from open_bench.events import Compiled, Evaluated, Watcher, Work
+from open_bench.events import Compiled, Evaluated, Started, Watcher, Work
 from open_bench.experiments.estimate import lifetime_seconds
 from open_bench.experiments.execute import stream, tell
 from open_bench.experiments.provenance import provenance
@@ -25,10 +25,11 @@ from open_bench.experiments.session import watcher_of
 from open_bench.experiments.store import Store
 from open_bench.meta_training import fitness as work
 from open_bench.meta_training.checkpoint import Checkpoints
-from open_bench.meta_training.evolution import Evolved, evolve
+from open_bench.meta_training.evolution import Evolved, check_generations, evolve
 from open_bench.meta_training.fitness import Evaluator, Fitness, FitnessTask
+from open_bench.meta_training.imitation import Imitator
 from open_bench.meta_training.logging import logged
-from open_bench.meta_training.request import COMPARED, Request, make_request
+from open_bench.meta_training.request import COMPARED, Request, after, make_requests
 from open_bench.meta_training.spec import MetaConfig, adjusted
 from open_bench.optimizers.registry import name_of
 from open_bench.optimizers.spec import EMPTY_THETA, Theta
@@ -51,7 +52,11 @@ class MetaTrained:
         hash: of their content.
         theta: the mean after the last generation.
         history: a row a generation.
-        folder: checkpoints, ``history.csv``, ``latest.safetensors`` and ``best.safetensors``.
+        imitation: a row a part of the imitation; empty where there was none.
+        metadata: of the weights.
+        folder: checkpoints, ``history.csv``, ``imitation.csv``, ``latest.safetensors`` and ``best.safetensors``,
+            and with ``save_every`` ``generation-….safetensors``.
+        stages: those before, in order, where the study has stages.
     """
 
     name: str
@@ -60,14 +65,17 @@ class MetaTrained:
     hash: str
     theta: Theta
     history: pd.DataFrame
+    imitation: pd.DataFrame
+    metadata: dict[str, Any]
     folder: Path
+    stages: tuple["MetaTrained", ...] = ()
 
 
 def evolve_weights(
     optimizer: Any, study: str | MetaConfig | None, changes: Mapping[str, Any], settings: Settings | None,
     execution: Execution, name: str | None, tensorboard: bool, wandb: str | None,
 ) -> MetaTrained:  # fmt: skip
-    """``open_bench.meta_train``: check the request, evolve, store."""
+    """``open_bench.meta_train``: check all stages, then evolve and store one after another."""
     fields = {field.name for field in dataclasses.fields(Execution)} - {"vmap_size"}
     execution = execution.but({key: value for key, value in changes.items() if key in fields})
     Store(execution.folder).check_writable()
@@ -75,9 +83,18 @@ def evolve_weights(
     changes["algorithm"] = algorithm_name(changes.get("algorithm"))
     config = adjusted(study, {**changes, "vmap_size": changes.get("vmap_size") or execution.vmap_size})
     devices = start(execution.devices, execution.executor)
-    request = make_request(name_of(optimizer), config, load_baseline_returns(), devices, settings)
-    watcher = logged(watcher_of(execution), request, execution.folder, name, tensorboard, wandb)
-    return meta_train(request, execution.folder, name, devices, watcher, provenance())
+    requests = make_requests(name_of(optimizer), config, load_baseline_returns(), devices, settings)
+    last = library.check_can_keep(name or requests[-1].default_name)
+    named = [last + each.config.name.removeprefix(config.name) for each in requests[:-1]] + [last]
+    for each, request in zip(named, requests, strict=True):
+        check_name_is_free(each, request)
+    done: tuple[MetaTrained, ...] = ()
+    for index, (each, request) in enumerate(zip(named, requests, strict=True)):
+        begun = after(request, done[-1].name, done[-1].theta, done[-1].metadata) if done else request
+        watcher = logged(watcher_of(execution), begun, execution.folder, each, tensorboard, wandb)
+        later = tuple(_plan(other, devices) for other in requests[index + 1 :])
+        done += (meta_train(begun, execution.folder, each, devices, watcher, provenance(), later),)
+    return dataclasses.replace(done[-1], stages=done[:-1])
 
 
 def meta_train(
@@ -87,8 +104,9 @@ def meta_train(
     devices: Sequence[jax.Device],
     watcher: Watcher,
     facts: Mapping[str, Any],
+    later: tuple[Started, ...] = (),
 ) -> MetaTrained:
-    """Evolve θ, or go on with it, and store the weights.
+    """Imitate and evolve, as the request says, or go on with it, and store the weights.
 
     Args:
         request: what to do.
@@ -97,6 +115,7 @@ def meta_train(
         devices: devices of all processes.
         watcher: of the events.
         facts: about machine and packages, for the weights' metadata.
+        later: what comes after it, for the watcher.
 
     Raises:
         UserError: the name is taken, another process is at work in the folder, or evolution cannot go on.
@@ -109,33 +128,77 @@ def meta_train(
             pass
     with ExitStack() as held, stream(watcher):
         checkpoints = Checkpoints(folder, request.identity)
-        population = _Population(request, devices, watcher)
 
+        @functools.cache
         def begin() -> None:
             if leader:
                 held.enter_context(_lock(folder))
                 checkpoints.clear_temporaries()
 
-        evolved = evolve(
-            request.config,
-            request.start,
-            population.evaluate,
-            checkpoints=checkpoints,
-            watcher=watcher,
-            begin=begin,
-            prepare=population.prepare,
-            evaluate_mean=population.evaluate_mean,
-            writes=leader,
-            work=tuple(work_of(task, _lifetimes(request)) for task in request.tasks),
-            generation_seconds=_generation_seconds(request, devices),
-        )
+        theta, imitation = request.start, list[dict[str, Any]]()
+        if request.teachers:
+            imitator = Imitator(request, devices, folder, watcher, work_of, leader)
+            own = (_plan(request, devices),) if request.config.generations else ()
+            watcher(dataclasses.replace(imitator.started(), later=(*own, *later)))
+            begin()
+            theta, imitation = imitator.run()
+
+        def about(evolved: Evolved) -> dict[str, Any]:
+            return describe(request, evolved, imitation, facts, len(devices))
+
+        def keep(evolved: Evolved) -> None:
+            path = folder / f"generation-{len(evolved.history):06d}.safetensors"
+            save_weights(path, evolved.theta, about(evolved))
+
+        evolved = _evolve(request, theta, devices, watcher, checkpoints, begin, keep, leader, later)
+        metadata = about(evolved)
         if leader:
-            checkpoints.write_history(evolved.history)
-            _store(request, evolved, name, folder, facts, len(devices))
+            if evolved.history:
+                checkpoints.write_history(evolved.history)
+            _store(evolved, metadata, name, folder)
     path = library.library_dir() / f"{name}.safetensors"
-    history = pd.DataFrame(evolved.history)
+    histories = pd.DataFrame(evolved.history), pd.DataFrame(imitation)
     optimizer = f"{request.optimizer}@{name}"
-    return MetaTrained(name, optimizer, path, content_hash(evolved.theta), evolved.theta, history, folder)
+    return MetaTrained(name, optimizer, path, content_hash(evolved.theta), evolved.theta, *histories, metadata, folder)
+
+
+def _evolve(
+    request: Request, theta: Theta, devices: Sequence[jax.Device], watcher: Watcher, checkpoints: Checkpoints,
+    begin: Callable[[], None], keep: Callable[[Evolved], None], leader: bool, later: tuple[Started, ...],
+) -> Evolved:  # fmt: skip
+    """The generations that are missing, from θ; with none asked for θ stays."""
+    if not request.config.generations:
+        saved = checkpoints.load()
+        check_generations(saved.generation if saved else 0, request.config, checkpoints.folder)
+        return Evolved(theta, theta, float("-inf"), [], 0.0)
+    population = _Population(request, devices, watcher)
+    return evolve(
+        request.config,
+        theta,
+        population.evaluate,
+        checkpoints=checkpoints,
+        watcher=watcher,
+        begin=begin,
+        prepare=population.prepare,
+        evaluate_mean=population.evaluate_mean,
+        keep=keep,
+        writes=leader,
+        work=_work(request),
+        generation_seconds=_generation_seconds(request, devices),
+        later=later,
+    )
+
+
+def _plan(request: Request, devices: Sequence[jax.Device]) -> Started:
+    """An evolution from its beginning, for watchers."""
+    config, each = request.config, _generation_seconds(request, devices)
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(request.start))
+    seconds = None if each is None else each * config.generations
+    return Started(config.name, _work(request), config.generations, 0, size, seconds)
+
+
+def _work(request: Request) -> tuple[Work, ...]:
+    return tuple(work_of(task, _lifetimes(request)) for task in request.tasks)
 
 
 def work_of(task: FitnessTask, lifetimes: int) -> Work:
@@ -245,10 +308,10 @@ def check_name_is_free(name: str, request: Request) -> None:
         raise WeightsError(f"{path} holds other weights; choose another --name or remove that file")
 
 
-def _store(request: Request, evolved: Evolved, name: str, folder: Path, facts: Mapping[str, Any], devices: int) -> None:
-    metadata = describe(request, evolved, facts, devices)
-    best = {**metadata, "which": "best", "fitness": evolved.best_fitness}
-    save_weights(folder / "best.safetensors", evolved.best, best)
+def _store(evolved: Evolved, metadata: Mapping[str, Any], name: str, folder: Path) -> None:
+    if evolved.history:
+        best = {**metadata, "which": "best", "fitness": evolved.best_fitness}
+        save_weights(folder / "best.safetensors", evolved.best, best)
     save_weights(folder / "latest.safetensors", evolved.theta, metadata)
     path = library.library_dir() / f"{name}.safetensors"
     if path.exists() and load_weights(path).hash != content_hash(evolved.theta):
@@ -256,9 +319,15 @@ def _store(request: Request, evolved: Evolved, name: str, folder: Path, facts: M
     library.save_named(name, evolved.theta, metadata)
 
 
-def describe(request: Request, evolved: Evolved, facts: Mapping[str, Any], devices: int) -> dict[str, Any]:
-    """How weights were made, as JSON values: for their metadata."""
-    last = evolved.history[-1]
+_NOTHING: dict[str, Any] = {"env_steps": 0, "lifetimes": 0, "generation": 0, "seconds": 0.0, "fitness_mean": np.nan}
+
+
+def describe(
+    request: Request, evolved: Evolved, imitation: list[dict[str, Any]], facts: Mapping[str, Any], devices: int
+) -> dict[str, Any]:
+    """How weights were made, as JSON values: for their metadata. The cost is that of imitation and evolution."""
+    last = evolved.history[-1] if evolved.history else _NOTHING
+    before = imitation[-1] if imitation else _NOTHING
     return {
         "optimizer": request.optimizer,
         "policy_loss": request.policy_loss,
@@ -273,13 +342,19 @@ def describe(request: Request, evolved: Evolved, facts: Mapping[str, Any], devic
         "identity": request.identity,
         "root_seed": request.config.root_seed,
         "fitness": last["fitness_mean"] if np.isfinite(last["fitness_mean"]) else None,
+        **({"imitation": _of_imitation(before)} if imitation else {}),
         "cost": {
-            "env_steps": last["env_steps"],
-            "lifetimes": last["lifetimes"],
+            "env_steps": before["env_steps"] + last["env_steps"],
+            "lifetimes": before["lifetimes"] + last["lifetimes"],
             "generations": last["generation"],
-            "seconds": round(evolved.seconds, 3),
+            "seconds": round(before["seconds"] + evolved.seconds, 3),
             "devices": devices,
             "device": facts.get("hardware", "unknown"),
         },
         "provenance": {**facts, "packages": {**facts.get("packages", {}), "evosax": version("evosax")}},
     }
+
+
+def _of_imitation(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What imitation ended with: losses, returns beside the teacher's, and its share of the cost."""
+    return {key: None if isinstance(x, float) and not np.isfinite(x) else x for key, x in row.items()}

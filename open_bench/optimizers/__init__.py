@@ -4,10 +4,11 @@ from open_bench.config import TrainingLength
 from open_bench.optimizers.adapters import searchable
 from open_bench.optimizers.registry import available, register
 from open_bench.optimizers.schedules import anneal
-from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, Reader, Search
+from open_bench.optimizers.spec import Hyperparameter, Imitation, Learned, OptimizerSpec, Reader, Search
 
 __all__ = [
     "Hyperparameter",
+    "Imitation",
     "Learned",
     "OptimizerSpec",
     "Reader",

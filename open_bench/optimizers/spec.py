@@ -55,13 +55,32 @@ class Reader(NamedTuple):
     write: Callable[[Any], bytes] | None = None  # part of θ → what the file holds
 
 
+class Imitation(NamedTuple):
+    """How a rule that acts on each parameter by itself is fitted to another optimizer's updates.
+
+    Columns are the parameters as ``learned.per_parameter.Layout`` lays them out, and inputs all that the rule reads.
+    """
+
+    start: Callable[[jax.Array], Any]  # key → θ["optimizer"] where a fit begins: random, as at 0 there is no gradient
+    init: Callable[[Any], Any]  # params → the observer's state
+    # (gradients, state, params, **extras) → inputs (rows, columns), state
+    observe: Callable[..., tuple[jax.Array, Any]]
+    # (θ["optimizer"], inputs (steps, rows, columns)) → updates and standard deviation of their noise (steps, columns)
+    unroll: Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
+    timed: bool  # whether the rule knows how far the lifetime is, and so can anneal
+
+
 @dataclasses.dataclass(frozen=True)
 class Learned:
-    """The meta-learned part of an optimizer: how its θ begins, how published files are read, what θ fits."""
+    """The meta-learned part of an optimizer: how its θ begins, how published files are read, what θ fits.
+
+    ``imitation`` is how it learns from another optimizer's updates, or the reason why it cannot.
+    """
 
     init: Callable[[jax.Array], Any]  # key → θ["optimizer"], where evolution starts
     readers: tuple[Reader, ...] = ()
     validate: Callable[[Any], None] | None = None  # raises ValueError naming the array that does not fit
+    imitation: Imitation | str = "its spec does not say how (Learned.imitation)"
 
 
 def params_themselves(state: Any, params: Any) -> Any:

@@ -1,5 +1,6 @@
 """Evolution: its direction, ranks and pairs, schedules, and what stops it."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from tiny_meta import TARGET, fitness_of, quadratic, theta_of, vector
 
 from open_bench.errors import UserError
 from open_bench.meta_training import evolution
+from open_bench.meta_training.checkpoint import Checkpoints
 from open_bench.meta_training.evolution import Strategy, evolve
 from open_bench.meta_training.fitness import Fitness, pair_scores
 from open_bench.meta_training.spec import ANTITHETIC, MetaConfig
@@ -129,6 +131,60 @@ def test_a_mean_that_is_not_finite_is_an_error() -> None:
 def test_lifetimes_without_an_episodes_end_are_an_error() -> None:
     with pytest.raises(UserError, match=r"no member has ended an episode .* --steps"):
         evolve(MetaConfig(population=4), theta_of(0.0), lambda *_: Fitness(np.full(4, np.nan), unfinished=4))
+
+
+@pytest.mark.parametrize(
+    ("fitness", "settings", "message"),
+    [
+        (
+            lambda x: np.full(4, 9.5),
+            {},
+            "1: the mean θ does not move: no member is better than another. Raise sigma .0.0",
+        ),
+        (lambda x: np.full(4, np.nan), {}, "the mean θ does not move: 4 of 4 members diverge and 0 end no episode"),
+        (
+            lambda x: x[:, 0],
+            {"learning_rate": 1e-9},
+            r"1: the mean θ does not move: learning_rate \(1e-09\) is too small",
+        ),
+    ],
+)
+def test_a_run_without_a_signal_stops_at_once(fitness: Any, settings: dict[str, Any], message: str) -> None:
+    def evaluate(population: Any, generation: int) -> Fitness:
+        values = fitness(np.asarray(population["optimizer"]["a"], np.float64))
+        return Fitness(values, diverged=int(np.isnan(values).sum()))
+
+    with pytest.raises(UserError, match=message):
+        evolve(MetaConfig(population=4, **settings), theta_of(1.0, 2.0), evaluate)
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_ties_that_go_on_stop_a_run_and_a_few_do_not(pairs: bool, tmp_path: Path) -> None:
+    """Momentum still moves the mean. What was made before is there, and goes on to the same end."""
+    tied = {1, 2, 4, 5, 6, 7, 8}
+
+    def evaluate(population: Any, generation: int) -> Fitness:
+        values = np.asarray(population["optimizer"]["a"], np.float64)[:, 0] * (generation not in tied)
+        scores = pair_scores(values[:, None]) if pairs else None
+        return Fitness(values, scores=scores, tied_pairs=2 * (generation in tied) if pairs else None)
+
+    image = "its mirror image" if pairs else "another"
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"generation 9: 5 times in a row no member is better than {image}"):
+            evolve(MetaConfig(population=4), theta_of(1.0), evaluate, Checkpoints(tmp_path, {}))
+    saved = Checkpoints(tmp_path, {}).load()
+    assert saved is not None
+    assert saved.generation == 8
+
+
+def test_every_so_many_generations_theta_is_kept(tmp_path: Path) -> None:
+    kept: list[Any] = []
+    config = MetaConfig(population=4, generations=5, save_every=2)
+    ended = evolve(config, theta_of(0, 0, 0), quadratic, Checkpoints(tmp_path, {}), keep=kept.append)
+    assert [len(each.history) for each in kept] == [2, 4]
+    two = evolve(MetaConfig(population=4, generations=2), theta_of(0, 0, 0), quadratic)
+    np.testing.assert_array_equal(vector(kept[0].theta), vector(two.theta))
+    assert not np.array_equal(vector(kept[1].theta), vector(ended.theta))
 
 
 # --- antithetic task sampling -----------------------------------------------------------------------------------------

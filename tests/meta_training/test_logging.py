@@ -422,9 +422,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Fak
         patch.setenv("OPEN_BENCH_WEIGHTS", str(folder / "library"))
         for generations in (3, 5):
             done = open_bench.meta_train(
-                "open", ["cartpole"], steps=64 * 4, settings=SETTINGS, population=2, generations=generations, sigma=1.0,
-                fitness="mean_return", evaluate_every=2, evaluation_rollouts=1, vmap_size=1, devices=1, results=folder,
-                name="mine", tensorboard=True, wandb="project",
+                "open", ["cartpole"], steps=64 * 16, settings=SETTINGS, population=4, generations=generations,
+                sigma=1.0, fitness="mean_return", evaluate_every=2, evaluation_rollouts=1, vmap_size=1, devices=1,
+                results=folder, name="mine", tensorboard=True, wandb="project",
             )  # fmt: skip
         yield done, service
 
@@ -439,7 +439,7 @@ def test_a_meta_training_is_watched_from_its_first_generation_to_its_last(traine
     assert [step for step, _ in series(done.folder / "tensorboard", "return/cartpole")] == [2, 4]
     (run_id,) = service.runs
     assert [service.runs[run_id][step]["fitness/mean"] for step in (1, 2, 3, 4, 5)] == pytest.approx(expected)
-    assert service.calls[0]["config"]["population"] == 2
+    assert service.calls[0]["config"]["population"] == 4
     for name in ("history.png", "history.pdf"):
         assert (done.folder / name).stat().st_size > 5000
     drawn = png(history_figure(pd.read_csv(done.folder / "history.csv"), "mine"))
@@ -450,7 +450,7 @@ def test_the_cost_counts_over_all_sittings(trained: tuple[Any, FakeService]) -> 
     done, _ = trained
     cost = load_weights(done.path).metadata["cost"]
     counted = {key: cost[key] for key in ("env_steps", "lifetimes", "generations", "devices")}
-    assert counted == {"env_steps": 5 * 2 * 64 * 4, "lifetimes": 5 * 2, "generations": 5, "devices": 1}
+    assert counted == {"env_steps": 5 * 4 * 64 * 16, "lifetimes": 5 * 4, "generations": 5, "devices": 1}
     assert cost["seconds"] == done.history["seconds"].iloc[-1] > done.history["seconds"].iloc[2] > 0
     assert jax.devices()[0].platform in cost["device"]
 
@@ -465,3 +465,4 @@ def test_studies_are_listed(openbench: OpenBench) -> None:
     out = openbench("list", "studies").out
     assert all(name in out for name in shipped("meta"))
     assert "Open_ES" in out
+    assert "=5e-4 (quick), then 16 × 30 generations, Open_ES (131.072k env steps), then 16 × 50 generations" in out

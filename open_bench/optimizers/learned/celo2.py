@@ -29,6 +29,7 @@ from open_bench.optimizers.learned.tensor_features import (
     COLUMN_GROUPS,
     ELEMENT_GROUPS,
     GROUP_CHANNELS,
+    NO_IMITATION,
     ROW_GROUPS,
     TensorState,
     clipped_tensors,
@@ -187,7 +188,7 @@ def _spec(name: str, description: str, base: bool) -> OptimizerSpec:
             "learning_rate": Hyperparameter(1e-3, "step size", traced=True, search=Search(1e-4, 3e-2), minimum=0.0),
             "anneal_learning_rate": Hyperparameter(True, "anneal the learning rate linearly to 0 over the lifetime"),
         },
-        learned=Learned(init_theta, (Reader(".state", "Celo2's flax file", read),), validate),
+        learned=Learned(init_theta, (Reader(".state", "Celo2's flax file", read),), validate, NO_IMITATION),
     )
 
 

@@ -20,6 +20,7 @@ Rows 1 to 15 are divided by their root mean square over the tensor, x·rsqrt(1e-
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from jaxtyping import Float
 
 from open_bench.optimizers.learned import per_parameter
 from open_bench.optimizers.learned.per_parameter import Affine, Gru, Layout
-from open_bench.optimizers.spec import Hyperparameter, Learned, OptimizerSpec, TrainingLength
+from open_bench.optimizers.spec import Hyperparameter, Imitation, Learned, OptimizerSpec, TrainingLength
 
 Array = jax.Array
 
@@ -162,12 +163,11 @@ def open_optimizer(
             raise ValueError("OPEN draws noise: pass key=… to update, or make it with deterministic=True")
         layout = Layout.of(params)
         gradient = layout.flatten(updates)
-        decays = jnp.asarray(DECAYS, jnp.float32)[:, None]
-        momenta = decays * state.momenta + (1.0 - decays) * gradient
+        momenta = _advance(state.momenta, gradient)
         inputs = _features(variant, layout, layout.flatten(params), momenta, gradient)
         context = _context(variant, layout, training_fraction, epoch_fraction, activations)
         outputs, carry = _apply(rule, inputs, context, state.carry)
-        step = STEP_SIZE * outputs[0] * jnp.exp(STEP_SIZE * outputs[1])
+        step = _step(outputs)
         if noisy:
             step = _explore(layout, acting_network, step, outputs[2], key)
         mean = jnp.sum(jnp.where(layout.mask, step, 0.0)) / max(layout.count, 1)
@@ -190,6 +190,12 @@ def _rule(theta: Mapping[str, Any]) -> Rule:
 def _center(layer: Affine) -> Affine:
     """Subtract the mean over units from the weights, so that outputs have mean 0 over units."""
     return Affine(*(part - part.mean(axis=0, keepdims=True) for part in layer))
+
+
+def _advance(momenta: Float[Array, "6 columns"], gradient: Float[Array, " columns"]) -> Float[Array, "6 columns"]:
+    """The momenta with the current gradient in them."""
+    decays = jnp.asarray(DECAYS, jnp.float32)[:, None]
+    return decays * momenta + (1.0 - decays) * gradient
 
 
 def _features(
@@ -267,10 +273,20 @@ def _apply(
     if rule.cell:
         inputs = carry = per_parameter.gru_step(rule.cell, inputs, carry, context)
         context = []
+    return _read_out(rule, inputs, context), carry
+
+
+def _read_out(rule: Rule, inputs: Float[Array, "units columns"], context: list[Any]) -> Float[Array, "outputs columns"]:
+    """The outputs (2 or 3, columns) that the dense layers make of the carry, or of a feed-forward rule's features."""
     for layer, (scale, bias) in zip(rule.hidden, rule.norms, strict=True):
         inputs = _norm_relu(*per_parameter.apply(layer, inputs, context), scale, bias)
         context = []
-    return per_parameter.dense(rule.head, inputs), carry
+    return per_parameter.dense(rule.head, inputs)
+
+
+def _step(outputs: Float[Array, "outputs *columns"]) -> Float[Array, " *columns"]:
+    """10⁻³·m·exp(10⁻³·e)."""
+    return STEP_SIZE * outputs[0] * jnp.exp(STEP_SIZE * outputs[1])
 
 
 def _norm_relu(
@@ -293,6 +309,71 @@ def _explore(
     start, stop = layout.span(network)
     noise = STEP_SIZE * spread[start:stop] * jax.random.normal(key, (stop - start,), jnp.float32)
     return jnp.concatenate([step[:start], step[start:stop] + noise, step[stop:]])
+
+
+# --- Imitation -----------------------------------------------------------------------------------------------------
+
+
+def random_theta(variant: Variant, key: Array) -> Any:
+    """θ where a fit begins: kernels N(0, 1/inputs), scales 1, biases 0. At θ = 0 there is no gradient."""
+    start, keys = per_parameter.zeros(variant.shapes()), itertools.count()
+
+    def draw(path: Any, leaf: Array) -> Array:
+        own = jax.random.fold_in(key, next(keys))
+        match path[-1].key:
+            case "kernel":
+                return jax.random.normal(own, leaf.shape) / np.sqrt(leaf.shape[0])
+            case "scale":
+                return jnp.ones_like(leaf)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(draw, start)
+
+
+def observe(
+    variant: Variant,
+    gradients: Any,
+    momenta: Float[Array, "6 columns"],
+    params: Any,
+    *,
+    training_fraction: Any = 0.0,
+    epoch_fraction: Any = 0.0,
+    activations: Any = None,
+    **extras: Any,
+) -> tuple[Float[Array, "features columns"], Float[Array, "6 columns"]]:
+    """All inputs of the rule in order, context included, and the momenta; extras as for ``open_optimizer``."""
+    del extras
+    layout = Layout.of(params)
+    gradient = layout.flatten(gradients)
+    momenta = _advance(momenta, gradient)
+    features = _features(variant, layout, layout.flatten(params), momenta, gradient)
+    context = _context(variant, layout, training_fraction, epoch_fraction, activations)
+    return jnp.concatenate([features, *(jnp.broadcast_to(row, (1, layout.columns)) for row in context)]), momenta
+
+
+def unroll(
+    theta: Mapping[str, Any], inputs: Float[Array, "steps features columns"]
+) -> tuple[Float[Array, "steps columns"], Float[Array, "steps columns"]]:
+    """Updates of the rule on sequences of its inputs, the carry being 0 before the first.
+
+    Returns:
+        The updates without noise, and the noise's standard deviation where the network acts. The mean over all
+        parameters, which OPEN subtracts, is not known of a part of them and stays.
+    """
+    rule = _rule(theta)
+    if rule.cell:
+        cell, size = rule.cell, rule.cell.hidden.shape[1]
+
+        def advance(carry: Array, rows: Array) -> tuple[Array, Array]:
+            carry = per_parameter.gru_step(cell, rows, carry)
+            return carry, carry
+
+        _, inputs = jax.lax.scan(advance, jnp.zeros((size, inputs.shape[2]), jnp.float32), inputs)
+    steps, units, columns = inputs.shape
+    outputs = _read_out(rule, inputs.swapaxes(0, 1).reshape(units, steps * columns), [])
+    outputs = outputs.reshape(-1, steps, columns)
+    spread = STEP_SIZE * outputs[2] if outputs.shape[0] > 2 else jnp.zeros_like(outputs[0])
+    return -_step(outputs), spread
 
 
 # --- Entries -------------------------------------------------------------------------------------------------------
@@ -367,6 +448,13 @@ def _spec(name: str, variant: Variant, description: str) -> OptimizerSpec:
             init=functools.partial(init_theta, variant),
             readers=(per_parameter.flat_reader(functools.partial(theta_from_flat, name, variant)),),
             validate=functools.partial(validate, name, variant),
+            imitation=Imitation(
+                start=functools.partial(random_theta, variant),
+                init=lambda params: jnp.zeros((len(DECAYS), Layout.of(params).columns), jnp.float32),
+                observe=functools.partial(observe, variant),
+                unroll=unroll,
+                timed="training_proportion" in variant.context,
+            ),
         ),
     )
 

@@ -207,6 +207,7 @@ def _learned(name: str, shapes: Callable[..., per_parameter.Shapes], part: str) 
         init=functools.partial(init_theta, shapes()),
         readers=(per_parameter.flat_reader(functools.partial(per_parameter.from_flat, name, shapes())),),
         validate=functools.partial(_validate, name, shapes, part),
+        imitation="it sees neither momenta nor time, on which the updates of hand-designed optimizers depend",
     )
 
 

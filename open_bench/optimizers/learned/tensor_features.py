@@ -20,6 +20,7 @@ LARGEST_GRADIENT = 1000.0
 GROUP_CHANNELS = (1, 1, 1, 3, 1, 3, 1, 3, 1, 3, 3, 3, 3, 3)  # channels of the 14 feature groups, 30 in all
 ROW_GROUPS, COLUMN_GROUPS = (9, 11), (10, 12)  # groups that a factored tensor holds per row, per column
 ELEMENT_GROUPS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 13)
+NO_IMITATION = "its steps depend on whole tensors, and what is fitted is a rule of each parameter by itself"
 
 
 class TensorState(NamedTuple):

@@ -36,6 +36,7 @@ from open_bench.optimizers.learned.tensor_features import (
     COLUMN_GROUPS,
     ELEMENT_GROUPS,
     GROUP_CHANNELS,
+    NO_IMITATION,
     ROW_GROUPS,
     TensorState,
     clipped_tensors,
@@ -534,7 +535,7 @@ SPECS = (
                 TRAINED_STEPS, "most optimizer steps VeLO is told of; a longer lifetime averages gradients over groups"
             )
         },
-        learned=Learned(init_theta, (Reader("directory", "VeLO checkpoint", read_checkpoint),), validate),
+        learned=Learned(init_theta, (Reader("directory", "VeLO checkpoint", read_checkpoint),), validate, NO_IMITATION),
     ),
     OptimizerSpec(
         name="celo",
@@ -545,6 +546,7 @@ SPECS = (
             init=functools.partial(init_theta, variant=CELO),
             readers=(Reader(".state", "Celo's flax file", read_celo),),
             validate=functools.partial(validate, variant=CELO),
+            imitation=NO_IMITATION,
         ),
     ),
 )

@@ -637,3 +637,42 @@ def test_layout_round_trips_and_pads_with_zeros():
 
 def test_variant_defaults_are_open():
     assert VARIANTS["open"][0] == Variant() and Variant().inputs == 19
+
+
+# --- imitation --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["open", "open-feedforward", "no-features", "open-no-stochasticity"])
+def test_unrolled_on_what_was_observed_the_rule_makes_its_own_updates(name):
+    """But for the mean over all parameters, which is not known of a part of them."""
+    imitation, theta = SPEC[name].learned.imitation, random_theta(name)
+    params, gradients, activations = agent()
+    layout, optimizer = Layout.of(params), make(name, theta)
+    state, observer, updates, inputs = optimizer.init(params), imitation.init(params), [], []
+
+    @jax.jit
+    def both(gradients, state, observer, given):
+        made, state = optimizer.update(gradients, state, params, **given, acting_network="nobody")  # so none is noisy
+        seen, observer = imitation.observe(gradients, observer, params, **given)
+        return layout.flatten(made), state, seen, observer
+
+    for seed in range(3):
+        scaled = jax.tree.map(lambda leaf, seed=seed: leaf * (seed - 0.5), gradients)
+        made, state, seen, observer = both(scaled, state, observer, extras(activations, seed))
+        updates.append(made)
+        inputs.append(seen)
+    unrolled, spread = jax.jit(imitation.unroll)(theta, jnp.stack(inputs)[:, :, layout.mask])
+    own = np.stack(updates)[:, layout.mask]
+    np.testing.assert_allclose(unrolled - unrolled.mean(axis=1, keepdims=True), own, atol=1e-9)
+    assert np.abs(own).max() > 1e-5
+    assert (np.abs(spread).max() > 0) == VARIANTS[name][0].stochastic
+
+
+def test_where_a_fit_begins_there_is_a_gradient():
+    imitation = SPEC["open"].learned.imitation
+    theta = imitation.start(jax.random.key(0))
+    SPEC["open"].learned.validate(theta)
+    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 19, 5)), jnp.float32)
+    slope = jax.jit(jax.grad(lambda theta: imitation.unroll(theta, inputs)[0].sum()))
+    assert biggest(slope(theta)["gru_params"]) > 0
+    assert biggest(slope(jax.tree.map(jnp.zeros_like, theta))["gru_params"]) == 0

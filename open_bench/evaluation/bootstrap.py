@@ -13,6 +13,7 @@ not there (None) there is no estimate.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ CONFIDENCE = 0.95
 _SEED = 2407
 _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 _AT_ONCE = 2**16  # scores of resamples that are held together: what a cache holds
+_REMEMBERED = 2**21  # counts of a shape that are kept for the next matrix of it: 8 MB
 
 
 class Estimate(NamedTuple):
@@ -229,11 +231,11 @@ def mean_bands(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[np.ndarr
         if seeds < 2 or not enough.any():
             return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
         # How often each resample draws each seed: a product with the values is every resample's mean at once.
-        drawn = np.random.RandomState(_SEED).choice(seeds, (resamples, seeds))
-        counts = (drawn[:, :, None] == np.arange(seeds)).sum(axis=1)
-        means = np.where(enough, (counts @ filled) / (counts @ known.astype(float)), np.nan)
+        counts = np.concatenate([each for (each,) in resampled([(seeds, 1)], resamples)])[:, :, 0].astype(float)
+        means = (counts @ filled[:, enough]) / (counts @ known[:, enough].astype(float))
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    low[enough], high[enough] = np.nanquantile(means[:, enough], _TAILS, axis=0)
+    quantile = np.nanquantile if np.isnan(means).any() else np.quantile  # which is much faster
+    low[enough], high[enough] = quantile(means, _TAILS, axis=0)
     return mean, low, high
 
 
@@ -294,11 +296,27 @@ def resampled(shapes: list[tuple[int, int]], resamples: int) -> Iterator[list[np
 
     The first shape's are those of one seed, the second's those of the next.
     """
-    generators = [np.random.RandomState(_SEED + place) for place in range(len(shapes))]
     chunk = max(1, _AT_ONCE // max(seeds * tasks for seeds, tasks in shapes))
+    streams = [_chunks(place, chunk, resamples, *shape) for place, shape in enumerate(shapes)]
+    yield from map(list, zip(*streams, strict=True))
+
+
+def _chunks(place: int, chunk: int, resamples: int, seeds: int, tasks: int) -> Iterator[np.ndarray]:
+    if resamples * seeds * tasks <= _REMEMBERED:
+        counts = _all_counts(place, resamples, seeds, tasks)
+        yield from (counts[first : first + chunk] for first in range(0, resamples, chunk))
+        return
+    generator = np.random.RandomState(_SEED + place)
     for first in range(0, resamples, chunk):
-        number = min(chunk, resamples - first)
-        yield [_counts(generator, number, *shape) for generator, shape in zip(generators, shapes, strict=True)]
+        yield _counts(generator, min(chunk, resamples - first), seeds, tasks)
+
+
+@functools.lru_cache(maxsize=16)
+def _all_counts(place: int, resamples: int, seeds: int, tasks: int) -> np.ndarray:
+    """What the many matrices of one shape share; nobody may write to it."""
+    counts = _counts(np.random.RandomState(_SEED + place), resamples, seeds, tasks)
+    counts.flags.writeable = False
+    return counts
 
 
 def _counts(generator: np.random.RandomState, number: int, seeds: int, tasks: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Tables and figures of tuning, beside the stored trials: ``<results>/tuning``."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,14 +8,16 @@ import pandas as pd
 
 from open_bench.evaluation import trials as measures
 from open_bench.evaluation.bootstrap import RESAMPLES
-from open_bench.evaluation.style import aliases, draw_line, figure_legend, finish_axis, panel_grid, png, styles
+from open_bench.evaluation.style import aliases, draw_line, figure_legend, finish_axis, panel_grid, save, styles
 from open_bench.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_trials(trials: pd.DataFrame, results: str | Path, resamples: int = RESAMPLES) -> list[Path]:
+def write_trials(
+    trials: pd.DataFrame, results: str | Path, resamples: int = RESAMPLES, formats: Collection[str] = ("png",)
+) -> list[Path]:
     """Write best_of_k.csv, sensitivity.csv, rank_stability.csv and figures; returns the files, in order.
 
     Figures are ``figures/<budget>_<algorithm>_best_of_k.png`` and ``…_sensitivity.png``. Without trials nothing is
@@ -30,8 +33,7 @@ def write_trials(trials: pd.DataFrame, results: str | Path, resamples: int = RES
     ]
     for name, table, draw in (("best_of_k", best, best_of_k), ("sensitivity", sensitive, sensitivity)):
         for (algorithm, budget), mine in table.groupby(measures.BOARD) if len(table) else ():
-            path = folder / "figures" / f"{budget}_{algorithm}_{name}.png"
-            written.append(write_atomically(path, png(draw(mine))))
+            written += save(draw(mine), folder / "figures" / f"{budget}_{algorithm}_{name}", formats)
     return written
 
 

@@ -39,10 +39,10 @@ def markdown(leaderboard: "Leaderboard") -> str:
 
 
 def _board_markdown(board: "Board") -> str:
-    summary = _summary(board)
+    cells = summary(board)
     parts = [
         f"### {board.title}\n",
-        markdown_table(list(summary), [list(row) for row in zip(*summary.values(), strict=True)]),
+        markdown_table(list(cells), [list(row) for row in zip(*cells.values(), strict=True)]),
         f"Mean {board.scores.label} per environment, with 95 % bootstrap intervals:\n",
         markdown_table(*_returns(board)),
     ]
@@ -56,7 +56,7 @@ def _board_markdown(board: "Board") -> str:
     return "\n".join(parts)
 
 
-def _summary(board: "Board") -> dict[str, list[str]]:
+def summary(board: "Board") -> dict[str, list[str]]:
     """Cells by heading; an estimate that no optimizer has gets no column."""
     ranges = zip(board.table["rank_low"], board.table["rank_high"], strict=True)
     ranks = ["" if pd.isna(low) else str(low) if low == high else f"{low}–{high}" for low, high in ranges]
@@ -137,7 +137,7 @@ def rich_tables(leaderboard: "Leaderboard", width: int = 80) -> Any:
 
 def _board_tables(board: "Board", width: int) -> list[Any]:
     """One table with the returns in it where that fits; else they follow, as many side by side as fit."""
-    cells = _summary(board) | {"diverged": list(map(str, board.table["diverged"]))}
+    cells = summary(board) | {"diverged": list(map(str, board.table["diverged"]))}
     first = [Column("#", cells["rank"]), Column("optimizer", cells["optimizer"], "left", 26)]
     if board.scores.normalized:
         merit = Column("IQM [95 %]", cells.get("IQM", [""] * len(board.table)), "left")

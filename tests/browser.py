@@ -20,7 +20,7 @@ SECONDS = 60.0  # that a slow machine may take
 
 
 class Browser:
-    """One tab. Attributes: ``errors`` (what the console complained of), ``requests`` (addresses that were asked for)."""
+    """One tab; ``errors`` is what its console complained of, ``requests`` the addresses that were asked for."""
 
     def __init__(self, connection: ClientConnection):
         self._connection, self._number = connection, 0

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, BUDGET, KEEP, SET, STEPS, num_seeds, root_seed, trains
+from open_bench.cli.options import ALGORITHM, BUDGET, KEEP, SET, STEPS, num_seeds, reports, root_seed, trains
 from open_bench.config import Execution
 
 WRITTEN = ("generalization.csv", "points.csv", "axes.csv", "summary.csv", "generalization.md", "figures/")
@@ -27,6 +27,7 @@ WRITTEN = ("generalization.csv", "points.csv", "axes.csv", "summary.csv", "gener
 @SET
 @KEEP
 @trains
+@reports
 def generalize(optimizers: tuple[str, ...], execution: Execution, as_json: bool, **request: Any) -> None:
     """Study how OPTIMIZERs carry over to what they were not trained or tuned on.
 

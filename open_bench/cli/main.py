@@ -101,6 +101,7 @@ COMMANDS: tuple[click.Command, ...] = (
     meta_train.meta_train,
     generalize.generalize,
     results.leaderboard,
+    results.report,
     inspect.list_,
     inspect.show,
     inspect.check,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, SET, STEPS, root_seed, trains
+from open_bench.cli.options import ALGORITHM, SET, STEPS, reports, root_seed, trains
 from open_bench.config import Execution
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files beside the history.")
 @click.option("--wandb", metavar="PROJECT", help="Log to this project of Weights & Biases.")
 @trains
+@reports
 def meta_train(
     environments: tuple[str, ...], held_out: tuple[str, ...], execution: Execution, as_json: bool, **request: Any
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, BUDGET, KEEP, SET, STEPS, num_seeds, options, root_seed, trains
+from open_bench.cli.options import ALGORITHM, BUDGET, KEEP, SET, STEPS, num_seeds, options, reports, root_seed, trains
 from open_bench.cli.results import print_board
 from open_bench.config import Execution
 
@@ -53,6 +53,7 @@ def train(execution: Execution, as_json: bool, **request: Any) -> None:
 @click.option("--meta-train", is_flag=False, flag_value="", metavar="[STUDY]",
               help="Meta-train learned optimizers that have no weights first, with a study's settings.")  # fmt: skip
 @_REQUEST
+@reports
 def compare(
     optimizers: tuple[str, ...], environments: tuple[str, ...], meta_train: str | None, no_baseline: bool,
     execution: Execution, as_json: bool, **request: Any,

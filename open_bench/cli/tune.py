@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, BUDGET, SET, STEPS, num_seeds, root_seed, trains
+from open_bench.cli.options import ALGORITHM, BUDGET, SET, STEPS, num_seeds, reports, root_seed, trains
 from open_bench.config import Execution
 
 
@@ -27,6 +27,7 @@ from open_bench.config import Execution
 @STEPS
 @SET
 @trains
+@reports
 def tune(optimizers: tuple[str, ...], environments: tuple[str, ...], execution: Execution, as_json: bool,
          **request: Any) -> None:  # fmt: skip
     """Find hyperparameters of OPTIMIZERs, with the same trials, seeds and env steps for every one.

@@ -2,12 +2,13 @@
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from open_bench.evaluation.schema import METRICS
+from open_bench.evaluation.style import aliases
 from open_bench.text import duration, interval, number, rate
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ LABELS = {
     "probability_of_improvement": "P(better than {baseline})",
     "paired_difference": "difference to {baseline}",
 }
+
+
+_WORDS = ("rank", "optimizer", "track", "hyperparameters", "θ")  # columns of text
+_LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "θ": r"$\theta$", "–": "--", "−": "$-$", "·": r"$\cdot$", "×": r"$\times$",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +47,43 @@ def markdown(leaderboard: "Leaderboard") -> str:
 
 
 def _board_markdown(board: "Board") -> str:
-    cells = summary(board)
-    parts = [
-        f"### {board.title}\n",
-        markdown_table(list(cells), [list(row) for row in zip(*cells.values(), strict=True)]),
-        f"Mean {board.scores.label} per environment, with 95 % bootstrap intervals:\n",
-        markdown_table(*_returns(board)),
-    ]
-    if board.per_environment["steps_to_target"].notna().any():
-        parts += [
-            f"Env steps to the median {board.scores.label} of {board.scores.adam}, median over seeds:\n",
-            markdown_table(*_steps_to_target(board)),
-        ]
+    parts = [f"### {markdown_text(board.title)}\n"]
+    for about, headings, rows in _tables(board):
+        parts += [*([f"{markdown_text(about)}:\n"] if about else []), markdown_table(headings, rows)]
     if board.notes:
-        parts.append("Notes:\n\n" + "".join(f"- {note}\n" for note in board.notes))
+        parts.append("Notes:\n\n" + "".join(f"- {markdown_text(note)}\n" for note in board.notes))
     return "\n".join(parts)
+
+
+def _tables(board: "Board") -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """What each table of a board is about, its headings and its rows."""
+    cells = summary(board)
+    yield "", list(cells), [list(row) for row in zip(*cells.values(), strict=True)]
+    yield f"Mean {board.scores.label} per environment, with 95 % bootstrap intervals", *_returns(board)
+    if board.per_environment["steps_to_target"].notna().any():
+        about = f"Env steps to the median {board.scores.label} of {board.scores.adam}, median over seeds"
+        yield about, *_steps_to_target(board)
+
+
+def latex(leaderboard: "Leaderboard") -> str:
+    """Every board as tables of LaTeX (package booktabs), its notes as comments; optimizers by short names."""
+    return "\n".join(map(_board_latex, leaderboard.boards))
+
+
+def _board_latex(board: "Board") -> str:
+    short, parts = aliases(board.scores.optimizers), []
+    for about, headings, rows in _tables(board):
+        at = headings.index("optimizer")
+        lines = [headings, *([*row[:at], short[row[at]], *row[at + 1 :]] for row in rows)]
+        top, *body = (" & ".join(map(latex_text, line)) + r" \\" for line in lines)
+        caption = latex_text(f"{board.title}. {about}".removesuffix(". "))
+        parts += [
+            r"\begin{table}", r"\centering", rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{{''.join('l' if name in _WORDS else 'r' for name in headings)}}}",
+            r"\toprule", top, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}",
+        ]  # fmt: skip
+    parts += ["% " + " ".join(note.split()) for note in board.notes]
+    return "\n".join(parts) + "\n"
 
 
 def summary(board: "Board") -> dict[str, list[str]]:
@@ -118,9 +148,32 @@ def _failures(table: pd.DataFrame, column: str) -> list[str]:
 
 
 def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown; bars in cells are escaped."""
+    """A table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join(
+        "| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines
+    )
+
+
+def markdown_text(text: str) -> str:
+    """Text that is neither HTML nor a link in Markdown, on one line."""
+    return " ".join(text.splitlines()).replace("<", "&lt;").replace("](", "]\\(")
+
+
+def latex_text(text: str) -> str:
+    """Text as LaTeX shows it."""
+    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.splitlines()))
+
+
+def csv(frame: pd.DataFrame, float_format: str | None = None) -> str:
+    """A table for people as CSV; what a spreadsheet would take for a formula gets an apostrophe in front."""
+    texts = [name for name in frame if frame[name].dtype == object]
+    shown = frame.assign(**{name: frame[name].map(_no_formula) for name in texts}).rename(columns=_no_formula)
+    return shown.to_csv(index=False, float_format=float_format, lineterminator="\n")
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def rich_tables(leaderboard: "Leaderboard", width: int = 80) -> Any:

@@ -9,6 +9,7 @@ import pandas as pd
 from open_bench.evaluation import trials as measures
 from open_bench.evaluation.bootstrap import RESAMPLES
 from open_bench.evaluation.style import aliases, draw_line, figure_legend, finish_axis, panel_grid, save, styles
+from open_bench.evaluation.tables import csv
 from open_bench.files import write_atomically
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ def write_trials(
     best, sensitive = measures.best_of_k(trials, resamples), measures.sensitivity(trials, resamples)
     tables = {"best_of_k": best, "sensitivity": sensitive, "rank_stability": measures.rank_stability(best)}
     written = [
-        write_atomically(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-        for name, table in tables.items()
-        if len(table)
+        write_atomically(folder / f"{name}.csv", csv(table, "%.6g")) for name, table in tables.items() if len(table)
     ]
     for name, table, draw in (("best_of_k", best, best_of_k), ("sensitivity", sensitive, sensitivity)):
         for (algorithm, budget), mine in table.groupby(measures.BOARD) if len(table) else ():

@@ -14,7 +14,6 @@ import numpy as np
 from open_bench.evaluation.curves import Curve
 from open_bench.evaluation.style import PALETTE, aliases, styles
 
-DIGITS = 4  # significant, of every drawn number
 # BokehJS's markers, and characters like them, for matplotlib's.
 _MARKERS = {
     "o": ("circle", "●"), "s": ("square", "■"), "^": ("triangle", "▲"), "D": ("diamond", "◆"),
@@ -78,8 +77,12 @@ class Charts:
         grids: dict[tuple[float, ...], int] = {}
         series = []
         for name, curve in curves.items():
-            x_values = tuple(rounded(curve.x))
-            one: dict[str, Any] = {"of": places[name], "x": grids.setdefault(x_values, len(grids)), "v": rounded(curve.value)}
+            x_values = tuple(rounded(curve.x, 7))
+            one: dict[str, Any] = {
+                "of": places[name],
+                "x": grids.setdefault(x_values, len(grids)),
+                "v": rounded(curve.value),
+            }
             if not np.isnan(curve.low).all():
                 one |= {"low": rounded(curve.low), "high": rounded(curve.high)}
             series.append(one)
@@ -88,16 +91,21 @@ class Charts:
         return self._add({**about, "grids": list(grids), "series": series, **look})
 
     def intervals(
-        self, group: str, title: str, x: str, rows: Iterable[tuple[str, float, float, float]], level: float | None = None
+        self,
+        group: str,
+        title: str,
+        x: str,
+        rows: Iterable[tuple[str, float, float, float]],
+        level: float | None = None,
     ) -> int:
         """A horizontal bar from low to high with its value, a row a name of the group's legend; the first on top."""
         places = {entry.name: place for place, entry in enumerate(self.legends[group])}
         shown = [[places[name], *rounded(values)] for name, *values in rows if not math.isnan(values[0])]
-        return self._add(
-            {"kind": "intervals", "group": group, "title": title, "x": x, "rows": shown, "level": level}
-        )
+        return self._add({"kind": "intervals", "group": group, "title": title, "x": x, "rows": shown, "level": level})
 
-    def points(self, group: str, title: str, x: str, y: str, rows: Iterable[tuple[str, Sequence[float], Sequence[float]]]) -> int:
+    def points(
+        self, group: str, title: str, x: str, y: str, rows: Iterable[tuple[str, Sequence[float], Sequence[float]]]
+    ) -> int:
         """A point a name, (value, low, high) along both axes."""
         places = {entry.name: place for place, entry in enumerate(self.legends[group])}
         shown = [[places[name], rounded(along_x), rounded(along_y)] for name, along_x, along_y in rows]
@@ -108,9 +116,9 @@ class Charts:
         return len(self.charts) - 1
 
 
-def rounded(values: Iterable[float]) -> list[float | None]:
-    """Numbers as JSON has them; None where there is none."""
-    return [_short(float(f"{value:.{DIGITS}g}")) if math.isfinite(value) else None for value in map(float, values)]
+def rounded(values: Iterable[float], digits: int = 4) -> list[float | None]:
+    """Numbers with so many significant digits, as JSON has them; None where there is none."""
+    return [_short(float(f"{value:.{digits}g}")) if math.isfinite(value) else None for value in map(float, values)]
 
 
 def _short(value: float) -> float:

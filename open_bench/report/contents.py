@@ -90,7 +90,7 @@ def _study(folder: Path) -> Study | None:
         missing = _POINTS - set(points) or {"optimizer", "in_score", "out_score", "gap"} - set(summary)
         if missing:
             raise ValueError(f"columns are missing: {', '.join(sorted(missing))}")
-        texts = {name: "string" for name in ("axis", "point", "optimizer", "distribution")}
+        texts = dict.fromkeys(("axis", "point", "optimizer", "distribution"), "string")
         points = points.astype(texts).astype(dict.fromkeys(texts, object))
         numbers = sorted(_POINTS - set(texts))
         points[numbers] = points[numbers].astype(float)
@@ -99,7 +99,9 @@ def _study(folder: Path) -> Study | None:
         return None
     scale = re.search(r"^Scores: .*$", told, re.MULTILINE)
     notes = told.partition("## Notes\n")[2]
-    return Study(folder.name, points, summary, scale[0] if scale else "", tuple(re.findall(r"^- (.*)$", notes, re.MULTILINE)))
+    return Study(
+        folder.name, points, summary, scale[0] if scale else "", tuple(re.findall(r"^- (.*)$", notes, re.MULTILINE))
+    )
 
 
 def _history(path: Path) -> pd.DataFrame | None:

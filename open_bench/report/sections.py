@@ -1,6 +1,5 @@
 """Parts of the page: a board, tuning, studies of generalization, meta-training, provenance."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +15,10 @@ from open_bench.evaluation.curves import Curve
 from open_bench.evaluation.leaderboard import Board
 from open_bench.evaluation.tables import LABELS
 from open_bench.report import tables
-from open_bench.report.charts import Charts, Entry, legend, plain_legend
+from open_bench.report.charts import Charts, legend, plain_legend
 from open_bench.report.contents import Contents, Study
-from open_bench.report.tables import Cell, Head, Row, Table, estimate, headings, numeric
-from open_bench.text import compact, duration, interval, number, rate
+from open_bench.report.tables import Head, Row, Table, estimate, headings, numeric
+from open_bench.text import duration, interval, number, rate
 
 CURVE_POINTS = 250_000  # of all learning curves of the page together
 _MARKS = {"in": "", "out": "°", "unknown": "?"}
@@ -50,7 +49,7 @@ class Page:
         return {
             "id": group,
             "title": board.title,
-            "tracks": sorted(set(scores.tracks[name] for name in scores.optimizers)),
+            "tracks": sorted({scores.tracks[name] for name in scores.optimizers}),
             "leaderboard": tables.leaderboard(board, self.contents.sources),
             "notes": board.notes,
             "legend": self.charts.legends[group],
@@ -68,7 +67,9 @@ class Page:
             if table[name].notna().any():
                 rows = table[["optimizer", name, f"{name}_low", f"{name}_high"]].itertuples(index=False, name=None)
                 level = None if less else 1.0
-                found.append(charts.intervals(group, label, "less is better" if less else "score (1: Adam)", rows, level))
+                found.append(
+                    charts.intervals(group, label, "less is better" if less else "score (1: Adam)", rows, level)
+                )
         profiles = curves.profiles(board, self.resamples, 121)
         if profiles:
             found.append(charts.lines(group, "performance profile", "score τ (0: random policy, 1: Adam)",
@@ -84,14 +85,14 @@ class Page:
         drawn = curves.learning_curves(board, self.contents.runs, self.resamples, self.points)
         diagnosed = curves.diagnosis(board, self.contents.runs, self.resamples, self.points)
         identities, seeds = tables.identities(board, self.contents.sources), tables.num_seeds(board)
-        by_name = dict(tuple(board.per_environment.groupby("environment")))
+        returns = dict(tuple(board.per_environment.groupby("environment")))
         found = []
         for place, name in enumerate(board.scores.environments):
             found.append({
                 "id": f"{group}-{place}",
                 "name": name,
                 "charts": [self._learning(board, group, name, drawn[name])] if drawn[name] else [],
-                "table": tables.environment(board, name, by_name.get(name, board.per_environment[:0]), identities, seeds),
+                "table": tables.environment(board, name, returns.get(name), identities, seeds),
                 "diagnosis": [
                     self.charts.lines(group, what.replace("_", " "), "env steps", what.replace("_", " "), mine,
                                       from_zero=True, log_y=curves.needs_log(mine))
@@ -123,19 +124,31 @@ class Page:
         charts = []
         for environment, rows in mine.groupby("environment") if len(mine) else ():
             y = "normalized (p5 to p95)" if environment == measures.ALL else "final return"
-            found = {name: _curve(each.sort_values("k"), "k", "value", "low", "high") for name, each in rows.groupby("optimizer")}
-            charts.append(self.charts.lines(group, f"best of k trials, {environment}", "trials k", y, found, from_zero=True))
+            found = {
+                name: _curve(each.sort_values("k"), "k", "value", "low", "high")
+                for name, each in rows.groupby("optimizer")
+            }
+            charts.append(
+                self.charts.lines(group, f"best of k trials, {environment}", "trials k", y, found, from_zero=True)
+            )
         table = None
         if len(phi):
             triples = [tuple(f"{name}{end}" for end in ("", "_low", "_high"))
                        for name in ("sensitivity", "performance", "one_setting")]  # fmt: skip
             rows = phi.to_dict("records")
-            points = [(row["optimizer"], *([row[column] for column in triple] for triple in triples[:2])) for row in rows]
-            charts.append(self.charts.points(group, "performance and sensitivity", "sensitivity Φ", "performance", points))
+            points = [
+                (row["optimizer"], *([row[column] for column in triple] for triple in triples[:2])) for row in rows
+            ]
+            charts.append(
+                self.charts.points(group, "performance and sensitivity", "sensitivity Φ", "performance", points)
+            )
             table = Table(
                 "Normalized final returns with 95 % intervals",
                 headings(["optimizer", "sensitivity Φ", "tuned for each environment", "one setting"]),
-                [Row([Head(row["optimizer"]), *(estimate(*(row[c] for c in triple), 2) for triple in triples)]) for row in rows],
+                [
+                    Row([Head(row["optimizer"]), *(estimate(*(row[c] for c in triple), 2) for triple in triples)])
+                    for row in rows
+                ],
             )
         title = " · ".join(key)
         return {"id": group, "title": title, "legend": self.charts.legends[group], "charts": charts, "table": table}
@@ -197,7 +210,15 @@ class Page:
 
     def _evolution(self, name: str, history: pd.DataFrame, place: int) -> dict[str, Any]:
         group, charts = f"meta{place}", []
-        lines = ("population: mean ± standard deviation", "best member", "mean θ", "Adam", "σ", "diverged", "no episode ended")
+        lines = (
+            "population: mean ± standard deviation",
+            "best member",
+            "mean θ",
+            "Adam",
+            "σ",
+            "diverged",
+            "no episode ended",
+        )
         mean, best, theta, adam, sigma, diverged, unfinished = lines
         self.charts.legends[group] = plain_legend(lines)
 
@@ -217,7 +238,11 @@ class Page:
                 draw(f"evaluation on {environment}", "return", found)
         draw("σ of the search distribution", "σ", {sigma: _curve(history, "generation", "sigma")})
         failed = {diverged: "diverged", unfinished: "unfinished"}
-        there = {key: _curve(history, "generation", each) for key, each in failed.items() if history.get(each, pd.Series(0.0)).any()}
+        there = {
+            key: _curve(history, "generation", each)
+            for key, each in failed.items()
+            if history.get(each, pd.Series(0.0)).any()
+        }
         if there:
             draw("members without fitness", "members", there)
         return {"id": group, "name": name, "legend": self.charts.legends[group], "charts": charts}
@@ -274,7 +299,9 @@ def _heat_map(points: pd.DataFrame, names: Sequence[str]) -> Table:
                 continue
             row = found.loc[(axis, point, name)]
             scored = pd.notna(row["score"])
-            text = interval(row["score"], row["score_low"], row["score_high"], 2) if scored else f"({number(row['mean'])})"
+            text = (
+                interval(row["score"], row["score_low"], row["score_high"], 2) if scored else f"({number(row['mean'])})"
+            )
             heat = round(min(max(row["score"] / 2, 0.0), 1.0), 3) if scored else None
             kind = "in" if row["distribution"] == "in" else ""
             cells.append(numeric(text + _MARKS.get(row["distribution"], ""), row["score"], heat, kind))
@@ -291,5 +318,7 @@ def _evaluations(history: pd.DataFrame) -> list[str]:
         known, environment = history[column].dropna(), column.removeprefix("return.")
         adam = history.get(f"adam.{environment}", pd.Series(dtype=float)).dropna()
         if len(known):
-            found.append(f"{environment} {number(known.iloc[-1])}" + (f" (Adam {number(adam.iloc[-1])})" if len(adam) else ""))
+            found.append(
+                f"{environment} {number(known.iloc[-1])}" + (f" (Adam {number(adam.iloc[-1])})" if len(adam) else "")
+            )
     return found

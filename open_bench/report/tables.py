@@ -111,17 +111,18 @@ def leaderboard(board: Board, sources: Mapping[str, Source]) -> Table:
 
 
 def environment(
-    board: Board, name: str, returns: pd.DataFrame, known: Mapping[str, Mapping[str, Identity]],
+    board: Board, name: str, returns: pd.DataFrame | None, known: Mapping[str, Mapping[str, Identity]],
     seeds: Mapping[tuple[str, str], int],
 ) -> Table:  # fmt: skip
     """All optimizers in one environment, by mean return.
 
     Args:
-        returns: the environment's rows of the board's ``per_environment``.
+        returns: the environment's rows of the board's ``per_environment``; None where no optimizer that is shown ran.
         known, seeds: what ``identities`` and ``num_seeds`` give.
     """
     rows = []
-    for one in returns.sort_values("mean", ascending=False).to_dict("records"):
+    ordered = returns.sort_values("mean", ascending=False).to_dict("records") if returns is not None else ()
+    for one in ordered:
         optimizer = one["optimizer"]
         steps = one["steps_to_target"]
         cells = [
@@ -134,8 +135,8 @@ def environment(
             Commands(commands([known[optimizer][name]], {name: seeds[optimizer, name]})),
         ]
         rows.append(Row(cells, optimizer, board.scores.tracks[optimizer]))
-    names = ["optimizer", board.scores.label, "score", f"difference to {board.baseline}", "env steps to target", "seeds",
-             "diverged", "no episode", "command"]  # fmt: skip
+    names = ["optimizer", board.scores.label, "score", f"difference to {board.baseline}", "env steps to target",
+             "seeds", "diverged", "no episode", "command"]  # fmt: skip
     return Table(f"{name}: means over seeds with 95 % intervals", headings(names), rows)
 
 
@@ -147,7 +148,9 @@ def pairs(board: Board, rates: Mapping[tuple[str, str], tuple[float, float, floa
     rows = []
     for x in names:
         found = [rates.get((x, y), (math.nan,) * 3) for y in names]
-        cells = [numeric(interval(*each, 2), each[0], None if math.isnan(each[0]) else round(each[0], 3)) for each in found]
+        cells = [
+            numeric(interval(*each, 2), each[0], None if math.isnan(each[0]) else round(each[0], 3)) for each in found
+        ]
         rows.append(Row([Head(x), *cells], x, board.scores.tracks[x]))
     few = f", the best {MOST_PAIRED}" if len(board.table) > MOST_PAIRED else ""
     return Table(f"P(row > column) with 95 % intervals{few}", headings(["optimizer", *names]), rows, "heat")
@@ -202,4 +205,6 @@ def experiments(frame: pd.DataFrame, sources: Mapping[str, Source]) -> Table:
     names = ["experiment", "optimizer", "environment", "algorithm", "budget", "env steps", "hyperparameters", "θ",
              "θ trained on", "vmap size", "root seed", "protocol", "revision", "hardware", "run time",
              "SHA-256 of files (begin)"]  # fmt: skip
-    return Table("Experiments: the name ends with the hash of all that determines the numbers", headings(names), rows, "wide")
+    return Table(
+        "Experiments: the name ends with the hash of all that determines the numbers", headings(names), rows, "wide"
+    )

@@ -3,7 +3,6 @@
 The same runs give the same bytes; see ``style`` for the look that all figures share.
 """
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from open_bench.evaluation.style import (
     draw_line,
     figure_legend,
     finish_axis,
+    in_file_names,
     panel_grid,
     save,
     styles,
@@ -71,12 +71,8 @@ def save_figures(
 
 def _stem(board: Board) -> str:
     key = board.scores.key
-    study, algorithm = map(_in_file_names, (board.study or "", key.algorithm))
-    return "_".join([*([] if study in ("", key.budget) else [study]), key.budget, algorithm])
-
-
-def _in_file_names(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
+    study, budget, algorithm = map(in_file_names, (board.study or "", key.budget, key.algorithm))
+    return "_".join([*([] if study in ("", budget) else [study]), budget, algorithm])
 
 
 def _suffix(board: Board) -> str:
@@ -201,7 +197,7 @@ def _figures(
     yield "profiles", profiles(board, resamples)
     yield "time_to_target", time_profiles(board)
     for environment, found in curves.diagnosis(board, runs, resamples).items():
-        yield f"diagnosis_{_in_file_names(environment)}", diagnosis(found, board, environment)
+        yield f"diagnosis_{in_file_names(environment)}", diagnosis(found, board, environment)
 
 
 def _draw_curves(axis: "Axes", board: Board, found: Mapping[str, curves.Curve]) -> dict[str, Any]:

@@ -106,6 +106,11 @@ def aliases(optimizers: Iterable[str]) -> dict[str, str]:
     return {name: alias if alias == name or counts[alias] == 1 else name for name, alias in short.items()}
 
 
+def in_file_names(name: str) -> str:
+    """A name with nothing in it that could lead to another folder."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", name).strip("-.")
+
+
 def _short(name: str) -> str:
     """Without the digest of its file, and an attribute without its module; settings and weights stay."""
     name = re.sub(r"#[0-9a-f]{6,}", "", name)

@@ -8,7 +8,16 @@ import pandas as pd
 
 from open_bench.evaluation import trials as measures
 from open_bench.evaluation.bootstrap import RESAMPLES
-from open_bench.evaluation.style import aliases, draw_line, figure_legend, finish_axis, panel_grid, save, styles
+from open_bench.evaluation.style import (
+    aliases,
+    draw_line,
+    figure_legend,
+    finish_axis,
+    in_file_names,
+    panel_grid,
+    save,
+    styles,
+)
 from open_bench.evaluation.tables import csv
 from open_bench.files import write_atomically
 
@@ -32,7 +41,8 @@ def write_trials(
     ]
     for name, table, draw in (("best_of_k", best, best_of_k), ("sensitivity", sensitive, sensitivity)):
         for (algorithm, budget), mine in table.groupby(measures.BOARD) if len(table) else ():
-            written += save(draw(mine), folder / "figures" / f"{budget}_{algorithm}_{name}", formats)
+            stem = folder / "figures" / f"{in_file_names(budget)}_{in_file_names(algorithm)}_{name}"
+            written += save(draw(mine), stem, formats)
     return written
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from open_bench.evaluation import time_to_target
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
@@ -37,19 +38,17 @@ def learning_curves(
     Args:
         points: at most about so many of a curve's points; its last is among them.
     """
-    labels = board.scores.experiments.set_index("experiment")["optimizer"]
-    stored = runs.curves[runs.curves["experiment"].isin(labels.index)]
-    shown = board.scores.rows[board.scores.rows["optimizer"].isin(board.scores.optimizers)]
-    rows = dict(tuple(shown.groupby(["environment", "optimizer"])))
+    scores, seeds_of = board.scores, dict(tuple(board.scores.rows.groupby(["environment", "optimizer"])))
+    mine = runs.curves[runs.curves["experiment"].isin(scores.experiments["experiment"])]
+    stored = dict(tuple(mine.groupby("experiment")))
+    columns = (scores.experiments[name] for name in ("experiment", "environment", "optimizer"))
     found = {}
-    for (environment, optimizer), mine in stored.groupby(["environment", stored["experiment"].map(labels)]):
-        if (environment, optimizer) in rows:
-            seeds = rows[environment, optimizer].set_index("seed")
-            table = mine.pivot(index="seed", columns="env_steps", values="episode_return")
-            values = table.sort_index(axis=1).reindex(seeds.index).to_numpy(float)
-            for row in np.flatnonzero(seeds["diverged"]):
-                values[row] = _after_divergence(values[row], board.scores.stand_in[environment])
-            steps = np.sort(table.columns.to_numpy(float))
+    for experiment, environment, optimizer in zip(*columns, strict=True):
+        if experiment in stored and optimizer in scores.optimizers:
+            rows = seeds_of[environment, optimizer]  # sorted by seed
+            steps, values = _matrix(stored[experiment], "episode_return", rows["seed"].to_numpy())
+            for row in np.flatnonzero(rows["diverged"]):
+                values[row] = _after_divergence(values[row], scores.stand_in[environment])
             found[environment, optimizer] = _curve(steps, smoothed(values), resamples, points)
     return {
         environment: {
@@ -73,16 +72,12 @@ def diagnosis(
     for environment, rows in stored.groupby("environment"):
         rows = rows.replace([np.inf, -np.inf], np.nan).dropna(axis="columns", how="all")
         for name in (each for each in rows.columns if each not in DIAGNOSIS):
-            drawn = {
-                optimizer: mine.pivot(index="seed", columns="env_steps", values=name).sort_index(axis=1)
-                for optimizer, mine in rows.groupby("optimizer")
-            }
+            drawn = {optimizer: _matrix(mine, name) for optimizer, mine in rows.groupby("optimizer")}
             found.setdefault(str(environment), {})[name] = {
-                optimizer: _curve(drawn[optimizer].columns.to_numpy(float), drawn[optimizer].to_numpy(float), resamples,
-                                  points)
+                optimizer: _curve(*drawn[optimizer], resamples, points)
                 for optimizer in board.table["optimizer"]
                 if optimizer in drawn
-            }  # fmt: skip
+            }
     return found
 
 
@@ -143,6 +138,20 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         means = (sums[:, window:] - sums[:, :-window]) / (counts[:, window:] - counts[:, :-window])
     return np.where(known, means, np.nan)
+
+
+def _matrix(rows: pd.DataFrame, column: str, seeds: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """(points,) env steps and (seeds, points) values of a column, NaN where there is none.
+
+    ``seeds``, sorted: by default all that have a row.
+    """
+    own, steps = rows["seed"].to_numpy(), rows["env_steps"].to_numpy(float)
+    wanted, points = np.unique(own) if seeds is None else seeds, np.unique(steps)
+    known = np.isin(own, wanted)
+    values = np.full((len(wanted), len(points)), np.nan)
+    place = np.searchsorted(wanted, own[known]), np.searchsorted(points, steps[known])
+    values[place] = rows[column].to_numpy(float)[known]
+    return points, values
 
 
 def _curve(x: np.ndarray, values: np.ndarray, resamples: int, points: int | None) -> Curve:

@@ -85,7 +85,7 @@ def needs_log(curves: Mapping[str, Curve]) -> bool:
     """Whether values are all positive and vary by more than 100 times."""
     values = np.concatenate([np.concatenate([curve.value, curve.low, curve.high]) for curve in curves.values()])
     values = values[np.isfinite(values)]
-    return len(values) > 0 and values.min() > 0 and values.max() > 100 * values.min()
+    return bool(len(values)) and bool(values.min() > 0) and bool(values.max() > 100 * values.min())
 
 
 def levels(board: Board, baseline_returns: BaselineReturns, environment: str) -> dict[str, float]:

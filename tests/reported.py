@@ -86,7 +86,8 @@ def write_study(results: Path, optimizers: Sequence[str], axis: str = "width") -
     pd.DataFrame(
         [
             {"axis": axis, "point": str(x), "x": x, "optimizer": name, "mean": 10.0 + x, "mean_low": 9.0,
-             "mean_high": 99.0, "score": score, "score_low": score - 0.1, "score_high": score + 0.1, "distribution": place}
+             "mean_high": 99.0, "score": score, "score_low": score - 0.1, "score_high": score + 0.1,
+             "distribution": place}
             for place, x in (("in", 16), ("out", 64))
             for name, score in zip(optimizers, (1.0, 0.5, 1.5), strict=False)
         ]

@@ -10,7 +10,7 @@ from open_bench.report.contents import read
 from open_bench.report.page import render
 
 pytestmark = needs_browser
-ROWS = "#board0 > .scroll tbody tr"
+BOARD = "#board0 > form + .scroll"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,9 @@ def quiet(opened: Browser) -> Iterator[None]:
 
 
 def column(tab: Browser, at: int) -> list[str]:
-    return tab.run(f"[...document.querySelectorAll('{ROWS}')].filter(r => !r.hidden).map(r => r.cells[{at}].innerText)")
+    return tab.run(
+        f"[...document.querySelectorAll('{BOARD} tbody tr')].filter(r => !r.hidden).map(r => r.cells[{at}].innerText)"
+    )
 
 
 def set_field(tab: Browser, name: str, value: str) -> None:
@@ -49,13 +51,13 @@ def charts_drawn(tab: Browser, within: str = "#board0") -> int:
 
 
 def test_headings_sort(opened: Browser) -> None:
-    heading = "#board0 > .scroll thead th:nth-child(4)"
+    heading = f"{BOARD} thead th:nth-child(4)"
     for order, best in (("descending", True), ("ascending", False)):
         opened.run(f"document.querySelector('{heading} button').click()")
         assert opened.run(f"document.querySelector('{heading}').ariaSort") == order
         values = [float(text.split()[0]) for text in column(opened, 3)]
         assert values == sorted(values, reverse=best)
-    opened.run("document.querySelector('#board0 > .scroll thead th:nth-child(2) button').click()")
+    opened.run(f"document.querySelector('{BOARD} thead th:nth-child(2) button').click()")
     assert column(opened, 1) == sorted(column(opened, 1))
 
 
@@ -88,8 +90,8 @@ def test_tabs_follow_clicks_and_arrows_and_draw_their_charts(opened: Browser) ->
 
 
 def test_the_legend_hides_lines_in_all_charts_of_its_board(opened: Browser) -> None:
-    visible = """Bokeh.documents.flatMap((d) => d.roots()).flatMap((p) => p.renderers || [])
-        .filter((r) => r.name === 'adam' && r.visible).length"""
+    visible = """Bokeh.index.roots.filter((v) => document.getElementById('board0').contains(v.el))
+        .flatMap((v) => v.model.renderers || []).filter((r) => r.name === 'adam' && r.visible).length"""
     before = opened.run(visible)
     assert before > 0
     button = "[...document.querySelectorAll('#board0 .legend button')].find((b) => b.title === 'adam')"

@@ -49,15 +49,13 @@ def test_every_part_is_there(html: str) -> None:
         assert f'<section id="{part}"' in shown
     titles = [chart["title"] for chart in data["charts"]]
     assert titles[:5] == ["IQM", "median", "mean", "optimality gap", "mean rank"]
-    for title in ("performance profile", "time to adam&#39;s median final return".replace("&#39;", "'"),
+    for title in ("performance profile", "time to adam's median final return",
                   "learning curves, breakout", "policy kl", "best of k trials, breakout", "performance and sensitivity",
                   "fitness", "members without fitness"):  # fmt: skip
         assert title in titles
-    numbers = {
-        int(number) for text in (shown, *data["panels"].values()) for number in re.findall(r'data-chart="(\d+)"', text)
-    }
-    assert numbers == set(range(len(titles)))  # each is shown
-    assert "openbench compare -o adam -e breakout -e" in shown
+    numbers = re.findall(r'data-chart="(\d+)"', shown + "".join(data["panels"].values()))
+    assert sorted(map(int, numbers)) == list(range(len(titles)))  # each is shown
+    assert "openbench compare -o adam -e =1+1 -e breakout --algorithm ppo --budget quick" in shown
     assert "openbench train adam -e breakout --algorithm ppo --budget quick" in data["panels"]["board0-1"]
     assert "2 × cpu" in shown
     assert "jax 0.9" in shown
@@ -83,7 +81,6 @@ def test_names_are_text(html: str) -> None:
     everything = shown + "".join(data_of(html)["panels"].values())
     assert IMAGE.replace("<", "&lt;").replace(">", "&gt;") in everything
     assert "<img" not in everything
-    assert "onerror=window" not in re.sub(r"&lt;img src=x onerror=window.hacked=1&gt;", "", everything)
     assert "<script>window" not in everything
     assert TEMPLATE in everything
     assert ">49<" not in everything

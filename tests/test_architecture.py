@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["experiments"] = {*MAY_IMPORT} - {"experiments"}
 for study in ("tuning", "meta_training", "generalization"):
     MAY_IMPORT[study] = {*MAY_IMPORT["experiments"], "experiments"}
+MAY_IMPORT["report"] = {*BASE, "text", "evaluation", "experiments"}  # reads results folders
 MAY_IMPORT["api"] = {*MAY_IMPORT}
 MAY_IMPORT["cli"] = {*MAY_IMPORT}
 # Modules that need what is above their folder.

@@ -74,7 +74,7 @@ class Charts:
             look: ``log_y``, ``from_zero`` (the x axis), ``fraction`` (y from 0 to 1), ``apart`` (points, no lines).
         """
         places = {entry.name: place for place, entry in enumerate(self.legends[group])}
-        grids: dict[tuple[float, ...], int] = {}
+        grids: dict[tuple[float | None, ...], int] = {}
         series = []
         for name, curve in curves.items():
             x_values = tuple(rounded(curve.x, 7))

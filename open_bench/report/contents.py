@@ -94,6 +94,8 @@ def _study(folder: Path) -> Study | None:
         points = points.astype(texts).astype(dict.fromkeys(texts, object))
         numbers = sorted(_POINTS - set(texts))
         points[numbers] = points[numbers].astype(float)
+        scores = [name for name in summary if name.startswith(("in_score", "out_score", "gap"))]
+        summary[scores] = summary[scores].astype(float)
     except (OSError, ValueError, TypeError) as problem:
         warnings.warn(f"skipped {folder}: {problem}", stacklevel=2)
         return None

@@ -1,6 +1,5 @@
 """Parts of the page: a board, tuning, studies of generalization, meta-training, provenance."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from open_bench.evaluation.tables import LABELS
 from open_bench.report import tables
 from open_bench.report.charts import Charts, legend, plain_legend
 from open_bench.report.contents import Contents, Study
-from open_bench.report.tables import Head, Row, Table, estimate, headings, numeric
+from open_bench.report.tables import Head, Row, Table, headings, named, numeric
 from open_bench.text import duration, interval, number, rate
 
 CURVE_POINTS = 250_000  # of all learning curves of the page together
@@ -133,11 +132,10 @@ class Page:
             )
         table = None
         if len(phi):
-            triples = [tuple(f"{name}{end}" for end in ("", "_low", "_high"))
-                       for name in ("sensitivity", "performance", "one_setting")]  # fmt: skip
-            rows = phi.to_dict("records")
+            rows, measured = phi.to_dict("records"), ("sensitivity", "performance", "one_setting")
             points = [
-                (row["optimizer"], *([row[column] for column in triple] for triple in triples[:2])) for row in rows
+                (row["optimizer"], *([row[f"{name}{end}"] for end in ("", "_low", "_high")] for name in measured[:2]))
+                for row in rows
             ]
             charts.append(
                 self.charts.points(group, "performance and sensitivity", "sensitivity Φ", "performance", points)
@@ -145,10 +143,7 @@ class Page:
             table = Table(
                 "Normalized final returns with 95 % intervals",
                 headings(["optimizer", "sensitivity Φ", "tuned for each environment", "one setting"]),
-                [
-                    Row([Head(row["optimizer"]), *(estimate(*(row[c] for c in triple), 2) for triple in triples)])
-                    for row in rows
-                ],
+                [Row([Head(row["optimizer"]), *(named(row, name, 2) for name in measured)]) for row in rows],
             )
         title = " · ".join(key)
         return {"id": group, "title": title, "legend": self.charts.legends[group], "charts": charts, "table": table}
@@ -274,11 +269,10 @@ def _curve(frame: pd.DataFrame, x: str, value: str, low: str = "", high: str = "
 
 
 def _study_summary(study: Study) -> Table:
-    triples = [(name, f"{name}_low", f"{name}_high") for name in ("in_score", "out_score", "gap")]
     rows = [
         Row([
             Head(str(row["optimizer"])),
-            *(estimate(*(float(row.get(column, math.nan)) for column in triple), 2) for triple in triples),
+            *(named(row, name, 2) for name in ("in_score", "out_score", "gap")),
             "" if pd.isna(row.get("worst_axis")) else f"{row['worst_axis']} {row['worst_point']}",
         ])
         for row in study.summary.to_dict("records")

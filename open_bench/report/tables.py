@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -83,6 +83,12 @@ def estimate(value: float, low: float, high: float, places: int | None = None) -
     return numeric(interval(value, low, high, places), value)
 
 
+def named(row: Mapping[Any, Any], name: str, places: int | None = None) -> Cell:
+    """A row's columns ``name``, ``name_low`` and ``name_high``; empty where there is none."""
+    low, high = (row.get(f"{name}{end}", math.nan) for end in ("_low", "_high"))
+    return estimate(row.get(name, math.nan), low, high, places)
+
+
 def leaderboard(board: Board, sources: Mapping[str, Source]) -> Table:
     """The board's summary, returns in each environment, and commands."""
     scores, cells = board.scores, summary(board)
@@ -125,12 +131,12 @@ def environment(
     for one in ordered:
         optimizer = one["optimizer"]
         steps = one["steps_to_target"]
-        cells = [
+        cells: list[str | Cell | Head | Commands] = [
             Head(optimizer),
             estimate(one["mean"], one["low"], one["high"]),
             numeric(number(one["score"], 2), one["score"]),
-            estimate(one["difference"], one["difference_low"], one["difference_high"]),
-            numeric("missed" if math.isinf(steps) else rate(steps), steps),
+            named(one, "difference"),
+            numeric("missed", math.nan) if math.isinf(steps) else numeric(rate(steps), steps),
             *(numeric(str(one[key]), one[key]) for key in ("num_seeds", "diverged", "unfinished")),
             Commands(commands([known[optimizer][name]], {name: seeds[optimizer, name]})),
         ]
@@ -174,7 +180,8 @@ def machines(sources: Iterable[Source]) -> Table:
     """What ran where: revisions, hardware and versions, with how many lifetimes."""
     found: dict[tuple[str, ...], list[int]] = {}
     for shard in (shard for source in sources for shard in source.shards):
-        packages = shard.get("packages") if isinstance(shard.get("packages"), dict) else {}
+        told = shard.get("packages")
+        packages = told if isinstance(told, dict) else {}
         versions = ", ".join(f"{name} {version}" for name, version in sorted(packages.items()) if version != "absent")
         key = (*(str(shard.get(name, "")) for name in ("revision", "hardware", "platform", "python")), versions)
         seeds = shard.get("seeds")

@@ -28,6 +28,7 @@ from tiny import (
     Log,
     Stop,
     experiments,
+    lies,
     random_policy,
     same,
     shards,
@@ -346,7 +347,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_killed_at_any_moment_the_study_goes_on(whole: Store, tmp_path: Path) -> None:
     folder, generator = tmp_path / "results", random.Random(int(time.time()))
     moments: list[Callable[[], bool]] = [
-        lambda: bool(list(folder.glob("experiments/*/partial-*.safetensors"))),  # in the middle of the first batch
+        lambda: bool(lies(folder, "experiments/*/partial-*.safetensors")),  # in the middle of the first batch
         lambda: len(shards(folder)) >= 1,  # between two batches, or a little later
         lambda: len(shards(folder)) >= 3,  # in the second experiment
     ]
@@ -378,7 +379,7 @@ def test_killed_with_another_algorithm_the_study_goes_on(tmp_path: Path) -> None
     """PQN's state, with the copies of the greedy policy, is restored bit for bit."""
     folder = tmp_path / "results"
     process, deadline = study_process(folder, "pqn"), time.monotonic() + 240
-    while not list(folder.glob("experiments/*/partial-*.safetensors")):
+    while not lies(folder, "experiments/*/partial-*.safetensors"):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.002)

@@ -105,27 +105,38 @@ def test_the_legend_hides_lines_in_all_charts_of_its_board(opened: Browser) -> N
 def test_charts_move_and_zoom_by_keys(opened: Browser) -> None:
     figure = "document.querySelector('#board0 [role=tabpanel]:not([hidden]) figure')"
     opened.wait(f"{figure}.querySelector('div > *')")
-    ends = """(() => { const plots = Bokeh.documents.flatMap((d) => d.roots());
-        return plots.map((p) => [p.x_range.start, p.x_range.end]); })()"""
+    ends = f"""(() => {{ const view = Bokeh.index.roots.find((v) => {figure}.contains(v.el) && v.model.x_range);
+        return [view.model.x_range.start, view.model.x_range.end]; }})()"""
+    opened.wait(f"{ends}[1] > 0")
     before = opened.run(ends)
     opened.run(f"{figure}.focus()")
     opened.key("+")
-    zoomed = [(a, b) for a, b in zip(before, opened.run(ends), strict=True) if a != b]
-    assert len(zoomed) == 1
-    ((wide, narrow),) = zoomed
-    assert narrow[1] - narrow[0] == pytest.approx(0.7 * (wide[1] - wide[0]))
+    after = opened.run(ends)
+    assert after[1] - after[0] == pytest.approx(0.7 * (before[1] - before[0]))
+    opened.key("ArrowRight")
+    assert opened.run(ends)[0] == pytest.approx(after[0] + 0.1 * (after[1] - after[0]))
+    opened.key("0")
+    opened.wait(f"{ends}[1] == {before[1]}")
 
 
 def test_hovering_shows_names_as_text(opened: Browser) -> None:
-    spot = opened.run("""(() => { const f = document.querySelector('#board0 .charts figure');
-        f.scrollIntoView({block: 'center'}); const p = Bokeh.documents.flatMap((d) => d.roots())[0];
-        const v = Bokeh.index.find_one(p), r = v.renderer_views.get(p.renderers.at(-1));
-        const box = v.canvas_view.el.getBoundingClientRect();
-        return r.glyph.sx ? [...r.glyph.sx].map((x, i) => [box.x + x, box.y + r.glyph.sy[i]]) : []; })()""")
+    spot = opened.run("""(() => { const figure = document.querySelector('#board0 .charts figure');
+        figure.scrollIntoView({block: 'center'});
+        const view = Bokeh.index.roots.find((each) => figure.contains(each.el) && each.model.renderers);
+        const { glyph } = view.views.find_one(view.model.renderers.at(-1));
+        const box = view.canvas_view.el.getBoundingClientRect();
+        return [...glyph.sx].map((x, i) => [box.x + x, box.y + glyph.sy[i]]); })()""")
     assert spot
+    tips = """(() => { const walk = (e) => [e, ...[...(e.shadowRoot?.children || []), ...e.children].flatMap(walk)];
+        const tips = walk(document.body).filter((e) => e.classList.contains('bk-tooltip-content'));
+        return tips.map((e) => [e.innerText, e.querySelectorAll('img, script').length]); })()"""
+    seen = []
     for x, y in spot:
         opened.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
-        opened.run("new Promise((resolve) => setTimeout(resolve, 120))")
+        opened.wait(f"{tips}.length")
+        seen += opened.run(tips)
+    assert any(IMAGE in text for text, _ in seen)
+    assert not any(elements for _, elements in seen)
 
 
 def test_light_and_dark_by_the_system_and_by_the_button(opened: Browser) -> None:

@@ -164,7 +164,8 @@
     if (chart.ticks.length > 3) plot.xaxes[0].major_label_orientation = 0.6;
     if (chart.from_zero) plot.x_range.start = 0;
     if (chart.fraction) plot.y_range = new Bokeh.Range1d({ start: -0.02, end: 1.02 });
-    hover(plot, hovered, [["", "$name"], [chart.y, "@value"], ["95 %", "@low to @high"], [chart.x, chart.ticks.length ? "$x" : "@x{0,0.[00]}"]]);
+    const range = chart.series.some(({ low }) => low) ? [["95 %", "@low to @high"]] : [];
+    hover(plot, hovered, [["", "$name"], [chart.y, "@value"], ...range, [chart.x, chart.ticks.length ? "$x" : "@x{0,0.[00]}"]]);
     return { plot, renderers };
   };
 
@@ -176,7 +177,7 @@
     plot.ygrids[0].grid_line_color = null;
     const column = (at) => rows.map((row) => number(row[at]));
     const colors = rows.map(([of]) => color(entries[of]));
-    const columns = { y: rows.map((_, i) => i), value: column(1), low: column(2), high: column(3), name: names, color: colors, marker: rows.map(([of]) => entries[of].marker) };
+    const columns = { y: rows.map((_, i) => i), value: column(1), low: column(2), high: column(3), name: names, color: colors, range: rows.map(([, , low, high]) => (low === null ? "none" : `${low} to ${high}`)), marker: rows.map(([of]) => entries[of].marker) };
     const source = new Bokeh.ColumnDataSource({ data: columns });
     const field = (name) => ({ field: name });
     if (chart.level !== null) {
@@ -184,7 +185,7 @@
     }
     plot.hbar({ y: field("y"), left: field("low"), right: field("high"), height: 0.55, source, fill_color: field("color"), line_color: null, fill_alpha: 0.35 });
     const marks = plot.scatter({ x: field("value"), y: field("y"), source, marker: field("marker"), size: 9, fill_color: field("color"), line_color: field("color") });
-    hover(plot, [marks], [["", "@name"], [chart.title, "@value"], ["95 %", "@low to @high"]]);
+    hover(plot, [marks], [["", "@name"], [chart.title, "@value"], ["95 %", "@range"]]);
     return { plot, renderers: new Map() };
   };
 

@@ -119,11 +119,11 @@ def probability_of_improvement(x: ScoreMatrix | None, y: ScoreMatrix | None, res
         return NO_ESTIMATE
     _same_environments(x, y)
     difference = x.values[:, None, :] - y.values[None, :, :]
-    wins = ((difference > 0) + 0.5 * (difference == 0)) / difference.size
+    wins = (difference > 0) + 0.5 * (difference == 0)
 
     def statistic(of_x: np.ndarray, of_y: np.ndarray) -> np.ndarray:
         a, b = (counts.transpose(2, 0, 1).astype(float) for counts in (of_x, of_y))  # (environments, resamples, seeds)
-        return ((a @ wins.transpose(2, 0, 1)) * b).sum(axis=(0, 2))[:, None]
+        return ((a @ wins.transpose(2, 0, 1)) * b).sum(axis=(0, 2))[:, None] / difference.size
 
     return _single(_bootstrap(statistic, [x, y], resamples))
 

@@ -226,3 +226,14 @@ def test_lines_have_markers_and_legends_short_names():
 )
 def test_aliases_are_short_and_unique(names, short):
     assert style.aliases(names) == dict(zip(names, short, strict=True))
+
+
+def test_figures_are_the_same_bytes_in_every_form(tmp_path):
+    board = made_board(make_runs(RESULTS))
+    for name in ("one", "two"):
+        style.save(figures.aggregate_intervals(board), tmp_path / name, style.FORMATS)
+    starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    for form, start in starts.items():
+        data = (tmp_path / f"one.{form}").read_bytes()
+        assert data.startswith(start)
+        assert data == (tmp_path / f"two.{form}").read_bytes()

@@ -130,6 +130,8 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     Curves of up to 79 points stay as they are: each of theirs is a mean over many episodes already.
     """
     half = values.shape[1] // _SMOOTHED
+    if half == 0:
+        return values
     known = ~np.isnan(values)
     sums, counts = (
         np.cumsum(np.pad(each, ((0, 0), (half + 1, half))), axis=1) for each in (np.where(known, values, 0.0), known)

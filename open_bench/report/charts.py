@@ -84,7 +84,7 @@ class Charts:
                 "v": rounded(curve.value),
             }
             if not np.isnan(curve.low).all():
-                one |= {"low": rounded(curve.low), "high": rounded(curve.high)}
+                one |= {"low": rounded(curve.low, 3), "high": rounded(curve.high, 3)}
             series.append(one)
         about = {"kind": "lines", "group": group, "title": title, "x": x, "y": y, "bars": bars, "ticks": list(ticks)}
         about["levels"] = [[name, rounded([value])[0]] for name, value in (levels or {}).items()]
@@ -116,10 +116,11 @@ class Charts:
         return len(self.charts) - 1
 
 
-def rounded(values: Iterable[float], digits: int = 4) -> list[float | None]:
+def rounded(values: Sequence[float] | np.ndarray, digits: int = 4) -> list[float | None]:
     """Numbers with so many significant digits, as JSON has them; None where there is none."""
-    return [_short(float(f"{value:.{digits}g}")) if math.isfinite(value) else None for value in map(float, values)]
-
-
-def _short(value: float) -> float:
-    return int(value) if value.is_integer() else value
+    array = np.asarray(values, dtype=float)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        places = digits - 1 - np.floor(np.log10(np.abs(array)))
+        shifted = 10.0 ** np.where(np.isfinite(places), places, 0)
+        found = np.round(array * shifted) / shifted
+    return [value if math.isfinite(value) else None for value in found.tolist()]

@@ -75,7 +75,7 @@ def headings(names: Iterable[str]) -> list[Heading]:
 
 def numeric(text: str, key: float, heat: float | None = None, kind: str = "") -> Cell:
     """A cell that is sorted by ``key``, last where that is NaN."""
-    return Cell(text, None if pd.isna(key) else float(key), heat, kind)
+    return Cell(text, None if pd.isna(key) else float(f"{key:.6g}"), heat, kind)
 
 
 def estimate(value: float, low: float, high: float, places: int | None = None) -> Cell:

@@ -59,7 +59,8 @@ def write_trials(results: Path, optimizer: str, environment: str, returns: Mappi
     """Trials of tuning with these final returns by trial and seed."""
     folder = results / "tuning" / hashlib.sha256(f"{optimizer} {environment}".encode()).hexdigest()[:10]
     folder.mkdir(parents=True)
-    identity = {"environment": environment, "algorithm": "ppo", "budget": "quick", "optimizer": optimizer}
+    identity = {"environment": environment, "algorithm": "ppo", "budget": "quick", "optimizer": optimizer,
+                "vmap_size": 1, "settings": {}}  # fmt: skip
     (folder / "tuning.json").write_text(json.dumps({"identity": identity}))
     rows = [(trial, seed, "{}", STEPS, False, value, value / 2)
             for trial, values in returns.items() for seed, value in enumerate(values)]  # fmt: skip

@@ -3,48 +3,76 @@
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Identity = Mapping[str, Any]
 
 
-def commands(identities: Sequence[Identity], num_seeds: Mapping[str, int]) -> tuple[str, ...]:
+def commands(identities: Iterable[Identity], num_seeds: Mapping[str, int]) -> tuple[str, ...]:
     """Commands that together train these experiments of one optimizer; environments that need the same share one.
 
     Args:
         identities: what ``experiment.json`` holds.
         num_seeds: how many seeds are stored, by environment.
     """
+    found = []
+    for (optimizer, *options), environments in _grouped(
+        (identity, ("--num-seeds", str(num_seeds[identity["environment"]]), "--root-seed", str(identity["root_seed"])))
+        for identity in identities
+    ).items():
+        where = [word for name in environments for word in ("-e", name)]
+        if len(environments) == 1:
+            found.append(shlex.join(["openbench", "train", optimizer, *where, *options]))
+        else:
+            found.append(shlex.join(["openbench", "compare", "-o", optimizer, *where, *options, "--no-baseline"]))
+    return tuple(found)
+
+
+def tune_commands(identities: Iterable[Identity], amounts: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    """Commands that together run these trials of one optimizer again.
+
+    Args:
+        identities: what ``tuning.json`` holds.
+        amounts: how many trials, beside trial 0, and seeds are stored, by environment.
+    """
+    told = {name: ("--trials", str(trials), "--num-seeds", str(seeds)) for name, (trials, seeds) in amounts.items()}
+    groups = _grouped((identity, told[identity["environment"]]) for identity in identities)
+    return tuple(
+        shlex.join(["openbench", "tune", optimizer, *(w for name in environments for w in ("-e", name)), *options])
+        for (optimizer, *options), environments in groups.items()
+    )
+
+
+def _grouped(wanted: Iterable[tuple[Identity, tuple[str, ...]]]) -> dict[tuple[str, ...], list[str]]:
+    """Environments by what is asked for: the optimizer and the options, among them those given.
+
+    Environments with options of their own are left out: nothing on the command line gives those.
+    """
     groups: dict[tuple[str, ...], list[str]] = {}
-    for identity in identities:
-        arguments = _arguments(identity, num_seeds[identity["environment"]])
-        if arguments is not None:
-            groups.setdefault(arguments, []).append(_base(identity["environment"]))
-    return tuple(_command(environments, *arguments) for arguments, environments in groups.items())
+    for identity, more in wanted:
+        environment = identity["environment"]
+        if "{" not in environment:
+            several = groups.setdefault((_optimizer(identity), *_options(identity), *more), [])
+            several += [name for name in [_base(environment)] if name not in several]
+    return groups
 
 
-def _command(environments: Iterable[str], optimizer: str, *options: str) -> str:
-    several = list(dict.fromkeys(environments))
-    where = [word for name in several for word in ("-e", name)]
-    if len(several) == 1:
-        return shlex.join(["openbench", "train", optimizer, *where, *options])
-    return shlex.join(["openbench", "compare", "-o", optimizer, *where, *options, "--no-baseline"])
-
-
-def _arguments(identity: Identity, num_seeds: int) -> tuple[str, ...] | None:
-    """The optimizer and the options; None where the environment has options of its own, which no option gives."""
-    environment, budget = identity["environment"], identity["budget"]
-    if "{" in environment:
-        return None
+def _options(identity: Identity) -> list[str]:
+    """Algorithm, length, vmap size, and settings that the environment's name says were changed."""
+    budget, settings = identity["budget"], identity["settings"]
     steps = budget.removeprefix("steps-")
-    length = ("--budget", budget) if steps == budget else ("--steps", steps)
-    settings = [f"{key}={_value(identity['settings'][key])}" for key in _changed(environment, identity["settings"])]
-    return (
-        _optimizer(identity), "--algorithm", identity["algorithm"], *length, "--num-seeds", str(num_seeds),
-        "--root-seed", str(identity["root_seed"]), "--vmap-size", str(identity["vmap_size"]),
-        *(word for setting in settings for word in ("--set", setting)),
-    )  # fmt: skip
+    length = ["--budget", budget] if steps == budget else ["--steps", steps]
+    named = re.findall(r"[\[,](\w+)=", identity["environment"].removeprefix(_base(identity["environment"])))
+    changed = [f"{key}={_value(settings[key])}" for key in named if key in settings]
+    vmap_size = ["--vmap-size", str(identity["vmap_size"])]
+    return [
+        "--algorithm",
+        identity["algorithm"],
+        *length,
+        *vmap_size,
+        *(w for each in changed for w in ("--set", each)),
+    ]
 
 
 def _optimizer(identity: Identity) -> str:
@@ -59,12 +87,6 @@ def _optimizer(identity: Identity) -> str:
 
 def _base(environment: str) -> str:
     return environment.partition("[")[0]
-
-
-def _changed(environment: str, settings: Mapping[str, Any]) -> list[str]:
-    """Settings of the algorithm that the environment's name says were changed: ``name[hidden=16x16,num_envs=16]``."""
-    named = re.findall(r"[\[,](\w+)=", environment.removeprefix(_base(environment)))
-    return [key for key in named if key in settings]
 
 
 def _value(value: Any) -> str:

@@ -43,6 +43,7 @@ class Contents(NamedTuple):
     runs: Runs
     sources: dict[str, Source]  # by experiment
     trials: pd.DataFrame
+    tuned: dict[str, dict[str, Any]]  # identities of those trials, by the name of their folder
     studies: tuple[Study, ...]
     histories: dict[str, pd.DataFrame]  # of evolutions, by name
 
@@ -61,8 +62,10 @@ def read(results: Path, budget: str | None = None) -> Contents:
     sources = {name: _source(results / EXPERIMENTS / name) for name in runs.experiments["experiment"]}
     studies = [_study(path.parent) for path in sorted(results.glob("generalization/*/points.csv"))]
     histories = {path.parent.name: _history(path) for path in sorted(results.glob("meta/*/history.csv"))}
+    trials = read_trials(results)
+    tuned = {name: _identity(results / "tuning" / name / "tuning.json") for name in trials["tuning"].unique()}
     contents = Contents(
-        board, runs, sources, read_trials(results), tuple(each for each in studies if each is not None),
+        board, runs, sources, trials, tuned, tuple(each for each in studies if each is not None),
         {name: frame for name, frame in histories.items() if frame is not None},
     )  # fmt: skip
     if board is None and contents.trials.empty and not contents.studies and not contents.histories:
@@ -72,7 +75,6 @@ def read(results: Path, budget: str | None = None) -> Contents:
 
 def _source(path: Path) -> Source:
     """Of an experiment that has been read: its shards' provenance is what its rows' digests were checked with."""
-    identity = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))["identity"]
     shards = []
     for file in sorted(path.glob("shard-*/provenance.json")):
         try:
@@ -80,7 +82,14 @@ def _source(path: Path) -> Source:
             shards.append({"shard": file.parent.name, **shard, "files": dict(shard["files"])})
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a damaged shard, which loading has named
-    return Source(identity, shards)
+    return Source(_identity(path / DESCRIPTION), shards)
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """What a description that has been read holds as identity, with the settings that are none as {}."""
+    identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    settings = identity.get("settings")
+    return {**identity, "settings": settings if isinstance(settings, dict) else {}}
 
 
 def _study(folder: Path) -> Study | None:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import BaselineReturns, load_baseline_returns
 from open_bench.evaluation.bootstrap import RESAMPLES
 from open_bench.files import write_atomically
@@ -27,10 +28,15 @@ def write(results: Path, path: Path | None = None, budget: str | None = None) ->
     """Write the report of a results folder to ``path``, by default into the folder; returns where it lies.
 
     Raises:
-        UserError: there is nothing to report, the budget is unknown, or experiments do not compare.
+        UserError: there is nothing to report, the budget is unknown, experiments do not compare, or nothing can be
+            written there.
     """
     page = render(read(results, budget), load_baseline_returns())
-    return write_atomically(path or results / REPORT, page)
+    path = path or results / REPORT
+    try:
+        return write_atomically(path, page)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; name another --output") from None
 
 
 def render(contents: Contents, returns: BaselineReturns, resamples: int = RESAMPLES) -> str:

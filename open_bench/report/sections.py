@@ -1,6 +1,6 @@
 """Parts of the page: a board, tuning, studies of generalization, meta-training, provenance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from open_bench.evaluation.leaderboard import Board
 from open_bench.evaluation.tables import LABELS
 from open_bench.report import tables
 from open_bench.report.charts import Charts, legend, plain_legend
+from open_bench.report.commands import tune_commands
 from open_bench.report.contents import Contents, Study
-from open_bench.report.tables import Head, Row, Table, headings, named, numeric
+from open_bench.report.tables import Commands, Head, Row, Table, headings, named, numeric
 from open_bench.text import duration, interval, number, rate
 
 CURVE_POINTS = 120_000  # of all learning curves of the page together, so that it stays below 5 MB
@@ -142,11 +143,23 @@ class Page:
             )
             table = Table(
                 "Normalized final returns with 95 % intervals",
-                headings(["optimizer", "sensitivity Φ", "tuned for each environment", "one setting"]),
-                [Row([Head(row["optimizer"]), *(named(row, name, 2) for name in measured)]) for row in rows],
+                headings(["optimizer", "sensitivity Φ", "tuned for each environment", "one setting", "command"]),
+                [
+                    Row([Head(row["optimizer"]), *(named(row, name, 2) for name in measured), self._again(row)])
+                    for row in rows
+                ],
             )
         title = " · ".join(key)
         return {"id": group, "title": title, "legend": self.charts.legends[group], "charts": charts, "table": table}
+
+    def _again(self, row: Mapping[Any, Any]) -> Commands:
+        """What runs the trials of a row's optimizer again."""
+        mine = _of(self.contents.trials, {name: row[name] for name in (*measures.BOARD, "optimizer")})
+        stored = mine.groupby(["tuning", "environment"])[["trial", "seed"]].max()
+        amounts = {environment: (int(trial), int(seed) + 1) for (_, environment), trial, seed in stored.itertuples()}
+        return Commands(
+            tune_commands([self.contents.tuned[name] for name in stored.index.get_level_values(0)], amounts)
+        )
 
     # --- generalization ---
 

@@ -109,7 +109,7 @@ def leaderboard(board: Board, sources: Mapping[str, Source]) -> Table:
             found = returns.get((optimizer, environment))
             row.append(estimate(found["mean"], found["low"], found["high"]) if found else Cell(""))
         mine = {environment: seeds[optimizer, environment] for environment in known[optimizer]}
-        row.append(Commands(commands(list(known[optimizer].values()), mine)))
+        row.append(Commands(commands(known[optimizer].values(), mine)))
         rows.append(Row(row, optimizer, scores.tracks[optimizer]))
     about = [Heading(f"{name} ({scores.label})", place) for place, name in enumerate(scores.environments)]
     intervals = "95 % intervals in brackets; returns are means over seeds"

@@ -7,7 +7,8 @@ import pytest
 
 import open_bench
 from open_bench.cli.run import train
-from open_bench.report.commands import commands
+from open_bench.cli.tune import tune
+from open_bench.report.commands import commands, tune_commands
 
 IDENTITY = {
     "environment": "cartpole", "algorithm": "ppo", "budget": "quick", "optimizer": "adam", "settings": {"num_envs": 4},
@@ -60,3 +61,18 @@ def test_what_it_asks_for_is_the_same_experiment(request_: dict[str, Any]) -> No
     again = open_bench.api.prepare(optimizers=asked["optimizer"], environments=asked["environment"], **given)
     assert [each.name for each in again.plan.experiments] == [experiment.name]
     assert again.study.num_seeds == 3
+
+
+def test_trials_are_run_again_by_tune() -> None:
+    identities = [{**IDENTITY, "environment": name} for name in ("cartpole", "acrobot[num_envs=4]", "breakout")]
+    amounts = {"cartpole": (16, 2), "acrobot[num_envs=4]": (16, 2), "breakout": (16, 2)}
+    several = tune_commands(identities, amounts)
+    assert several == (
+        "openbench tune adam -e cartpole -e breakout --algorithm ppo --budget quick --vmap-size 1 --trials 16 "
+        "--num-seeds 2",
+        "openbench tune adam -e acrobot --algorithm ppo --budget quick --vmap-size 1 --set num_envs=4 --trials 16 "
+        "--num-seeds 2",
+    )
+    for line in several:
+        _, _, *arguments = shlex.split(line)
+        assert tune.make_context("tune", arguments).params["trials"] == 16

@@ -151,6 +151,10 @@ def test_nothing_to_report_is_said(tmp_path: Path, openbench: Any) -> None:
     answer = openbench("leaderboard", "--results", tmp_path, "--figures", "gif")
     assert "unknown form of figures 'gif'" in answer.err
     assert not (tmp_path / "report.html").exists()
+    (tmp_path / "folder").mkdir()
+    answer = openbench("report", tmp_path, "--output", tmp_path / "folder")
+    assert answer.code == 2
+    assert "name another --output" in answer.err
 
 
 def test_the_command_line_writes_it(results: Path, tmp_path: Path, openbench: Any) -> None:

@@ -14,7 +14,7 @@ not there (None) there is no estimate.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,8 +24,8 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 _SEED = 2407
 _TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
-_AT_ONCE = 2**16  # scores of resamples that are held together: what a cache holds
-_REMEMBERED = 2**21  # counts of a shape that are kept for the next matrix of it: 8 MB
+_AT_ONCE = 2**16  # scores of resamples that are held together: what a processor's cache holds
+_KEPT = 2**21  # of those that are kept: 8 MiB
 
 
 class Estimate(NamedTuple):
@@ -298,32 +298,27 @@ def _bootstrap(
     return value, low, high
 
 
-def resampled(shapes: list[tuple[int, int]], resamples: int) -> Iterator[list[np.ndarray]]:
+def resampled(shapes: list[tuple[int, int]], resamples: int) -> Iterable[list[np.ndarray]]:
     """Counts for each shape (seeds, environments), in chunks, in the order in which rliable draws seeds.
 
-    The first shape's are those of one seed, the second's those of the next.
+    The first shape's are those of one seed, the second's those of the next. A board's matrices have few shapes, so what
+    is not too large is kept; do not write to it.
     """
-    chunk = max(1, _AT_ONCE // max(seeds * tasks for seeds, tasks in shapes))
-    streams = [_chunks(place, chunk, resamples, *shape) for place, shape in enumerate(shapes)]
-    yield from map(list, zip(*streams, strict=True))
-
-
-def _chunks(place: int, chunk: int, resamples: int, seeds: int, tasks: int) -> Iterator[np.ndarray]:
-    if resamples * seeds * tasks <= _REMEMBERED:
-        counts = _all_counts(place, resamples, seeds, tasks)
-        yield from (counts[first : first + chunk] for first in range(0, resamples, chunk))
-        return
-    generator = np.random.RandomState(_SEED + place)
-    for first in range(0, resamples, chunk):
-        yield _counts(generator, min(chunk, resamples - first), seeds, tasks)
+    small = resamples * sum(seeds * tasks for seeds, tasks in shapes) <= _KEPT
+    return _kept(tuple(shapes), resamples) if small else _drawn(shapes, resamples)
 
 
 @functools.lru_cache(maxsize=16)
-def _all_counts(place: int, resamples: int, seeds: int, tasks: int) -> np.ndarray:
-    """What the many matrices of one shape share; nobody may write to it."""
-    counts = _counts(np.random.RandomState(_SEED + place), resamples, seeds, tasks)
-    counts.flags.writeable = False
-    return counts
+def _kept(shapes: tuple[tuple[int, int], ...], resamples: int) -> list[list[np.ndarray]]:
+    return list(_drawn(shapes, resamples))
+
+
+def _drawn(shapes: Sequence[tuple[int, int]], resamples: int) -> Iterator[list[np.ndarray]]:
+    generators = [np.random.RandomState(_SEED + place) for place in range(len(shapes))]
+    chunk = max(1, _AT_ONCE // max(seeds * tasks for seeds, tasks in shapes))
+    for first in range(0, resamples, chunk):
+        number = min(chunk, resamples - first)
+        yield [_counts(generator, number, *shape) for generator, shape in zip(generators, shapes, strict=True)]
 
 
 def _counts(generator: np.random.RandomState, number: int, seeds: int, tasks: int) -> np.ndarray:

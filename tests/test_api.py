@@ -68,6 +68,7 @@ def mine(learning_rate: float = 1e-2) -> optax.GradientTransformation:
     return optax.sgd(learning_rate)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("thing", "taken_again"),
     [
@@ -282,6 +283,7 @@ def reinforce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_algorithm_from_outside_trains(reinforce: Path, tmp_path: Path, openbench: OpenBench) -> None:
     answer = openbench(
         "train", "adam", "-e", "cartpole", "--algorithm", "my_reinforce:Reinforce", "--steps", 512, "--num-seeds", 2,
@@ -370,6 +372,7 @@ def test_a_new_statistic_is_one_entry_of_the_table(
 # --- diagnosis --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_diagnosis_is_stored_and_drawn_by_the_commands_that_are_asked_for_it(
     tmp_path: Path, openbench: OpenBench
 ) -> None:

@@ -259,6 +259,7 @@ print("fine")
 """
 
 
+@pytest.mark.slow
 def test_importing_everything_starts_no_backend_and_opens_no_socket(tmp_path: Path) -> None:
     # gymnax itself computes while it is imported, so its adapter is imported by use alone.
     adapter = "open_bench.environments.gymnax"

@@ -75,6 +75,7 @@ def own_optimizers(text: str) -> set[str]:
 # --- what the pages say runs ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -86,22 +87,26 @@ def test_documented_optimizers_conform(name: str, files: Path) -> None:
     assert [result for result in check(resolve(name)) if not result.passed] == []
 
 
+@pytest.mark.slow
 def test_the_documented_optimizer_trains(files: Path) -> None:
     rows = train(files, "wake_up:SPEC", "cartpole", {**TINY, "update_epochs": 1, "num_minibatches": 2})
     assert not rows["diverged"].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
 def test_the_documented_environment_trains(algorithm: str, files: Path) -> None:
     rows = train(files, "adam", "corridor.toml", {**TINY, "num_minibatches": 2}, algorithm=algorithm)
     assert not rows["diverged"].any()
 
 
+@pytest.mark.slow
 def test_the_documented_algorithm_trains(files: Path) -> None:
     rows = train(files, "adam", "cartpole", TINY, algorithm="reinforce:Reinforce")
     assert not rows["diverged"].any()
 
 
+@pytest.mark.slow
 def test_the_documented_statistic_is_a_column(files: Path) -> None:
     from open_bench.training.record import METRICS
 
@@ -113,6 +118,7 @@ def test_the_documented_statistic_is_a_column(files: Path) -> None:
     assert (rows["best_return"] >= rows["mean_return"]).all()
 
 
+@pytest.mark.slow
 def test_the_documented_watcher_is_told(files: Path) -> None:
     assert importlib.import_module("watch_returns").returns
 

@@ -81,6 +81,7 @@ def states(agent: Any) -> tuple[AgentState, AgentState]:
     return before, before._replace(params=after)
 
 
+@pytest.mark.slow
 def test_ppos_diagnostics_equal_plain_numpy() -> None:
     agent, generator = algorithm_of(PROBE, TINY.model_copy(update=HIDDEN)), np.random.default_rng(0)
     assert isinstance(agent, PPO)
@@ -107,6 +108,7 @@ def test_ppos_diagnostics_equal_plain_numpy() -> None:
     assert {name: float(x) for name, x in found.items()} == pytest.approx(expected, rel=2e-4)
 
 
+@pytest.mark.slow
 def test_pqns_diagnostics_equal_plain_numpy() -> None:
     agent, generator = algorithm_of(PROBE, TINY_PQN.model_copy(update=HIDDEN)), np.random.default_rng(0)
     assert isinstance(agent, pqn.PQN)
@@ -177,6 +179,7 @@ def diagnosed(config: Any, updates: int = UPDATES) -> Any:
     return make_lifetime(algorithm_of(PROBE, config), updates, lambda inputs: chosen, diagnose=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, TINY_PQN], ids=["ppo", "pqn"])
 def test_the_last_update_of_each_point_is_measured(config: Any) -> None:
     """120 updates are 50 points; what is kept is the movement of just those updates."""
@@ -207,6 +210,7 @@ class Mute(PPO):
         return super().update(rollout_key, learning_key, state, training_fraction, learning)
 
 
+@pytest.mark.slow
 def test_without_diagnosis_the_program_is_that_of_an_algorithm_that_has_none() -> None:
     chosen = learning()
 
@@ -219,6 +223,7 @@ def test_without_diagnosis_the_program_is_that_of_an_algorithm_that_has_none() -
     assert program(PPO, True) != program(PPO, False)
 
 
+@pytest.mark.slow
 def test_a_lifetime_without_diagnosis_carries_nothing_of_it() -> None:
     state = run_jitted(lifetime_of(PROBE))
     assert state.record.diagnosis == {}

@@ -81,6 +81,7 @@ def test_distributions_match_their_definitions() -> None:
     assert categorical.entropy()[0] == pytest.approx(-(0.25 * np.log(0.25) + 0.75 * np.log(0.75)), rel=1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.integers(2, 6), st.floats(0, 1))
 def test_epsilon_greedy_takes_the_best_action_but_for_epsilon(seed: int, n: int, epsilon: float) -> None:

@@ -37,6 +37,7 @@ def plain_gae(reward: Any, value: Any, last_value: Any, done: Any, gamma: float,
     return result
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([(5, 3), (1, 2), (8, 1)]), st.floats(0, 1), st.floats(0, 1))
 def test_gae_equals_plain_python(seed: int, shape: tuple[int, int], gamma: float, lam: float) -> None:
@@ -47,6 +48,7 @@ def test_gae_equals_plain_python(seed: int, shape: tuple[int, int], gamma: float
     np.testing.assert_allclose(found, plain_gae(reward, value, last_value, done, gamma, lam), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_loss_is_the_published_one() -> None:
     """The total loss of a minibatch, recomputed term by term in numpy."""
     agent = PPO(SMALL.model_copy(update={"entropy_coefficient": 0.01}), Probe(length=3))
@@ -111,18 +113,21 @@ def values_of(agent: PPO, params: Any, length: int) -> np.ndarray:
     return np.asarray(agent.value(params, jnp.eye(length + 1)[:length])[0])
 
 
+@pytest.mark.slow
 def test_probe_constant_reward() -> None:
     agent, params, progress = train(lambda _: Probe(length=1))
     np.testing.assert_allclose(values_of(agent, params, 1), [1.0], atol=0.05)
     assert float(progress.episode_return) == 1.0
 
 
+@pytest.mark.slow
 def test_probe_discounting() -> None:
     """Reward 1 at the end of three steps: the values are γ², γ and 1."""
     agent, params, _ = train(lambda _: Probe(length=3, reward=lambda step, sign, action: step == 2))
     np.testing.assert_allclose(values_of(agent, params, 3), [0.81, 0.9, 1.0], atol=0.06)
 
 
+@pytest.mark.slow
 def test_probe_observation_decides_reward() -> None:
     agent, params, _ = train(signs, np.float32([1, 0]))
     found = np.asarray(agent.value(params, jnp.array([[1.0], [-1.0]]))[0])
@@ -138,6 +143,7 @@ def test_probe_action_decides_reward() -> None:
     assert probabilities[1, 0] > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bootstrap", "expected"), [(False, 1.0), (True, 2.0)])
 def test_probe_truncation(bootstrap: bool, expected: float) -> None:
     """Episodes cut after one step: a termination is worth 1; bootstrapping sees the endless sum 1/(1 − γ) = 2."""

@@ -37,6 +37,7 @@ def plain_lambda_return(
     return reward[t] + gamma * (lam * following + (1 - lam) * value[t + 1])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([(5, 3), (1, 2), (8, 1)]), st.floats(0, 1), st.floats(0, 1))
 def test_lambda_returns_equal_plain_python(seed: int, shape: tuple[int, int], gamma: float, lam: float) -> None:
@@ -54,6 +55,7 @@ def test_lambda_returns_equal_plain_python(seed: int, shape: tuple[int, int], ga
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1, 2, 9]))
 def test_with_lambda_one_they_are_discounted_sums_and_with_zero_one_step_targets(seed: int, steps: int) -> None:
@@ -102,6 +104,7 @@ def test_its_network_is_normalized_before_every_hidden_non_linearity() -> None:
     np.testing.assert_allclose(head.T @ head, np.eye(2), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_targets_are_of_the_values_at_collection_and_of_scaled_rewards() -> None:
     """One rollout by hand: λ-returns of max Q of what was observed, whatever was done."""
     config = SMALL.model_copy(update={"reward_scale": 0.5})
@@ -168,12 +171,14 @@ def values_of(agent: PQN, params: Any, length: int) -> np.ndarray:
     return np.asarray(agent.values(params, jnp.eye(length + 1)[:length])[0])
 
 
+@pytest.mark.slow
 def test_probe_constant_reward() -> None:
     agent, params, state = train(constant, False)
     np.testing.assert_allclose(values_of(agent, params, 1), [[1.0, 1.0]], atol=0.05)
     assert float(state.record.metrics["final_return"].total / state.record.metrics["final_return"].known) == 1.0
 
 
+@pytest.mark.slow
 def test_probe_discounting() -> None:
     """Reward 1 at the end of three steps: the values are γ², γ and 1, whatever is done."""
     agent, params, _ = train(lambda _: Probe(length=3, reward=lambda step, sign, action: step == 2))
@@ -181,6 +186,7 @@ def test_probe_discounting() -> None:
     np.testing.assert_allclose(values_of(agent, params, 3), expected, atol=0.08)
 
 
+@pytest.mark.slow
 def test_probe_observation_decides_reward() -> None:
     agent, params, _ = train(signs, np.float32([1, 0]))
     found = np.asarray(agent.values(params, jnp.array([[1.0], [-1.0]]))[0])
@@ -204,6 +210,7 @@ def test_probe_truncation_is_a_termination() -> None:
     np.testing.assert_allclose(values_of(agent, params, 1), [[1.0, 1.0]], atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_fixed_epsilon_of_one_is_the_random_policy() -> None:
     """Half of the actions are right then, however much is known."""
     config = SMALL.model_copy(update={"eps_finish": 1.0, "num_envs": 64})
@@ -212,6 +219,7 @@ def test_a_fixed_epsilon_of_one_is_the_random_policy() -> None:
     assert float(mean.total / mean.known) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(40 * 64))
 
 
+@pytest.mark.slow
 def test_the_greedy_policy_is_measured_late_and_changes_nothing() -> None:
     """Without its copies the agent learns the same, bit for bit, and there is no such number."""
     environment = Probe(length=3, reward=lambda step, sign, action: action)

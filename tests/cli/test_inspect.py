@@ -15,6 +15,7 @@ SPEC = OptimizerSpec("lazy", "never moves", make)
 """
 
 
+@pytest.mark.slow
 def test_check_passes_what_conforms(openbench: OpenBench) -> None:
     answer = openbench("check", "sgd")
     assert answer.code == 0, answer.err

@@ -73,6 +73,7 @@ def test_what_click_refuses(openbench: OpenBench) -> None:
         assert "Traceback" not in answer.err
 
 
+@pytest.mark.slow
 def test_the_program_itself_exits_with_2() -> None:
     """What the other tests check inside this process holds for the installed command, and for the module."""
     program = str(Path(sys.executable).with_name("openbench"))
@@ -87,6 +88,7 @@ def test_the_program_itself_exits_with_2() -> None:
 # --- a hostile surrounding ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["list", "algorithms"], ["list", "environments"], ["-h"], ["compare", "quik—"]])
 def test_a_stream_of_ascii_gets_what_it_can_show(arguments: list[str]) -> None:
     done = run("-m", "open_bench", *arguments, env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii"})
@@ -110,6 +112,7 @@ def test_a_folder_that_is_gone(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough() -> None:
     process = subprocess_of("list", "environments", "--json")
     assert process.stdout is not None
@@ -204,6 +207,7 @@ def test_the_package_shows_its_public_names_alone() -> None:
         open_bench.trane  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_version_and_help_are_there() -> None:
     done = run("-c", "import open_bench, sys; print(open_bench.__version__, 'pydantic' in sys.modules)")
     assert done.stdout.split() == [open_bench.__version__, "False"]

@@ -78,6 +78,7 @@ def test_plain_progress_is_lines(compared: tuple[Path, Answer]) -> None:
     assert "\r" not in err
 
 
+@pytest.mark.slow
 def test_leaderboard_and_figures_regenerate_byte_for_byte(
     compared: tuple[Path, Answer], tmp_path: Path, openbench: OpenBench
 ) -> None:
@@ -90,6 +91,7 @@ def test_leaderboard_and_figures_regenerate_byte_for_byte(
     assert len(reports(tmp_path)) >= 4
 
 
+@pytest.mark.slow
 def test_the_api_gives_the_same_bytes(compared: tuple[Path, Answer], tmp_path: Path) -> None:
     request = {"steps": STEPS, "num_seeds": 2, "settings": TINY, "results": tmp_path}
     frame = open_bench.compare(optimizers=["adam", "sgd"], environments=["cartpole"], **request)
@@ -106,6 +108,7 @@ def test_the_api_gives_the_same_bytes(compared: tuple[Path, Answer], tmp_path: P
     assert csvs(tmp_path) == csvs(compared[0])
 
 
+@pytest.mark.slow
 def test_train_shows_every_metric_of_the_algorithm(tmp_path: Path, openbench: OpenBench) -> None:
     answer = openbench("train", "adam", "-e", "cartpole", "--algorithm", "pqn", "--steps", STEPS, "--results", tmp_path,
                        "--devices", 1, *(f"--set={key}={value}" for key, value in PQN_SETTINGS.items()))  # fmt: skip
@@ -141,6 +144,7 @@ def test_quiet_prints_the_result_and_nothing_else(
     assert answer.out
 
 
+@pytest.mark.slow
 def test_a_study_of_ones_own(compared: tuple[Path, Answer], tmp_path: Path, openbench: OpenBench) -> None:
     """Settings of the study's file, with a seed fewer than stored: everything is there already."""
     shutil.copytree(compared[0], tmp_path / "results")
@@ -152,6 +156,7 @@ def test_a_study_of_ones_own(compared: tuple[Path, Answer], tmp_path: Path, open
     assert "adam: done, stored already" in answer.err  # what scores are measured against
 
 
+@pytest.mark.slow
 def test_an_optimizer_that_diverges_is_shown(
     tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +224,7 @@ PLANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", PLANS)
 def test_a_dry_run_makes_nothing_in_a_folder_that_is_there(
     command: str, tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
@@ -381,6 +387,7 @@ def test_a_leaderboard_of_nothing(tmp_path: Path, openbench: OpenBench) -> None:
     assert answer.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_leaderboard_of_some_tracks(tmp_path: Path, openbench: OpenBench) -> None:
     """Of the published quick study: fewer rows, the same scores, and a track that no row has is refused."""
     published = Path(__file__).parents[2] / "results" / "published" / "quick"

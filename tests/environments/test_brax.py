@@ -76,6 +76,7 @@ print("made")
 # --- names and options ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_settings_are_the_published_ones(name: str) -> None:
     shipped = load_environment(name)
@@ -288,6 +289,7 @@ def test_a_cpu_is_warned_of_long_runs_alone() -> None:
     assert not told("acrobot", None, jax.devices()[:2])
 
 
+@pytest.mark.slow
 def test_every_backend_is_known_to_brax() -> None:
     task = "inverted_pendulum"
     assert [make(f"brax:{task}", backend=backend).observation_size for backend in BACKENDS] == [4] * len(BACKENDS)

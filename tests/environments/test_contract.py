@@ -96,6 +96,7 @@ def test_a_walk_restarts_after_each_episode(name: str) -> None:
     check_restarts(jax.device_get(walk(task(name), STEPS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MINATAR)
 def test_minatar(name: str) -> None:
     """Boolean storage loses nothing of gymnax's own observations, and a time limit truncates without terminating."""
@@ -122,6 +123,7 @@ def test_minatar(name: str) -> None:
     assert (truncated & ~terminated).any()
 
 
+@pytest.mark.slow
 def test_some_walks_do_finish_episodes() -> None:
     """The test above would say nothing of auto-reset if no episode ended."""
     for name in ("catch", "cartpole", "FrozenLake-misc"):

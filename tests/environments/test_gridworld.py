@@ -141,6 +141,7 @@ def test_random_places_change_from_episode_to_episode_and_fixed_ones_do_not() ->
         assert all(len(set(row)) == len(row) for row in together.tolist())
 
 
+@pytest.mark.slow
 def test_what_has_no_place_stays_away() -> None:
     """On four cells with an agent and three objects nothing can move, and nothing lands on the agent."""
     environment = gridworld("rand_sparse", min_size=2, max_size=2, min_respawn=1.0)
@@ -269,6 +270,7 @@ def distinct_levels(state: Any) -> int:
     return len({np.asarray(row).tobytes() for row in state.environment.level.rewards})
 
 
+@pytest.mark.slow
 def test_copies_share_one_level_of_the_lifetimes_key() -> None:
     environment = gridworld("rand_all")
     vector = VectorEnvironment(environment, 16)
@@ -280,6 +282,7 @@ def test_copies_share_one_level_of_the_lifetimes_key() -> None:
     assert not np.array_equal(other.environment.level.rewards, state.environment.level.rewards)
 
 
+@pytest.mark.slow
 def test_a_level_per_copy() -> None:
     vector = VectorEnvironment(gridworld("small", level_per_copy=True), 16)
     _, state = jax.jit(vector.reset)(jax.random.key(5))

@@ -39,6 +39,7 @@ def uniformity(values: np.ndarray, low: float, high: float) -> float:
     return float(np.abs(steps - ordered).max() * math.sqrt(len(ordered)) / 2.7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCEDURAL)
 def test_procedural_distributions(name: str) -> None:
     (low, high), steps, (fewest, most), walls = PROCEDURAL[name]
@@ -88,6 +89,7 @@ def test_every_distribution_is_in_a_table() -> None:
     assert shipped == {f"gridworld/{name}" for name in NAMES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FIXED)
 def test_hand_made_distributions(name: str) -> None:
     size, steps, rewards, terminate, respawn, walls = FIXED[name]

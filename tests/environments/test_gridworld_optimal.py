@@ -45,6 +45,7 @@ def returns_of(environment: GridworldEnvironment, level: Level, policy: Any, epi
     return np.asarray(played.reward.sum(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 4])
 def test_policies_return_their_values(seed: int) -> None:
     """By Monte Carlo: the optimal policy what dynamic programming says, the random one its own value, far below."""
@@ -60,6 +61,7 @@ def test_policies_return_their_values(seed: int) -> None:
     assert random.mean() < best.mean() - error(best) - error(random)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**31))
 def test_no_policy_beats_the_optimum(seed: int) -> None:

@@ -18,6 +18,7 @@ from open_bench.errors import UserError
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_text_of_a_level_and_of_an_episode() -> None:
     environment = gridworld("small", min_size=3, max_size=3, min_objects=1, max_objects=1, walls=0)
     level = scene("S.#", "#..", "..a", horizon=20, objects=((0.25, 1.0, 0.05),))
@@ -30,6 +31,7 @@ def test_text_of_a_level_and_of_an_episode() -> None:
     assert level_text(level, episode).splitlines()[1:4] == ["| S v # |", "| # v . |", "| E < a |"]
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_without_pyplot(tmp_path: Path) -> None:
     environment = gridworld("rand_all")
     level = environment.level(jax.random.key(0))
@@ -40,6 +42,7 @@ def test_figures_are_drawn_without_pyplot(tmp_path: Path) -> None:
         assert (tmp_path / "level.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_show(tmp_path: Path) -> None:
     png = tmp_path / "labyrinth.png"
     arguments = ["show", "gridworld/labyrinth", "--path", "optimal", "--png", str(png)]

@@ -129,6 +129,7 @@ def test_a_class_by_its_module(corridors: Callable[[str], Path]) -> None:
     assert (observation.argmax(), info["final_observation"].argmax()) == (0, 4)
 
 
+@pytest.mark.slow
 def test_a_class_is_trained_on_by_the_command_line(corridors: Callable[[str], Path], openbench: OpenBench) -> None:
     folder = corridors(WALK)
     chosen = ("--set", "num_envs=4", "--set", "num_steps=16", "--set", "num_minibatches=2", "--set", "hidden=[4]")
@@ -335,6 +336,7 @@ def test_only_some_environments_have_levels() -> None:
     assert [has_levels(load_environment(name)) for name in names] == [True, True, False, False]
 
 
+@pytest.mark.slow
 def test_optimal_returns_are_asked_for_without_knowing_the_kind() -> None:
     key = jax.random.key(0)
     found = {

@@ -134,6 +134,7 @@ def draw_place(key: jax.Array) -> dict[str, jax.Array]:
 restart_some = jax.jit(lambda *arguments: restart_finished(draw_place, *arguments), static_argnums=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.booleans(), min_size=7, max_size=7), st.sampled_from([1, 3, 7]))
 def test_finished_copies_alone_begin_again(done: list[bool], at_once: int) -> None:

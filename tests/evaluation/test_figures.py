@@ -20,6 +20,7 @@ def made_board(runs, baseline_returns=SCALES):
     return leaderboard(runs, baseline_returns, resamples=FEW).boards[0]
 
 
+@pytest.mark.slow
 def test_files(tmp_path):
     runs = make_runs(RESULTS, curves=True)
     names = [path.name for path in figures.save_figures(runs, SCALES, "quick", tmp_path, resamples=FEW)]
@@ -139,6 +140,7 @@ def test_a_study_names_its_figures(tmp_path):
     assert files[0].name == "quick_ppo_returns.png"
 
 
+@pytest.mark.slow
 def test_another_algorithm_draws_into_files_of_its_own(tmp_path):
     for algorithm in ("ppo", "pqn"):
         ranked = leaderboard(make_runs(RESULTS, algorithm=algorithm), SCALES, resamples=FEW, title="mine")

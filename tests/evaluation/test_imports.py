@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 
+@pytest.mark.slow
 def test_scores_and_report_never_import_jax_or_pyplot(tmp_path):
     """Also not while they work: rliable and matplotlib are imported late."""
     code = """

@@ -205,6 +205,7 @@ def test_mean_return_is_another_metric():
 # --- same runs, same bytes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_bytes(tmp_path):
     runs = make_runs(RESULTS, curves=True)
     one, two = (leaderboard(r, SCALES, resamples=FEW) for r in (runs, shuffled(runs, 3)))
@@ -218,6 +219,7 @@ def test_the_same_runs_give_the_same_bytes(tmp_path):
         assert left.read_bytes() == right.read_bytes()
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from(["final_return", "mean_return"]))
 def test_the_order_of_rows_changes_nothing(root_seed, metric):
@@ -229,6 +231,7 @@ def test_the_order_of_rows_changes_nothing(root_seed, metric):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(st.floats(0.01, 100), st.floats(-50, 50))
 def test_the_ranking_does_not_depend_on_the_unit_of_returns(unit, shift):

@@ -181,6 +181,7 @@ def with_value(frame, column, place, value):
     return frame.assign(**{column: changed})
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_whatever_is_changed_the_rest_is_ranked_or_the_experiment_is_bad_rows(data):

@@ -93,6 +93,7 @@ def test_a_batch_is_kept_in_the_order_of_its_leaves(tmp_path: Path) -> None:
 # --- in use -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [2, 4])
 def test_a_checkpoint_in_the_middle_of_a_batch_is_exact(after: int, finished: Store, tmp_path: Path) -> None:
     first = Log()
@@ -109,6 +110,7 @@ def test_a_checkpoint_in_the_middle_of_a_batch_is_exact(after: int, finished: St
     assert not list(tmp_path.glob("experiments/*/partial-*"))
 
 
+@pytest.mark.slow
 def test_a_batch_begun_on_other_devices_is_begun_anew(finished: Store, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path, experiments(), devices=2, watcher=Stop(3), checkpoint_seconds=0.0)
@@ -119,6 +121,7 @@ def test_a_batch_begun_on_other_devices_is_begun_anew(finished: Store, tmp_path:
     assert not list(tmp_path.glob("experiments/*/partial-*"))
 
 
+@pytest.mark.slow
 def test_diagnosis_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     stopped, whole = tmp_path / "stopped", train(tmp_path / "whole", experiments(), num_seeds=2, diagnose=True)
     with pytest.raises(KeyboardInterrupt):
@@ -129,6 +132,7 @@ def test_diagnosis_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     same([store.load().diagnosis, *tables(store)], [whole.load().diagnosis, *tables(whole)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diagnose", [False, True])
 def test_a_batch_begun_with_or_without_diagnosis_is_begun_anew_where_that_changes(
     diagnose: bool, tmp_path: Path

@@ -17,6 +17,7 @@ from open_bench.training.task import make_task
 CPU = jax.devices()
 
 
+@pytest.mark.slow
 def test_what_is_stored_is_not_ahead(tmp_path: Path) -> None:
     store = train(tmp_path, [random_policy()], num_seeds=3)
     ahead = estimate([random_policy(), *experiments()], 5, store, CPU)

@@ -94,6 +94,7 @@ def test_seeds_differ(finished: Store) -> None:
     assert list(curves["env_steps"][:2]) == [32, 64]
 
 
+@pytest.mark.slow
 def test_more_seeds_add_a_shard_and_train_only_what_is_missing(finished: Store, tmp_path: Path) -> None:
     log = Log()
     train(tmp_path, experiments(), num_seeds=2, watcher=log)
@@ -121,6 +122,7 @@ def test_devices_and_company_do_not_change_an_experiment(devices: int, finished:
     assert scores.groupby("optimizer")["mean_return"].mean().nunique() == 2
 
 
+@pytest.mark.slow
 def test_divergence_is_stored_as_nan_and_true(tmp_path: Path) -> None:
     log = Log()
     store = train(tmp_path, experiments(f"{__name__}:breaking"), num_seeds=2, watcher=log)
@@ -134,6 +136,7 @@ def test_divergence_is_stored_as_nan_and_true(tmp_path: Path) -> None:
     assert row == {"seed": "0", "final_return": "", "mean_return": "", "diverged": "True", "env_steps": "1280"}
 
 
+@pytest.mark.slow
 def test_the_random_policy_is_an_experiment(tmp_path: Path) -> None:
     """Stored as the others, with their keys; never learned, so nothing but the returns is there."""
     store = train(tmp_path, [random_policy()])
@@ -194,6 +197,7 @@ def test_an_interrupted_stream_says_so(tmp_path: Path) -> None:
 # --- agents -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
 def test_agents_are_kept_when_asked_for(algorithm: str, tmp_path: Path) -> None:
     (chosen,) = experiments(algorithm=algorithm)
@@ -228,6 +232,7 @@ def test_agents_are_those_that_act(tmp_path: Path) -> None:
     assert not np.array_equal(kernel(found), kernel(differentiated)[0])
 
 
+@pytest.mark.slow
 def test_it_is_said_when_agents_are_wanted_of_what_is_stored_without(tmp_path: Path) -> None:
     train(tmp_path, experiments(), num_seeds=1)
     with pytest.warns(UserWarning, match="was trained without --save-agents and is stored already"):
@@ -255,6 +260,7 @@ class Mute(PPO):
         return super().update(rollout_key, learning_key, state, training_fraction, learning)
 
 
+@pytest.mark.slow
 def test_diagnosis_is_stored_beside_the_same_numbers(finished: Store, tmp_path: Path) -> None:
     """No part of the identity; the random policy, which never learns, has none."""
     store = train(tmp_path, [*experiments(), random_policy()], num_seeds=2, diagnose=True)
@@ -268,6 +274,7 @@ def test_diagnosis_is_stored_beside_the_same_numbers(finished: Store, tmp_path: 
     assert finished.load().diagnosis.empty
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_a_divergence_stays(tmp_path: Path) -> None:
     store = train(tmp_path, experiments(f"{__name__}:late"), num_seeds=1, diagnose=True)
     ratio = store.load().diagnosis.set_index("env_steps")["update_ratio"]
@@ -276,6 +283,7 @@ def test_what_was_measured_before_a_divergence_stays(tmp_path: Path) -> None:
     assert store.load().scores["diverged"].all()
 
 
+@pytest.mark.slow
 def test_it_is_said_when_diagnosis_is_wanted_of_what_is_stored_without(tmp_path: Path) -> None:
     log, both = Log(), [*experiments(), random_policy()]
     train(tmp_path, both, num_seeds=1)
@@ -291,6 +299,7 @@ def test_it_is_said_when_diagnosis_is_wanted_of_what_is_stored_without(tmp_path:
         train(tmp_path, both, num_seeds=2)  # and it stays
 
 
+@pytest.mark.slow
 def test_an_algorithm_without_diagnostics_trains_and_says_so(tmp_path: Path) -> None:
     chosen = experiments(algorithm=f"{__name__}:Mute")
     with pytest.warns(UserWarning, match="Mute reports no diagnostics: --diagnose stores nothing of it"):
@@ -411,6 +420,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_a_lock_falls_free_when_its_owner_is_killed(tmp_path: Path) -> None:
     """The experiment is left to its owner, and gone on with when that is dead."""
     store, chosen = Store(tmp_path), experiments("sgd", "adam")

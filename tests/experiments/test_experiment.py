@@ -117,6 +117,7 @@ def in_this_file(learning_rate: float = 1e-2) -> optax.GradientTransformation:
     return optax.sgd(learning_rate)
 
 
+@pytest.mark.slow
 def test_what_no_file_tells_is_another_experiment_every_time() -> None:
     """A function of a notebook may have been written anew under its name, so nothing stored is taken for it."""
     local = lambda learning_rate=1e-2: optax.sgd(learning_rate)

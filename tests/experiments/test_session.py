@@ -62,6 +62,7 @@ def test_every_study_gets_scores(ran: tuple[Session, Any, Log]) -> None:
     assert not again.started
 
 
+@pytest.mark.slow
 def test_adam_joins_and_the_board_says_so(ran: tuple[Session, Any, Log], openbench: OpenBench) -> None:
     """Trained by the fixture already. Without it there are returns, and no scores."""
     folder = ran[0].execution.results
@@ -103,6 +104,7 @@ def test_what_is_returned_is_what_is_written(ran: tuple[Session, Any, Log]) -> N
     assert "mine" not in (folder / "leaderboard.md").read_text().splitlines()[0]
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_study_are_its_own(ran: tuple[Session, Any, Log]) -> None:
     session, _, _ = ran
     open_bench.train("adam", "cartpole", num_seeds=3, results=session.execution.folder, **REQUEST)

@@ -124,6 +124,7 @@ def merged(finished: Store, tmp_path: Path) -> Store:
     return Store(tmp_path / "merged")
 
 
+@pytest.mark.slow
 def test_overlapping_shards_of_other_sizes_merge_when_equal(finished: Store, tmp_path: Path) -> None:
     store = merged(finished, tmp_path)
     assert [path.name for path in shards(store.results)] == ["shard-0000-0001", "shard-0000-0003", "shard-0002"]
@@ -367,6 +368,7 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 # --- diagnosis --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.floats(width=32), min_size=2, max_size=6), st.booleans())
 def test_diagnosis_comes_back_bit_for_bit(values: list[float], infinite: bool) -> None:

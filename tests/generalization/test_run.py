@@ -31,6 +31,7 @@ def test_variants_share_the_keys_of_their_base_and_the_base_its_runs_with_compar
     assert unshared.name != variant.name
 
 
+@pytest.mark.slow
 def test_a_training_environment_named_twice_is_one_point() -> None:
     plan = make_plan(load_generalization("smoke"), ["adam"], jax.devices(), train_on=["acrobot", "acrobot"])
     assert [point.label for point in plan.points if point.axis == "training"] == ["acrobot 200,000"]

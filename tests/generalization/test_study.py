@@ -17,6 +17,7 @@ from open_bench.generalization.study import AXES, Point, load_generalization, ma
 SEVEN = ("sixteen_rooms", "labyrinth", "rand_sparse", "rand_dense", "rand_long", "standard_maze", "rand_all")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped("generalize"))
 def test_every_point_of_a_shipped_study_can_be_made(name: str) -> None:
     study = load_generalization(name)
@@ -29,6 +30,7 @@ def test_every_point_of_a_shipped_study_can_be_made(name: str) -> None:
     assert {point.axis for point in points} <= set(AXES)
 
 
+@pytest.mark.slow
 def test_the_studies_hold_what_they_are_for() -> None:
     levels = make_points(load_generalization("gridworld"))
     assert [point.task.name for point in levels] == [f"gridworld/{name}" for name in SEVEN]

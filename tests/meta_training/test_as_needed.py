@@ -103,6 +103,7 @@ def test_a_second_process_waits_for_the_first_and_uses_its_weights(
     assert watch.generations == []
 
 
+@pytest.mark.slow
 def test_the_work_of_a_process_that_died_is_continued(tmp_path: Path) -> None:
     request, watch = make_request(), Watch()
     folder = tmp_path / "meta" / request.default_name

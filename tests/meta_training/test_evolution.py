@@ -14,6 +14,7 @@ from open_bench.meta_training.fitness import Fitness, pair_scores
 from open_bench.meta_training.spec import ANTITHETIC, MetaConfig
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["Open_ES", "SNES", "CMA_ES", "PGPE"])
 def test_evolution_climbs_towards_higher_fitness(strategy: str) -> None:
     config = MetaConfig(strategy=strategy, population=16, generations=40, sigma=0.1, learning_rate=0.1, b1=0.9)

@@ -146,6 +146,7 @@ def test_segments_of_any_length_give_the_same_numbers(evaluator: Evaluator, monk
     np.testing.assert_array_equal(*found)
 
 
+@pytest.mark.slow
 def test_an_interrupt_is_heard_in_the_middle_of_a_long_batch() -> None:
     updates = 2_000_000  # many minutes
     task = make_task("cartpole", steps=STEPS_PER_UPDATE * updates, settings=TINY)

@@ -248,6 +248,7 @@ def test_the_figure_copes_with_generations_and_evaluations_that_failed() -> None
     assert png(history_figure(pd.DataFrame([lost]), "lost")).startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_same_history_gives_the_same_files(tmp_path: Path) -> None:
     history = pd.DataFrame([row(1), evaluated(2)])
     first, second = (save_history(history, tmp_path / name / "history", "mine") for name in "ab")

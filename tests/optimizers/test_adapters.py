@@ -252,6 +252,7 @@ def notebook(code: str) -> dict[str, Any]:
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [functools.partial(plain, 0.5), functools.partial(plain, learning_rate=0.5)])
 def test_what_a_partial_binds_are_settings(value: Any) -> None:
     found = resolve(value)

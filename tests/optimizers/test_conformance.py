@@ -23,12 +23,14 @@ def with_theta(name: str) -> str:
 
 
 def or_slow(name: str) -> Any:
-    """The variants of OPEN, and what is largest, are left out by ``make check``."""
-    slow = name.startswith("open-") or name in ("velo", "optax.noisy_sgd")
-    return pytest.param(name, marks=pytest.mark.slow) if slow else name
+    """``make check`` is content with a few."""
+    return name if name in ("adam", "muon", "no-features") else pytest.param(name, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", map(or_slow, [*available(), *FROM_OPTAX, "lion+dpo", "adam:learning_rate=1e-3"]))
+NAMES = [*available(), *FROM_OPTAX, "lion+dpo", "adam:learning_rate=1e-3"]
+
+
+@pytest.mark.parametrize("name", [or_slow(name) for name in NAMES])
 def test_every_optimizer_conforms(name: str) -> None:
     optimizer = resolve(with_theta(name) if name in available() else name)
     failures = [result for result in check(optimizer) if not result.passed]
@@ -140,6 +142,7 @@ def reads_the_actors_name(update: Any) -> Any:
     return scaled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "found"),
     [
@@ -165,6 +168,7 @@ def test_conformance_finds_defects(change: Any, found: str) -> None:
     assert next(check(broken(lambda update: update), [found])).passed
 
 
+@pytest.mark.slow
 def test_other_acting_parameters_must_be_like_the_parameters() -> None:
     def checked(eval_params: Any) -> bool:
         return next(check(broken(lambda update: update, eval_params=eval_params), ["acting parameters"])).passed
@@ -176,6 +180,7 @@ def test_other_acting_parameters_must_be_like_the_parameters() -> None:
         assert not checked(wrong)
 
 
+@pytest.mark.slow
 def test_nan_is_reported_once() -> None:
     spec = broken(lambda update: lambda g, s, p=None, **e: (jax.tree.map(lambda x: x * jnp.nan, g), s))
     failures = [result for result in check(spec) if not result.passed]
@@ -222,6 +227,7 @@ def test_the_agents_are_lifelike() -> None:
     assert set(extras["activations"]["actor"]) == {"layer_00_dense", "layer_01_dense", "layer_02_dense"}
 
 
+@pytest.mark.slow
 def test_cost_is_measured_against_adam() -> None:
     found = cost(resolve("sgd"), resolve("adam"), steps=2, repeats=1)
     assert found.parameters == 59_908

@@ -112,6 +112,7 @@ def test_the_page_has_what_the_spec_says(spec: OptimizerSpec) -> None:
 # --- tracing ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @ALL
 def test_traced_numbers_compile_once_and_give_the_same_as_python_values(spec: OptimizerSpec) -> None:
     """Updates at two corners of the space are finite and come from one program; at Python numbers they are the same."""

@@ -126,6 +126,7 @@ def test_muon_takes_the_hidden_kernels() -> None:
     assert chosen(SMALL) == []
 
 
+@pytest.mark.slow
 def test_muon_orthogonalizes_hidden_kernels_and_is_adam_elsewhere() -> None:
     params = actor_critic(jax.random.key(0))
     settings = {"learning_rate": 1e-2, "b1": 0.95, "b2": 0.99, "eps": 1e-6}

@@ -27,6 +27,7 @@ BOTH = pytest.mark.parametrize("config", [TINY, TINY_PQN], ids=["ppo", "pqn"])
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @BOTH
 def test_networks_and_episodes_begin_from_streams_of_their_own(config: Any) -> None:
     environment, key = make("gymnax:CartPole-v1"), jax.random.key(5)
@@ -40,6 +41,7 @@ def test_networks_and_episodes_begin_from_streams_of_their_own(config: Any) -> N
     jax.tree.map(np.testing.assert_array_equal, (state.agent.params, state.agent.observation), jax.jit(expected)())
 
 
+@pytest.mark.slow
 def test_every_optimizer_meets_the_same_networks_and_episodes() -> None:
     environment = Probe(length=3, random_observation=True)
     states = []
@@ -122,6 +124,7 @@ def recorder(environment: Environment, config: AlgorithmConfig, updates: int) ->
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "updates", "epochs"), [(TINY, 3, 3), (TINY, 1, 1), (TINY, 2, 1), (TINY_PQN, 3, 2)])
 def test_extras_tell_where_in_the_lifetime_an_update_is(config: Any, updates: int, epochs: int) -> None:
     name = "num_epochs" if config is TINY_PQN else "update_epochs"
@@ -142,6 +145,7 @@ def test_extras_tell_where_in_the_lifetime_an_update_is(config: Any, updates: in
     assert len({tuple(key) for key in told.key.tolist()}) == steps
 
 
+@pytest.mark.slow
 @BOTH
 def test_activations_and_loss_are_those_of_the_minibatches(config: Any) -> None:
     """Parameters never change here, so an epoch's minibatches average to the whole rollout, recomputed by hand."""
@@ -183,6 +187,7 @@ class Silent(PPO):
         return super().loss(*arguments)[0], {}
 
 
+@pytest.mark.slow
 def test_optimizers_that_ignore_activations_do_not_pay_for_them() -> None:
     """The compiled program is that of a loss which never computes them; one that reads them does more."""
     plain = optax.with_extra_args_support(optax.sgd(1e-2))
@@ -221,6 +226,7 @@ def twice(state: Any, params: Any) -> Any:
     return jax.tree.map(lambda p: 2.0 * p + 0.1, params)
 
 
+@pytest.mark.slow
 @BOTH
 def test_rollouts_use_the_acting_parameters(config: Any) -> None:
     """The parameters that are differentiated at choose action 0, which is worth nothing; those that act choose 1."""
@@ -247,6 +253,7 @@ def test_rollouts_use_the_acting_parameters(config: Any) -> None:
     assert returns[1] > 2
 
 
+@pytest.mark.slow
 def test_old_log_probabilities_and_values_are_the_acting_parameters() -> None:
     """At the parameters that act the ratio π/π_old would be 1; the loss, taken elsewhere, sees another."""
     environment, key = Probe(length=3), jax.random.key(3)
@@ -276,6 +283,7 @@ def test_old_log_probabilities_and_values_are_the_acting_parameters() -> None:
     assert told != pytest.approx(elsewhere, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_schedule_free_optimizer_acts_at_its_average() -> None:
     """Third update: the rollout and the old log-probabilities are x's, the loss and its gradient y's."""
     config = TINY.model_copy(update={"num_minibatches": 1, "update_epochs": 1})

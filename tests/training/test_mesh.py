@@ -55,6 +55,7 @@ def on_one_device(algorithm: str = "ppo") -> list[Any]:
     return in_batches(program(1, algorithm=algorithm), list(range(SEEDS)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("algorithm", "count"), [("ppo", 2), ("ppo", 4), ("pqn", 4)])
 def test_any_number_of_devices_gives_the_same_bits(algorithm: str, count: int) -> None:
     compiled = program(count, algorithm=algorithm)
@@ -65,6 +66,7 @@ def test_any_number_of_devices_gives_the_same_bits(algorithm: str, count: int) -
     equal(in_batches(compiled, [3, 0, 1]), [leaf[[3, 0, 1]] for leaf in expected])
 
 
+@pytest.mark.slow
 def test_alone_or_among_others_gives_the_same_bits() -> None:
     equal(in_batches(program(1), [2]), [leaf[2:3] for leaf in on_one_device()])
     for leaf in on_one_device():  # the seeds differ from one another, so the comparison means something
@@ -82,6 +84,7 @@ def test_segments_give_the_same_bits(cuts: tuple[int, ...]) -> None:
     equal(in_batches(program(1), [0], cuts), [leaf[:1] for leaf in on_one_device()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["ppo", "pqn"])
 def test_a_restored_state_goes_on_with_the_same_bits(algorithm: str) -> None:
     one = program(1, algorithm=algorithm)

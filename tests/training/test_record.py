@@ -71,6 +71,7 @@ def by_updates(program: Program, number: int = 0) -> tuple[Any, list[float]]:
     return jax.device_get(state), returns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("updates", [1, 19, 21, 450])
 def test_scores_equal_those_of_the_returns_update_by_update(updates: int) -> None:
     """An episode is 11 steps and the rollout 4, so the first updates have no return."""
@@ -95,6 +96,7 @@ def test_scores_equal_those_of_the_returns_update_by_update(updates: int) -> Non
     np.testing.assert_allclose(curves["episode_return"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_episodes_that_never_finish_give_nan_and_no_divergence() -> None:
     scores, curves = scored(compiled(lifetime_of(Probe(never_ends=True), updates=30)))
     assert scores[["final_return", "mean_return"]].isna().all(axis=None)
@@ -165,6 +167,7 @@ def highest(value: str) -> Metric:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, TINY_PQN], ids=["ppo", "pqn"])
 def test_a_new_statistic_is_one_entry(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Made of the returns update by update, as the others; what nobody reports has no column."""

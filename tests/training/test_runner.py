@@ -39,6 +39,7 @@ def arrays(batches: list[Finished]) -> list[Any]:
     return jax.tree.leaves(jax.tree.map(lambda *parts: np.concatenate(parts), *measured))
 
 
+@pytest.mark.slow
 def test_a_batch_is_init_and_run() -> None:
     """Metrics, curves and acting parameters are those of the states that the program gives by hand."""
     batches = finished(program(), KEYS, keep_agents=True)
@@ -53,6 +54,7 @@ def test_a_batch_is_init_and_run() -> None:
         assert batch.seconds > 0
 
 
+@pytest.mark.slow
 def test_spare_places_are_left_out() -> None:
     three = finished(program(2), KEYS[:3])
     assert [list(batch.indices) for batch in three] == [[0, 1], [2]]
@@ -130,6 +132,7 @@ def test_a_checkpoint_of_another_program_is_not_used() -> None:
     assert sum(segment.updates for segment in told) == UPDATES
 
 
+@pytest.mark.slow
 def test_every_lifetime_may_have_inputs_of_its_own() -> None:
     """A population: each member's learning rate gives what it gives when all share it."""
 

@@ -125,6 +125,7 @@ def test_all_of_it_is_written(tuned: tuple[Path, Tuned]) -> None:
     assert figures == ["curves.png"] * 4 + ["returns.png"] * 4
 
 
+@pytest.mark.slow
 def test_an_earlier_winner_is_moved_away(tmp_path: Path) -> None:
     """With more trials another may win, and two winners of one track would be no board."""
     request = {**TINY, "trials": 2, "num_seeds": 1, "report_seeds": 1, "results": tmp_path}
@@ -140,6 +141,7 @@ def test_an_earlier_winner_is_moved_away(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("superseded/*/experiment.json"))) == 1
 
 
+@pytest.mark.slow
 def test_objects_are_tuned_and_a_failing_trial_never_wins(tmp_path: Path) -> None:
     request = {**AMOUNT, **TINY, "results": tmp_path, "trials": 3, "report_seeds": 1}
     found = open_bench.tune(breaking, "cartpole", **request)
@@ -152,6 +154,7 @@ def test_objects_are_tuned_and_a_failing_trial_never_wins(tmp_path: Path) -> Non
     assert read_toml(path)["optimizer"].endswith(":breaking")
 
 
+@pytest.mark.slow
 def test_a_tuning_without_a_winner_says_so(tmp_path: Path) -> None:
     spec = f"{__name__}:always_breaking"
     found = open_bench.tune(spec, "cartpole", trials=1, num_seeds=1, **TINY, results=tmp_path)

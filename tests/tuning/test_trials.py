@@ -92,6 +92,7 @@ def test_rows_say_what_was_tried(whole: Path) -> None:
     assert all(batch["run_seconds"] > 0 and batch["revision"] for batch in batches)
 
 
+@pytest.mark.slow
 def test_a_trial_is_an_ordinary_experiment(whole: Path, tmp_path: Path) -> None:
     """Bitwise: the same setting, root seed and vmap size."""
     job = trials_of(whole, 3, 2)
@@ -113,6 +114,7 @@ def test_a_trial_is_an_ordinary_experiment_when_lifetimes_are_vmapped(tmp_path: 
     assert list(rows.loc[rows["trial"] == 1, "mean_return"]) == list(scores["mean_return"])
 
 
+@pytest.mark.slow
 def test_more_trials_and_seeds_train_only_what_is_missing(whole: Path, tmp_path: Path) -> None:
     log = Log()
     run(trials_of(tmp_path, 1, 2), watcher=log)
@@ -127,6 +129,7 @@ def test_more_trials_and_seeds_train_only_what_is_missing(whole: Path, tmp_path:
     assert stored(tmp_path) == stored(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 4])
 def test_interrupted_tuning_goes_on(after: int, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -136,6 +139,7 @@ def test_interrupted_tuning_goes_on(after: int, whole: Path, tmp_path: Path) -> 
     assert not list(tmp_path.glob("tuning/*/partial-*"))
 
 
+@pytest.mark.slow
 def test_a_setting_that_has_changed_is_tried_anew(whole: Path, tmp_path: Path) -> None:
     """Published settings may be corrected: what was stored of trial 0 is no trial of them."""
     run(before := trials_of(tmp_path, 1, 2))
@@ -149,6 +153,7 @@ def test_a_setting_that_has_changed_is_tried_anew(whole: Path, tmp_path: Path) -
     assert len(curves) == 4 * 40
 
 
+@pytest.mark.slow
 def test_a_damaged_table_is_named_and_set_aside(tmp_path: Path) -> None:
     run(job := trials_of(tmp_path, 1, 1))
     (job.path / "trials.csv").write_text("trial,seed\n0,zero\n")
@@ -169,6 +174,7 @@ def test_all_trials_are_one_program(tmp_path: Path) -> None:
     assert [event.trained for event in log.events if isinstance(event, Finished)] == [6]
 
 
+@pytest.mark.slow
 def test_a_static_hyperparameter_means_a_program_for_each_of_its_values(tmp_path: Path) -> None:
     """And a user's function is tuned like any other."""
     log = Log()

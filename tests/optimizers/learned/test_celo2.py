@@ -31,6 +31,7 @@ def theta(arrays):
     return subtree(arrays, "theta/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "prefix"), [("celo2", "full"), ("celo2-base", "base")])
 def test_reproduces_the_original(name, prefix, arrays, theta):
     """Parameters to 1e-5 relative, updates to 1e-3 of the largest."""
@@ -57,6 +58,7 @@ def test_reproduces_the_original(name, prefix, arrays, theta):
     assert len(rates) == 8
 
 
+@pytest.mark.slow
 def test_directions_have_root_mean_square_one(theta):
     """Over the last two axes, whatever the rank; a matrix of celo2 is nearly orthogonal."""
     shapes = {"scalar": (), "bias": (7,), "kernel": (6, 4), "filter": (2, 3, 5, 4)}
@@ -84,6 +86,7 @@ def test_orthogonalizing_moves_singular_values_to_one(shape):
     assert values.max() < 1.3
 
 
+@pytest.mark.slow
 def test_only_celo2_gives_vectors_to_adam(theta):
     params = {"bias": jnp.ones(3), "kernel": jnp.ones((3, 2)), "empty": jnp.zeros((0, 2))}
     steps = {}

@@ -148,6 +148,7 @@ def replay(name):
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_reproduces_the_original(name):
     for step, updates, expected_updates, params, expected, _ in replay(name):
@@ -389,6 +390,7 @@ def test_other_names_of_layers_are_blocks_by_themselves():
     assert Layout.of(golden_names).layer_blocks == Layout.of(golden_names).layers
 
 
+@pytest.mark.slow
 def test_noise_goes_to_the_network_that_acts():
     params, gradients, activations = q_agent()
     theta, state = random_theta("open"), make("open").init(params)
@@ -585,6 +587,7 @@ def test_one_compilation_and_stable_state():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_strict_promotion_and_scan():
     params, gradients, activations = agent()
 
@@ -603,6 +606,7 @@ def test_strict_promotion_and_scan():
     assert np.isfinite(biggest(trained))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["open", "no-features"])
 def test_a_batch_of_thetas_equals_a_loop(name):
     data = agent()

@@ -117,6 +117,7 @@ def test_validate_names_the_array_that_does_not_fit(name, cell):
         SPEC[name].build()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPEC)
 def test_edges(name):
     optimizer = make(name)
@@ -132,6 +133,7 @@ def test_edges(name):
     assert np.isfinite(biggest(updates["actor"]["dense_00"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPEC)
 def test_jit_scan_strict_promotion_and_batches_of_theta(name):
     gradients, traces = tensors(), []

@@ -74,10 +74,12 @@ def check_against_the_original(optimizer, golden, steps):
         params = wanted
 
 
+@pytest.mark.slow
 def test_reproduces_the_original(theta, golden):
     check_against_the_original(velo.scale_by_velo(theta, int(golden["num_steps"])), golden, 8)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("OPEN_BENCH_REFERENCE_WEIGHTS" not in os.environ, reason="OPEN_BENCH_REFERENCE_WEIGHTS is not set")
 def test_celo_reproduces_the_original():
     with np.load(GOLDEN / "celo.npz") as file:
@@ -88,6 +90,7 @@ def test_celo_reproduces_the_original():
     check_against_the_original(velo.celo(theta, length), golden, 12)
 
 
+@pytest.mark.slow
 def test_celo_is_a_velo_whose_lstm_writes_a_constant(theta, celo):
     """With controls of 1/100, and the step size of Celo's bias, VeLO takes Celo's steps."""
     size = {"w": jnp.zeros((8, 1)), "b": jnp.array([0.7])}
@@ -106,6 +109,7 @@ def test_celo_is_a_velo_whose_lstm_writes_a_constant(theta, celo):
         np.testing.assert_allclose(update, other, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_reproduces_the_original_in_one_scan(theta, golden):
     params = subtree(golden, "params0/")
     optimizer = velo.velo(theta, TrainingLength(10, 1, 1))
@@ -129,6 +133,7 @@ PARAMS = {
 }
 
 
+@pytest.mark.slow
 def test_any_rank_and_dtype_under_strict_promotion(theta):
     params = jax.tree.map(jnp.asarray, PARAMS) | {"half": jnp.ones((2, 2), jnp.bfloat16)}
     with jax.numpy_dtype_promotion("strict"):
@@ -148,6 +153,7 @@ def test_only_empty_tensors(theta):
     assert updates[0]["empty"].shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_one_trace_serves_all_steps(theta):
     optimizer, traces = velo.velo(theta, TrainingLength(5, 1, 1)), []
 
@@ -164,6 +170,7 @@ def test_one_trace_serves_all_steps(theta):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_theta_and_seeds_may_carry_a_vmap_axis(theta):
     params = {"kernel": jnp.linspace(-1, 1, 6).reshape(3, 2), "bias": jnp.ones(2)}
 
@@ -226,6 +233,7 @@ def test_largest_dimensions_are_factored(shape, axes):
     assert velo.factored_axes(shape) == axes
 
 
+@pytest.mark.slow
 def test_long_lifetimes_average_over_groups(theta):
     """9 steps with at most 4 for VeLO: groups of 3, so VeLO takes 3 steps with the groups' means."""
     params = {"w": jnp.array([[0.5, -0.2], [0.1, 0.3]]), "b": jnp.float32(1)}
@@ -258,6 +266,7 @@ def test_entry_needs_weights_and_has_the_official_size(spec, size):
     spec.learned.validate(shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "inits"), [(velo.VELO, 8), (velo.CELO, 1)])
 def test_random_theta_makes_finite_steps(variant, inits):
     theta = jax.jit(functools.partial(velo.init_theta, variant=variant, hidden=16, inits=inits))(jax.random.key(1))

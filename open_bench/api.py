@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from open_bench.algorithms.base import Algorithm
     from open_bench.evaluation.leaderboard import Leaderboard
+    from open_bench.exchange.verify import Verification
     from open_bench.experiments.session import Session
     from open_bench.generalization.scores import Generalization
     from open_bench.generalization.study import GeneralizationConfig
@@ -269,3 +270,29 @@ def report(results: str | Path = "results", path: str | Path | None = None, budg
     from open_bench.report.page import write
 
     return write(Path(results), None if path is None else Path(path), budget)
+
+
+def verify(
+    num_seeds: int = 4, *, root_seed: int | None = None, own_code: bool = False, execution: Execution = HERE,
+    **where: Any,
+) -> "Verification":  # fmt: skip
+    """Run a random sample of the stored seeds again and compare; ``passed`` says whether all agree. Writes nothing.
+
+    Args:
+        num_seeds: of all experiments together.
+        root_seed: of the sample; by default another one each time.
+        own_code: import optimizers, algorithms and environments from outside open-bench; else they are ``skipped``.
+        execution: the folder and the devices; see ``train``. The vmap size is always the stored one.
+
+    Raises:
+        UserError: nothing is stored, or nothing of it can be run again.
+    """
+    quiet_xla()
+    from open_bench.exchange.verify import verify as run
+    from open_bench.experiments.session import watcher_of
+    from open_bench.experiments.store import Store
+    from open_bench.training.devices import start
+
+    here = execution.but(where)
+    store, devices = Store(here.folder), start(here.devices, here.executor)
+    return run(store, num_seeds, devices, root_seed=root_seed, own_code=own_code, watcher=watcher_of(here))

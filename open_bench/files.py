@@ -6,7 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 TEMPORARY = ".tmp-"  # begins the names of folders that are being written
 _PACKAGE = Path(__file__).resolve().parent
@@ -33,18 +33,25 @@ def write_atomically(path: str | Path, data: str | bytes) -> Path:
 
     Parent folders are made. A reader sees the old file or the new one, never a part. Raises OSError.
     """
+    with file_written_whole(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def file_written_whole(path: str | Path) -> Iterator[BinaryIO]:
+    """The same for what is written piece by piece: a file that takes its name when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            yield file
             file.flush()
             os.fsync(file.fileno())  # a machine that stops leaves the old file or the new one, too
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path
 
 
 def write_toml(path: str | Path, content: Mapping[str, Any]) -> Path:

@@ -5,15 +5,27 @@ from typing import Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, BUDGET, KEEP, SET, STEPS, num_seeds, reports, root_seed, trains
+from open_bench.cli.options import (
+    ALGORITHM,
+    BUDGET,
+    KEEP,
+    SET,
+    STEPS,
+    num_seeds,
+    optimizer_names,
+    reports,
+    root_seed,
+    shipped,
+    trains,
+)
 from open_bench.config import Execution
 
 WRITTEN = ("generalization.csv", "points.csv", "axes.csv", "summary.csv", "generalization.md", "figures/")
 
 
 @click.command()
-@click.argument("optimizers", nargs=-1, required=True, metavar="OPTIMIZER...")
-@click.option("--study", default="smoke", show_default=True,
+@click.argument("optimizers", nargs=-1, required=True, metavar="OPTIMIZER...", shell_complete=optimizer_names)
+@click.option("--study", default="smoke", show_default=True, shell_complete=shipped("generalize"),
               help="smoke, gridworld, full, or a .toml of yours.")  # fmt: skip
 @click.option("--train-on", multiple=True, metavar="ENV",
               help="Where weights were trained that do not say; repeatable.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""``openbench list``, ``show`` and ``check``: what there is, and whether it is sound."""
+"""``openbench list``, ``show``, ``check``, ``doctor`` and ``completion``: what there is, and whether it is sound."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import click
 from rich.markup import escape
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, JSON, RESULTS, SET
+from open_bench.cli.options import ALGORITHM, JSON, RESULTS, SET, optimizer_names, shipped
 
 LISTED = ("optimizers", "algorithms", "environments", "studies", "weights")
 
@@ -24,7 +24,7 @@ def list_(kind: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("environment")
+@click.argument("environment", shell_complete=shipped("environments"))
 @click.option("--root-seed", type=click.IntRange(0, 1_000_001), default=0, show_default=True,
               help="The root of all keys.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Whose level to show.")
@@ -51,7 +51,7 @@ def show(png: Path | None, **request: Any) -> None:
 
 
 @click.command()
-@click.argument("optimizer")
+@click.argument("optimizer", shell_complete=optimizer_names)
 @click.option("--no-cost", is_flag=True, help="Leave out the timing against Adam.")
 def check(optimizer: str, no_cost: bool) -> None:
     """Check that OPTIMIZER follows the contract: for anyone who writes one. Exits with 1 when a check fails."""
@@ -71,3 +71,37 @@ def check(optimizer: str, no_cost: bool) -> None:
         each, whole = cost.state_bytes / cost.parameters, cost.state_bytes / 2**20
         console.say(f"state {each:.1f} bytes a parameter ({whole:.2f} MiB for {cost.parameters:,})")
         console.say(f"step  {1e3 * cost.seconds_per_step:.2f} ms, {cost.relative:.1f} × Adam's")
+
+
+@click.command()
+@RESULTS
+@JSON
+def doctor(results: Path, as_json: bool) -> None:
+    """Look at the installation: versions, devices, memory, folders. Exits with 1 when something is wrong."""
+    from open_bench.cli.listings import findings
+    from open_bench.experiments.doctor import WRONG, examine
+
+    found = examine(results)
+    findings(found).print(as_json)
+    if any(each.status == WRONG for each in found):
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print what makes SHELL complete commands, options and names.
+
+    \b
+    openbench completion bash >> ~/.bashrc
+    openbench completion zsh >> ~/.zshrc
+    openbench completion fish > ~/.config/fish/completions/openbench.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    program = kind(context.find_root().command, {}, "openbench", "_OPENBENCH_COMPLETE")
+    # What click's own method returns, without asking the shell for its version: it need not be here.
+    console.say(program.source_template % program.source_vars())

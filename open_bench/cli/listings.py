@@ -11,7 +11,7 @@ from rich.text import Text
 from open_bench import config
 from open_bench.cli import console
 from open_bench.errors import UserError
-from open_bench.text import compact
+from open_bench.text import compact, number
 
 Row = Mapping[str, str]  # heading → cell
 NARROWEST_TEXT = 24  # columns of a cell of words; with less, each row becomes a paragraph
@@ -276,3 +276,25 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
         return [pair for key, each in below for pair in _flat(each, f"{prefix}.{key}" if prefix else str(key))]
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return [(prefix, text if text and value not in (None, {}) else "–")]
+
+
+def verified(table: Any) -> Listing:
+    """Seeds that were run again (``Verification.rows``)."""
+    rows = [
+        {"environment": row["environment"], "optimizer": row["optimizer"], "seed": str(row["seed"]),
+         "stored return": number(row["stored"]) or "none", "again": number(row["again"]) or "none",
+         "agreement": row["agreement"]}
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+    return Listing(console.records(table), rows)
+
+
+def findings(found: Sequence[Any]) -> Listing:
+    """What ``openbench doctor`` has found."""
+    values = [each._asdict() for each in found]
+    rows = [
+        {"what": each.name, "": {"ok": "ok", "note": "note", "wrong": "WRONG"}[each.status],
+         "found": " – ".join(filter(None, (each.detail, each.advice)))}
+        for each in found
+    ]  # fmt: skip
+    return Listing(values, rows, frozenset({"found"}))

@@ -68,21 +68,20 @@ def _show_warning(message: Any, category: Any, filename: str, *_: Any) -> None:
 def _print_versions(context: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or context.resilient_parsing:
         return
-    from importlib.metadata import version
+    import platform
 
     import open_bench
-    from open_bench.training.devices import start
+    from open_bench.machine import devices_ahead, installed_version
 
     console.say(f"openbench, version {open_bench.__version__}")
-    found = start()
-    kinds = ", ".join(sorted({device.device_kind for device in found}))
-    console.say(f"jax {version('jax')}, {len(found)} × {found[0].platform} ({kinds})")
+    versions = [f"{name} {installed_version(name)}" for name in ("jax", "jaxlib")]
+    console.say(f"{', '.join(versions)}, Python {platform.python_version()}, {devices_ahead()}")
     context.exit()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_versions,
-              help="Show the versions of open-bench and JAX, and the devices.")  # fmt: skip
+              help="Show the versions of open-bench, JAX and Python, and the devices.")  # fmt: skip
 def cli() -> None:
     """Compare optimizers for reinforcement learning: one harness, the same seeds, interval estimates.
 
@@ -102,9 +101,14 @@ COMMANDS: tuple[click.Command, ...] = (
     generalize.generalize,
     results.leaderboard,
     results.report,
+    results.export,
+    results.import_,
+    results.verify,
     inspect.list_,
     inspect.show,
     inspect.check,
+    inspect.doctor,
+    inspect.completion,
     weights.weights,
 )
 for command in COMMANDS:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, SET, STEPS, reports, root_seed, trains
+from open_bench.cli.options import ALGORITHM, SET, STEPS, optimizer_names, reports, root_seed, shipped, trains
 from open_bench.config import Execution
 
 if TYPE_CHECKING:
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 @click.command("meta-train")
-@click.argument("optimizer")
-@click.option("--env", "-e", "environments", multiple=True, help="Environment to train on; repeatable.")
+@click.argument("optimizer", shell_complete=optimizer_names)
+@click.option("--env", "-e", "environments", multiple=True, shell_complete=shipped("environments"),
+              help="Environment to train on; repeatable.")  # fmt: skip
 @click.option("--held-out", multiple=True, help="Environment that is only evaluated; repeatable.")
-@click.option("--study", metavar="NAME|FILE",
+@click.option("--study", metavar="NAME|FILE", shell_complete=shipped("meta"),
               help="Settings that ship, or a .toml of yours; options replace its values.")  # fmt: skip
 @click.option("--strategy", help="An evosax strategy (Open_ES by default).")
 @click.option("--population", type=int, help="Members of a generation.")

@@ -43,6 +43,24 @@ def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
     return settings
 
 
+def shipped(kind: str) -> Callable[[Any, Any, str], list[str]]:
+    """Completes names that ship: environments, studies, meta or generalize."""
+
+    def complete(_: Any, __: Any, incomplete: str) -> list[str]:
+        from open_bench import config
+
+        return [name for name in config.shipped(kind) if name.startswith(incomplete)]
+
+    return complete
+
+
+def optimizer_names(_: Any, __: Any, incomplete: str) -> list[str]:
+    """Completes names of registered optimizers."""
+    from open_bench.optimizers.registry import available
+
+    return [name for name in available() if name.startswith(incomplete)]
+
+
 SET = click.option("--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE",
                    help="Change a setting of the algorithm, as num_envs=32 or hidden=[64,64]; repeatable.")  # fmt: skip
 RESULTS = click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
@@ -65,32 +83,33 @@ def root_seed(default: int | None = None) -> Decorator:
                         show_default=default is not None, help="The root of all keys.")  # fmt: skip
 
 
-_HOW_TO_RUN = options(
-    RESULTS,
-    click.option("--devices", type=int, help="Devices to use. On a CPU every core is one by default."),
-    click.option("--vmap-size", type=int, help="Lifetimes vmapped on one device (1 on a CPU by default)."),
-    click.option("--coordinator", metavar="HOST:PORT", help="Join a jax.distributed cluster at this address."),
-    click.option("--num-processes", type=int, help="Processes in the cluster; they share the results folder."),
-    click.option("--process-id", type=int, help="This process's number in the cluster, from 0."),
+DEVICES = click.option("--devices", type=int, help="Devices to use. On a CPU every core is one by default.")
+_SHOWN = options(
     click.option("--quiet", "-q", is_flag=True, help="Print nothing but the result."),
     click.option("--plain", is_flag=True, help="Lines instead of bars (the default when not in a terminal)."),
     click.option("--dry-run", is_flag=True, help="Print the plan with an estimate, and train nothing."),
     JSON,
 )
+_CLUSTER = options(
+    click.option("--coordinator", metavar="HOST:PORT", help="Join a jax.distributed cluster at this address."),
+    click.option("--num-processes", type=int, help="Processes in the cluster; they share the results folder."),
+    click.option("--process-id", type=int, help="This process's number in the cluster, from 0."),
+)
+VMAP_SIZE = click.option("--vmap-size", type=int, help="Lifetimes vmapped on one device (1 on a CPU by default).")
 KEEP = options(
     click.option("--save-agents", is_flag=True, help="Keep the trained agents' parameters."),
     click.option("--diagnose", is_flag=True, help="Record why an optimizer wins or collapses: KL, entropy, norms, …"),
 )
 
 
-def trains(command: Command) -> Command:
-    """Options of every command that trains, which receives ``execution`` in their place."""
+def runs(command: Command) -> Command:
+    """A command that runs lifetimes: it receives ``execution`` in place of the options that say where and how."""
 
     @functools.wraps(command)
     def run(
-        results: Path, devices: int | None, vmap_size: int | None, coordinator: str | None, num_processes: int | None,
-        process_id: int | None, quiet: bool, plain: bool, dry_run: bool, as_json: bool, save_agents: bool = False,
-        diagnose: bool = False, **request: Any,
+        results: Path, devices: int | None, quiet: bool, plain: bool, dry_run: bool, as_json: bool,
+        vmap_size: int | None = None, coordinator: str | None = None, num_processes: int | None = None,
+        process_id: int | None = None, save_agents: bool = False, diagnose: bool = False, **request: Any,
     ) -> None:  # fmt: skip
         from open_bench.progress import Tally
 
@@ -102,7 +121,12 @@ def trains(command: Command) -> Command:
         with _explained(tally, request.get("settings") or {}), contextlib.suppress(_Planned):
             command(execution=execution, as_json=as_json, **request)
 
-    return _HOW_TO_RUN(run)
+    return options(RESULTS, DEVICES, _SHOWN)(run)
+
+
+def trains(command: Command) -> Command:
+    """Options of every command that trains."""
+    return options(VMAP_SIZE, _CLUSTER)(runs(command))
 
 
 def reports(command: Command) -> Command:

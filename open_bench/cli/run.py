@@ -5,7 +5,20 @@ from typing import Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, BUDGET, KEEP, SET, STEPS, num_seeds, options, reports, root_seed, trains
+from open_bench.cli.options import (
+    ALGORITHM,
+    BUDGET,
+    KEEP,
+    SET,
+    STEPS,
+    num_seeds,
+    optimizer_names,
+    options,
+    reports,
+    root_seed,
+    shipped,
+    trains,
+)
 from open_bench.cli.results import print_board
 from open_bench.config import Execution
 
@@ -15,8 +28,9 @@ _REQUEST = options(ALGORITHM, STEPS, SET, HYPERPARAMETERS, KEEP, trains)
 
 
 @click.command()
-@click.argument("optimizer")
-@click.option("--env", "-e", "environment", required=True, help="Environment: a shipped name, a .toml, a gymnax id.")
+@click.argument("optimizer", shell_complete=optimizer_names)
+@click.option("--env", "-e", "environment", required=True, shell_complete=shipped("environments"),
+              help="Environment: a shipped name, a .toml, a gymnax id.")  # fmt: skip
 @click.option("--budget", default="quick", show_default=True, help="One of the environment's budgets.")
 @num_seeds(1)
 @root_seed(0)
@@ -42,9 +56,11 @@ def train(execution: Execution, as_json: bool, **request: Any) -> None:
 
 
 @click.command()
-@click.argument("study", required=False)
-@click.option("--optimizer", "-o", "optimizers", multiple=True, help="Optimizer; repeatable; replaces the study's.")
-@click.option("--env", "-e", "environments", multiple=True, help="Environment; repeatable; replaces the study's.")
+@click.argument("study", required=False, shell_complete=shipped("studies"))
+@click.option("--optimizer", "-o", "optimizers", multiple=True, shell_complete=optimizer_names,
+              help="Optimizer; repeatable; replaces the study's.")  # fmt: skip
+@click.option("--env", "-e", "environments", multiple=True, shell_complete=shipped("environments"),
+              help="Environment; repeatable; replaces the study's.")  # fmt: skip
 @BUDGET
 @num_seeds()
 @root_seed()

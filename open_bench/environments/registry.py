@@ -2,14 +2,15 @@
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from open_bench import plugins
-from open_bench.config import load, shipped
+from open_bench.config import build, load, shipped
 from open_bench.environments import user_classes
 from open_bench.environments.base import Environment, Options
 from open_bench.environments.config import EnvironmentConfig
@@ -116,6 +117,27 @@ def _class_of(source: str) -> Any:
         f"unknown environment source '{source}': it must begin with {', '.join(f'{name}:' for name in ADAPTERS)} or be "
         f"module:Class.{near_matches(adapter, ADAPTERS)}"
     )
+
+
+def is_ours(source: str) -> bool:
+    """Whether making an environment imports no code from outside."""
+    return source.partition(":")[0] in ADAPTERS
+
+
+def stored_environment(
+    name: str, source: str, options: Options, version: int, family: str, budgets: Mapping[str, int]
+) -> EnvironmentConfig:
+    """The configuration that a stored experiment tells of; a class of the user's is imported.
+
+    The version is the shipped one's where the environment ships, so that an older one is told apart.
+    """
+    base = re.split(r"[\[{]", name)[0]
+    if base in (files := shipped("environments")):
+        version = load(EnvironmentConfig, files[base]).version
+    values = {"name": "stored", "description": "stored", "family": family, "source": source, "version": version,
+              "options": dict(options), "budgets": dict(budgets)}  # fmt: skip
+    config = build(EnvironmentConfig, values, f"environment {name}").model_copy(update={"name": name})
+    return config.made_by(plugins.file_digest(_class_of(source))) if _is_class(source) else config
 
 
 # --- environments of the user's ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 The same runs give the same bytes; see ``style`` for the look that all figures share.
 """
 
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LEVELS = {"Adam (stored)": LEVEL, "random policy": (0, (2, 2))}
+MOST_CELLS = 600  # optimizers × environments of a board whose environments are drawn
 
 
 def save_figures(
@@ -46,6 +48,7 @@ def save_figures(
     resamples: int = RESAMPLES,
     ranked: Leaderboard | None = None,
     formats: Collection[str] = ("png",),
+    most_cells: int = MOST_CELLS,
 ) -> list[Path]:
     """Draw every board of ``budget`` (None: of all) into ``directory``; returns the files, in order.
 
@@ -53,6 +56,7 @@ def save_figures(
     environment has a scale and an optimizer has run in all of those, ``…_aggregates.png`` and ``…_profiles.png``;
     ``…_time_to_target.png`` where Adam's target and curves are there; for each environment with a stored diagnosis
     ``…_diagnosis_<environment>.png``.
+    A board of more than ``most_cells`` optimizers × environments has no figures of single environments but diagnosis.
     Boards that would share a name have protocol, root seed and vmap size in it. ``ranked`` saves computing the
     leaderboard again; ``formats``: see ``style.save``. Raises what ``leaderboard`` raises.
     """
@@ -63,7 +67,7 @@ def save_figures(
     written = []
     for board, stem in zip(shown, stems, strict=True):
         suffix = _suffix(board) if stems.count(stem) > 1 else ""
-        for name, figure in _figures(board, runs, baseline_returns, resamples):
+        for name, figure in _figures(board, runs, baseline_returns, resamples, most_cells):
             if figure is not None:
                 written += save(figure, Path(directory) / f"{stem}{suffix}_{name}", formats)
     return written
@@ -189,10 +193,17 @@ def _profile_figure(board: Board, found: Mapping[str, curves.Curve]) -> "Figure 
 
 
 def _figures(
-    board: Board, runs: Runs, baseline_returns: BaselineReturns, resamples: int
+    board: Board, runs: Runs, baseline_returns: BaselineReturns, resamples: int, most_cells: int
 ) -> Iterator[tuple[str, "Figure | None"]]:
-    yield "learning_curves", learning_curves(board, runs, baseline_returns, resamples)
-    yield "returns", return_intervals(board)
+    cells = len(board.scores.environments) * len(board.scores.optimizers)
+    if cells <= most_cells:
+        yield "learning_curves", learning_curves(board, runs, baseline_returns, resamples)
+        yield "returns", return_intervals(board)
+    else:
+        warnings.warn(
+            f"{board.title}: no figures of single environments, as {cells:,} curves are too many to be told apart: "
+            "`openbench report` has them, or choose some with `runs.select(environment=…)`", stacklevel=3,
+        )  # fmt: skip
     yield "aggregates", aggregate_intervals(board)
     yield "profiles", profiles(board, resamples)
     yield "time_to_target", time_profiles(board)

@@ -232,15 +232,18 @@ def _estimates(scores: BoardScores, optimizer: str, baseline: str, resamples: in
 def _per_environment(scores: BoardScores, baseline: str, steps: pd.DataFrame, resamples: int) -> pd.DataFrame:
     rows = []
     shown = scores.rows[scores.rows["optimizer"].isin(scores.optimizers)]
-    for (optimizer, environment), group in shown.groupby(["optimizer", "environment"]):
+    counts = shown.groupby(["optimizer", "environment"]).agg(
+        score=("score", "mean"), num_seeds=("seed", "size"), diverged=("diverged", "sum"),
+        unfinished=("unfinished", "sum"),
+    )  # fmt: skip
+    for (optimizer, environment), counted in counts.to_dict("index").items():
         mine = scores.matrix(optimizer, (environment,), "value")
         mean = bootstrap.mean_estimate(mine, resamples)
         theirs = scores.matrix(baseline, (environment,), "value") if optimizer != baseline else None
-        counts = {"num_seeds": len(group)} | {name: int(group[name].sum()) for name in ("diverged", "unfinished")}
         rows.append(
             {"optimizer": optimizer, "environment": environment}
-            | {"mean": mean.value, "low": mean.low, "high": mean.high, "score": group["score"].mean()}
-            | counts
+            | {"mean": mean.value, "low": mean.low, "high": mean.high}
+            | counted
             | bootstrap.columns_of({"difference": bootstrap.paired_difference(mine, theirs)})
             | {"steps_to_target": steps[optimizer].get(environment, np.nan) if optimizer in steps else np.nan}
         )

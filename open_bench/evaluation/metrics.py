@@ -204,6 +204,11 @@ class ScoreTable:
             for optimizer, mine in rows.groupby("optimizer")
             for column in ("value", "score")
         }
+        # The same as arrays, with the place of each task: a board asks for as many matrices as it has cells.
+        self._arrays = {
+            key: (frame.to_numpy(float), frame.index.to_numpy(), {task: place for place, task in enumerate(frame)})
+            for key, frame in self._frames.items()
+        }
 
     def frame(self, optimizer: str, column: str = "score") -> pd.DataFrame:
         """Seeds × tasks, NaN where there is no value."""
@@ -214,11 +219,12 @@ class ScoreTable:
 
         None when there are none, or when the optimizer lacks one of the tasks.
         """
-        frame = self._frames.get((optimizer, column))
-        if frame is None or not tasks or any(task not in frame for task in tasks):
+        values, seeds, places = self._arrays.get((optimizer, column), (np.empty((0, 0)), np.empty(0), {}))
+        if not tasks or any(task not in places for task in tasks):
             return None
-        table = frame[list(tasks)].dropna()
-        if table.empty:
+        chosen = values[:, [places[task] for task in tasks]]
+        known = ~np.isnan(chosen).any(axis=1)
+        if not known.any():
             return None
         labels = tuple(task if isinstance(task, str) else " @ ".join(task) for task in tasks)
-        return ScoreMatrix(table.to_numpy(float), tuple(int(seed) for seed in table.index), labels)
+        return ScoreMatrix(chosen[known], tuple(int(seed) for seed in seeds[known]), labels)

@@ -10,9 +10,9 @@ Rows of one experiment that break any of this are a ``BadRows``, so that a reade
 import dataclasses
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -88,12 +88,12 @@ TRIAL_CURVES = {"trial": _INDEX, "seed": _INDEX, "env_steps": _COUNT, "episode_r
 ABSENT = {"tuning_trials": 0, "tuning_env_steps": 0, "meta_env_steps": 0, "trained_on": ""}
 
 _DTYPES = {"text": "object", "number": "float64", "integer": "int64", "flag": "bool"}
-_IS_KIND = {
-    "text": lambda column: types.infer_dtype(column, skipna=False) in ("string", "empty"),
-    "number": lambda column: types.is_numeric_dtype(column) and not types.is_bool_dtype(column),
-    "integer": types.is_integer_dtype,
-    "flag": types.is_bool_dtype,
-}
+_KINDS = {"number": "iuf", "integer": "iu", "flag": "b", "text": ""}  # of numpy's dtypes
+_SCALARS = {"text": str, "integer": int | np.integer, "number": int | float | np.number}  # of experiments' columns
+_FLAGS = {"True": True, "False": False}
+
+
+Table: TypeAlias = pd.DataFrame | Mapping[str, np.ndarray]  # columns by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Runs:
         return cls(_empty(EXPERIMENTS), _empty(score_columns()), _empty(CURVES))
 
     @classmethod
-    def join(cls, parts: Iterable[tuple[Mapping[str, Any], *tuple[pd.DataFrame | None, ...]]]) -> "Runs":
+    def join(cls, parts: Iterable[tuple[Mapping[str, Any], *tuple[Table | None, ...]]]) -> "Runs":
         """Experiments that have passed ``check_experiment``, in order: rows, scores, curves and perhaps diagnosis."""
         parts = list(parts)
         if not parts:
@@ -129,10 +129,10 @@ class Runs:
         experiments = with_absent(pd.DataFrame([dict(row) for row, *_ in parts]))
         labels = [{name: row[name] for name in LABELS} for row, *_ in parts]
         tables = (
-            [frame.assign(**own) for frame, own in zip(frames, labels, strict=True) if frame is not None]
+            [(frame, own) for frame, own in zip(frames, labels, strict=True) if frame is not None]
             for frames in zip(*(frames for _, *frames in parts), strict=True)
         )
-        return cls(experiments, *(pd.concat(frames, ignore_index=True) for frames in tables if frames))
+        return cls(experiments, *(_labeled(table) for table in tables if table))
 
     @property
     def budgets(self) -> tuple[str, ...]:
@@ -162,6 +162,26 @@ class Runs:
         experiments = self.experiments[keep]
         others = (self.scores, self.curves, self.diagnosis)
         return Runs(experiments, *(each[each["experiment"].isin(experiments["experiment"])] for each in others))
+
+
+def _labeled(parts: Sequence[tuple[Table, Mapping[str, Any]]]) -> pd.DataFrame:
+    """Tables of several experiments, one under the other, with each one's labels behind its rows."""
+    lengths = [len(table["seed"]) for table, _ in parts]
+    labels = {name: np.repeat(np.array([own[name] for _, own in parts], object), lengths) for name in LABELS}
+    return pd.DataFrame({**stacked([table for table, _ in parts]), **labels})
+
+
+def stacked(tables: Sequence[Table]) -> dict[str, np.ndarray]:
+    """The columns of tables with seeds, one under the other; NaN where one has no such column."""
+    names = dict.fromkeys(name for table in tables for name in table)
+    columns = {name: [table.get(name) for table in tables] for name in names}
+    lengths = [len(table["seed"]) for table in tables]
+    return {
+        name: np.concatenate(
+            [np.full(n, np.nan) if part is None else np.asarray(part) for part, n in zip(parts, lengths, strict=True)]
+        )
+        for name, parts in columns.items()
+    }
 
 
 # --- columns -----------------------------------------------------------------------------------------------------
@@ -210,16 +230,28 @@ def write_csv(frame: pd.DataFrame, columns: Mapping[str, Column], path: str | Pa
     frame.to_csv(path, index=False, columns=list(columns), lineterminator="\n")
 
 
-def read_csv(path: str | Path, columns: Mapping[str, Column]) -> pd.DataFrame:
-    """What ``write_csv`` wrote. Raises BadRows for other columns or values, OSError when it cannot be read."""
+def read_csv(name: str, data: bytes, columns: Mapping[str, Column]) -> dict[str, np.ndarray]:
+    """What ``write_csv`` wrote of numbers and flags, by column; ``name`` is what BadRows calls the file.
+
+    Without pandas: a folder has thousands of such files, of a few rows each, and a frame takes longer to make than to
+    read and check. Raises BadRows for other columns or values.
+    """
     try:
-        with np.errstate(invalid="ignore"):  # an integer out of range is found by its limits
-            frame = pd.read_csv(path, float_precision="round_trip", dtype=dtypes(columns))
-    except (ValueError, OverflowError, KeyError, TypeError) as error:  # wrong bytes and lines are ValueErrors too
-        raise BadRows(f"{Path(path).name}: {error}") from None
-    if list(frame.columns) != list(columns) or not isinstance(frame.index, pd.RangeIndex):
-        raise BadRows(f"{Path(path).name}: its columns are {', '.join(map(str, frame.columns))}")
-    return frame
+        head, *lines = data.decode().removesuffix("\n").split("\n")
+        if head != ",".join(columns):
+            raise BadRows(f"{name}: its columns are {head}")
+        cells = zip(*(line.split(",") for line in lines), strict=True) if lines else ((),) * len(columns)
+        return {key: _parsed(columns[key].kind, each) for key, each in zip(columns, cells, strict=True)}
+    except BadRows:
+        raise
+    except (ValueError, OverflowError, KeyError) as error:  # wrong bytes and lines are ValueErrors too
+        raise BadRows(f"{name}: {error}") from None
+
+
+def _parsed(kind: str, cells: Iterable[str]) -> np.ndarray:
+    if kind == "number":
+        return np.array([float(cell) if cell else math.nan for cell in cells], float)
+    return np.array([_FLAGS[cell] if kind == "flag" else int(cell) for cell in cells], _DTYPES[kind])
 
 
 def read_trials(path: Path, columns: Mapping[str, Column], keys: list[str]) -> pd.DataFrame:
@@ -234,33 +266,39 @@ def read_trials(path: Path, columns: Mapping[str, Column], keys: list[str]) -> p
     except (ValueError, OverflowError, KeyError, TypeError, OSError) as error:
         raise BadRows(f"{path}: {error}") from None
     expected = {**columns, **{name: _RETURN for name in frame.columns if name not in columns}}
-    return _check(str(path), frame, expected, keys, "a lifetime appears twice")
+    _check(str(path), frame, expected, keys, "a lifetime appears twice")
+    return frame
 
 
-def read_diagnosis(path: str | Path) -> pd.DataFrame:
+def read_diagnosis(name: str, data: bytes) -> dict[str, np.ndarray]:
     """One experiment's diagnosis: seed, env_steps, and whatever diagnostics the file has. Raises as ``read_csv``."""
-    with Path(path).open(encoding="utf-8") as file:
-        names = file.readline().rstrip("\n").split(",")
+    names = data.partition(b"\n")[0].decode(errors="replace").split(",")
     columns = diagnosis_columns(names)
-    if list(columns) != names or not all(name.isidentifier() and name not in LABELS for name in names):
-        raise BadRows(f"{Path(path).name}: its columns are {', '.join(names)}")
-    return read_csv(path, columns)
+    if list(columns) != names or not all(each.isidentifier() and each not in LABELS for each in names):
+        raise BadRows(f"{name}: its columns are {', '.join(names)}")
+    return read_csv(name, data, columns)
 
 
-def check_scores(frame: pd.DataFrame, metrics: Iterable[str] = METRICS) -> pd.DataFrame:
-    """Return one experiment's scores, or raise BadRows."""
-    return _check("scores", frame, without_labels(score_columns(metrics)), ["seed"], "a seed appears twice")
+def check_scores(table: Table, metrics: Iterable[str] = METRICS) -> None:
+    """Raise BadRows unless these are one experiment's scores."""
+    _check("scores", table, without_labels(score_columns(metrics)), ["seed"], "a seed appears twice")
 
 
-def check_curves(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return one experiment's curves, or raise BadRows."""
-    return _check("curves", frame, without_labels(CURVES), ["seed", "env_steps"], "a point appears twice")
+def check_curves(table: Table, scores: Table) -> None:
+    """Raise BadRows unless these are the curves of lifetimes with these scores."""
+    _check("curves", table, without_labels(CURVES), ["seed", "env_steps"], "a point appears twice")
+    _check_seeds("curves", table, scores)
 
 
-def check_diagnosis(frame: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the diagnosis of lifetimes with these scores, or raise BadRows."""
-    _refuse("diagnosis", frame, ~frame["seed"].isin(scores["seed"]), "these seeds have no scores", ["seed"])
-    return _check("diagnosis", frame, without_labels(DIAGNOSIS), ["seed", "env_steps"], "a point appears twice")
+def check_diagnosis(table: Table, scores: Table) -> None:
+    """Raise BadRows unless this is the diagnosis of lifetimes with these scores."""
+    _check("diagnosis", table, without_labels(DIAGNOSIS), ["seed", "env_steps"], "a point appears twice")
+    _check_seeds("diagnosis", table, scores)
+
+
+def _check_seeds(name: str, table: Table, scores: Table) -> None:
+    alone = ~np.isin(np.asarray(table["seed"]), np.asarray(scores["seed"]))
+    _refuse(name, table, alone, "these seeds have no scores", ["seed"])
 
 
 def experiment_row(**values: Any) -> dict[str, Any]:
@@ -269,28 +307,38 @@ def experiment_row(**values: Any) -> dict[str, Any]:
     if unknown:
         raise BadRows(f"experiments: there is no column {unknown[0]!r}")
     row = {name: values[name] for name in EXPERIMENTS if name in values}
+    missing = [name for name, column in EXPERIMENTS.items() if column.required and name not in row]
+    if missing:
+        raise BadRows(f"experiments: columns are missing: {', '.join(missing)}")
     for name, value in row.items():
+        kind, low, high, _ = EXPERIMENTS[name]
         if not isinstance(value, bool | int | float | str | np.generic):
             raise BadRows(f"experiments: {name} = {value!r} is no single value")
+        if not isinstance(value, _SCALARS[kind]) or isinstance(value, bool | np.bool_):
+            raise BadRows(f"experiments: column {name!r} must hold {kind} values, and has {value!r}")
         if isinstance(value, int) and abs(value) >= 2**63:
-            raise BadRows(f"experiments: {name} is out of range")  # pandas would make an object of it
-    _check_experiments(pd.DataFrame([row]))
+            raise BadRows(f"experiments: {name} is out of range")
+        if isinstance(value, int | float | np.number) and (value < low or value > high):
+            raise BadRows(f"experiments: {name} must be finite, from {low:g} to {high:g}, and is {value}")
+    if row["hyperparameter_origin"] not in ORIGINS:
+        raise BadRows(f"experiments: hyperparameter_origin must be one of {', '.join(ORIGINS)}")
+    if "metrics" in row:
+        read_metrics(row["metrics"])
     return row
 
 
-def check_experiment(row: Mapping[str, Any], scores: pd.DataFrame, curves: pd.DataFrame) -> None:
+def check_experiment(row: Mapping[str, Any], scores: Table, curves: Table) -> None:
     """Raise BadRows unless an experiment's row, scores and curves (of all its shards) are fit to be ranked."""
-    metrics = read_metrics(row["metrics"]) if "metrics" in row else METRICS
     experiment_row(**row)
-    check_scores(scores, metrics)
-    check_curves(curves)
-    _refuse("curves", curves, ~curves["seed"].isin(scores["seed"]), "these seeds have no scores", ["seed"])
+    check_scores(scores, read_metrics(row["metrics"]) if "metrics" in row else METRICS)
+    check_curves(curves, scores)
 
 
 def check_trials(frame: pd.DataFrame) -> pd.DataFrame:
     """Return labeled tables of trials, or raise BadRows; further columns are welcome."""
     columns = {**dict.fromkeys(TRIAL_LABELS, _TEXT), **TRIALS, **dict.fromkeys(METRICS, _RETURN)}
-    return _check("trials", frame, columns, [*TRIAL_LABELS, "trial", "seed"], "a trial's seed appears twice")
+    _check("trials", frame, columns, [*TRIAL_LABELS, "trial", "seed"], "a trial's seed appears twice")
+    return frame
 
 
 def with_absent(experiments: pd.DataFrame) -> pd.DataFrame:
@@ -329,24 +377,32 @@ def _check_experiments(frame: pd.DataFrame) -> None:
         read_metrics(text)
 
 
-def _check(
-    table: str, frame: pd.DataFrame, columns: Mapping[str, Column], keys: list[str], problem: str
-) -> pd.DataFrame:
+def _check(name: str, table: Table, columns: Mapping[str, Column], keys: list[str], problem: str) -> None:
     """Columns are there, hold their kind within their limits, and no two rows share ``keys``."""
-    missing = [name for name, column in columns.items() if column.required and name not in frame]
+    missing = [key for key, column in columns.items() if column.required and key not in table]
     if missing:
-        raise BadRows(f"{table}: columns are missing: {', '.join(missing)}")
-    for name, column in columns.items():
-        if name not in frame or frame.empty:
-            continue
-        if not _IS_KIND[column.kind](frame[name]):
-            raise BadRows(f"{table}: column {name!r} must hold {column.kind} values; it has dtype {frame[name].dtype}")
-        if column.kind in ("number", "integer"):
-            outside = (frame[name] < column.low) | (frame[name] > column.high)
-            limits = f"{name} must be finite, from {column.low:g} to {column.high:g}"
-            _refuse(table, frame, outside, limits, [*keys, name])
-    _refuse(table, frame, frame[keys].duplicated(), problem, keys)
-    return frame
+        raise BadRows(f"{name}: columns are missing: {', '.join(missing)}")
+    arrays = {key: np.asarray(table[key]) for key in columns if key in table}
+    if not len(arrays[keys[0]]):
+        return
+    for key, values in arrays.items():
+        kind, low, high, _ = columns[key]
+        text = kind == "text" and types.infer_dtype(values, skipna=False) == "string"
+        if not text and values.dtype.kind not in _KINDS[kind]:
+            raise BadRows(f"{name}: column {key!r} must hold {kind} values; it has dtype {values.dtype}")
+        if kind in ("number", "integer"):
+            outside = (values < low) | (values > high)
+            _refuse(name, arrays, outside, f"{key} must be finite, from {low:g} to {high:g}", [*keys, key])
+    if not _differ([arrays[key] for key in keys]):
+        _refuse(name, arrays, pd.DataFrame({key: arrays[key] for key in keys}).duplicated(), problem, keys)
+
+
+def _differ(keys: list[np.ndarray]) -> bool:
+    """Whether no two rows are the same, where that is seen at once: in integers."""
+    if any(key.dtype.kind != "i" for key in keys):
+        return False
+    order = np.lexsort(keys)
+    return not np.logical_and.reduce([key[order][1:] == key[order][:-1] for key in keys]).any()
 
 
 def _check_labels(table: str, frame: pd.DataFrame, experiments: pd.DataFrame) -> None:
@@ -359,11 +415,13 @@ def _check_labels(table: str, frame: pd.DataFrame, experiments: pd.DataFrame) ->
         _refuse(table, frame, differs, f"{name} is not that of the experiment", ["experiment", name])
 
 
-def _refuse(table: str, frame: pd.DataFrame, bad: pd.Series, problem: str, show: list[str]) -> None:
-    if bad.any():
-        rows = frame.loc[bad, list(dict.fromkeys(show))].head(3).to_dict("records")
-        listed = "; ".join(", ".join(f"{name} {value}" for name, value in row.items()) for row in rows)
-        raise BadRows(f"{table}: {problem} ({int(bad.sum())} rows, such as {listed})")
+def _refuse(name: str, table: Table, bad: pd.Series | np.ndarray, problem: str, show: list[str]) -> None:
+    wrong = np.flatnonzero(bad)
+    if len(wrong):
+        columns = [(key, np.asarray(table[key])[wrong[:3]].tolist()) for key in dict.fromkeys(show)]
+        rows = zip(*([f"{key} {value}" for value in values] for key, values in columns), strict=True)
+        listed = "; ".join(map(", ".join, rows))
+        raise BadRows(f"{name}: {problem} ({len(wrong)} rows, such as {listed})")
 
 
 def _empty(columns: Mapping[str, Column]) -> pd.DataFrame:

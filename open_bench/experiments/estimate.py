@@ -65,7 +65,7 @@ def announce(ahead: Estimate, experiments: Sequence[Experiment], devices: Sequen
     for task in {each.task.name: each.task for each in experiments}.values():
         _warn_of_few_episodes(task)
     for each in experiments:
-        _check_memory(each, devices)
+        check_memory(each, devices)
     if ahead.seconds is not None and ahead.seconds > LONG_SECONDS:
         warnings.warn(
             f"{ahead.lifetimes:,} lifetimes with {ahead.env_steps:,} env steps are ahead: about "
@@ -87,8 +87,8 @@ def _warn_of_few_episodes(task: Task) -> None:
         )
 
 
-def _check_memory(experiment: Experiment, devices: Sequence[jax.Device]) -> None:
-    """A CPU's devices share the machine's memory; lifetimes vmapped on them must fit in it."""
+def check_memory(experiment: Experiment, devices: Sequence[jax.Device]) -> None:
+    """Raise UserError unless lifetimes vmapped on a CPU's devices fit in the machine's memory, which they share."""
     if devices[0].platform != "cpu":
         return
     needed = experiment.task.lifetime_bytes * experiment.vmap_size * len(devices)

@@ -231,8 +231,7 @@ class _Run:
 
     def work(self, job: Job) -> Work:
         """The job as watchers know it."""
-        task, done = job.experiment.task, len(job.stored()) if self.leader else 0
-        return Work(job.name, job.label, task.num_updates, task.lifetime_steps, job.lifetimes, done, job.counted)
+        return work_of(job, len(job.stored()) if self.leader else 0)
 
     def attend(self, job: Job) -> bool:
         """Run a job unless somebody else is at it; says whether it is done."""
@@ -259,22 +258,15 @@ class _Run:
 
     def _train(self, job: Job, group: Group) -> None:
         """Train lifetimes a device batch at a time; every finished batch is stored."""
-        work = self.work(job)
-        self.watcher(Compiling(work, tuple(group.indices) if job.counted == "seed" else ()))
-        example = jax.tree.map(lambda leaf: leaf[0], group.inputs) if group.own_inputs else group.inputs
-        vmap_size, count = job.experiment.vmap_size, len(group.indices)
-        program = compile_program(group.lifetime, example, self.devices, vmap_size, count, group.own_inputs)
-        self.watcher(Compiled(work, program.compile_seconds))
 
         def checkpoint(places: range) -> BatchCheckpoint | None:
             indices = [group.indices[place] for place in places]
             return self._checkpoint(job, indices) if self.leader else None
 
-        batches = runner.run_lifetimes(
-            program, group.keys, group.inputs, functools.partial(tell, self.watcher, work), checkpoint, job.save_agents
+        batches = run_group(
+            group, self.work(job), job.experiment.vmap_size, self.devices, self.watcher, checkpoint, job.save_agents
         )
-        for batch in batches:
-            indices = [group.indices[place] for place in batch.indices]
+        for program, indices, batch in batches:
             if self.leader:
                 facts = _facts(program, len(indices), batch, first=batch.indices.start == 0)
                 job.add(group.lifetime, indices, batch, facts)
@@ -282,6 +274,26 @@ class _Run:
 
     def _checkpoint(self, job: Job, indices: Sequence[int]) -> BatchCheckpoint:
         return BatchCheckpoint(job.path, indices, self.checkpoint_seconds, job.digest(indices))
+
+
+def work_of(job: Job, stored: int = 0) -> Work:
+    """A job as watchers know it, with so many of its lifetimes stored."""
+    task = job.experiment.task
+    return Work(job.name, job.label, task.num_updates, task.lifetime_steps, job.lifetimes, stored, job.counted)
+
+
+def run_group(
+    group: Group, work: Work, vmap_size: int, devices: Sequence[jax.Device], watcher: Watcher,
+    checkpoint: Callable[[range], BatchCheckpoint | None] = lambda places: None, keep_agents: bool = False,
+) -> Iterator[tuple[Program, list[int], runner.Finished]]:  # fmt: skip
+    """Compile a group's program and run its lifetimes a device batch at a time, with their indices; stores nothing."""
+    watcher(Compiling(work, tuple(group.indices) if work.counted == "seed" else ()))
+    example = jax.tree.map(lambda leaf: leaf[0], group.inputs) if group.own_inputs else group.inputs
+    program = compile_program(group.lifetime, example, devices, vmap_size, len(group.indices), group.own_inputs)
+    watcher(Compiled(work, program.compile_seconds))
+    told = functools.partial(tell, watcher, work)
+    for batch in runner.run_lifetimes(program, group.keys, group.inputs, told, checkpoint, keep_agents):
+        yield program, [group.indices[place] for place in batch.indices], batch
 
 
 def description(experiment: Experiment) -> dict[str, Any]:

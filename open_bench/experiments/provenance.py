@@ -1,29 +1,30 @@
 """Where numbers come from: package versions, hardware and the git revision."""
 
 import functools
-import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from open_bench.training.devices import processor_says
+from open_bench.machine import installed_version, processor_kind, processor_name
 
 CODE = ("open_bench", "configs", "baselines/hyperparameters", "pyproject.toml")  # what results depend on
 PACKAGES = ("open-bench", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "numpy")
+COMPUTING = PACKAGES[1:]  # another version of these may round differently
 
 
 @functools.cache
 def provenance() -> dict[str, Any]:
     """Facts about this machine and these packages, as JSON values."""
     devices = jax.devices()
-    processor = processor_says("model name").partition(":")[2].strip() or platform.processor() or platform.machine()
     return {
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "python": platform.python_version(),
-        "hardware": f"{len(devices)} × {devices[0].device_kind} ({processor})",
+        "hardware": f"{len(devices)} × {devices[0].device_kind} ({processor_name()})",
+        "processor": processor_kind(),
         "platform": devices[0].platform,
         "revision": revision(),
     }
@@ -34,18 +35,33 @@ def revision() -> str:
     """Git revision of the checkout that this package runs from ("-dirty" if its code differs), else its version."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
-        return f"v{_version('open-bench')}"
+        return f"v{installed_version('open-bench')}"
     try:
         run = functools.partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=True, timeout=10)
         head = run(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
         changes = run(["git", "status", "--porcelain", "--untracked-files=no", "--", *CODE]).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return f"v{_version('open-bench')}"
+        return f"v{installed_version('open-bench')}"
     return head + ("-dirty" if changes else "")
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
+def same_kind(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two provenances promise the same bits: the same devices, and versions of what computes.
+
+    The number of devices never matters, nor does the processor beside an accelerator. What one of them does not tell
+    (shards of earlier versions know no ``processor``) is taken to be equal.
+    """
+    versions = [{name: each.get("packages", {}).get(name) for name in COMPUTING} for each in (one, other)]
+    return _kind(one) == _kind(other) and versions[0] == versions[1] and _same_processor(one, other)
+
+
+def _kind(facts: Mapping[str, Any]) -> tuple[str, str]:
+    """Platform, and what the devices call themselves: of "2 × cpu (AMD EPYC)" all but the number."""
+    devices = str(facts.get("hardware", "")).partition(" × ")[2]
+    platform_ = str(facts.get("platform", ""))
+    return platform_, devices if platform_ == "cpu" else devices.rpartition(" (")[0]
+
+
+def _same_processor(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    kinds = {each["processor"] for each in (one, other) if "processor" in each}
+    return one.get("platform") != "cpu" or len(kinds) < 2

@@ -10,7 +10,6 @@ from pathlib import Path
 import jax
 
 from open_bench.config import Execution, StudyConfig
-from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.evaluation.leaderboard import Leaderboard
 from open_bench.evaluation.leaderboard import leaderboard as rank
@@ -131,9 +130,7 @@ def watcher_of(execution: Execution) -> Watcher:
 def load_runs(results: str | Path = "results") -> Runs:
     """Every stored experiment of a results folder, as tables (``experiments``, ``scores``, ``curves``)."""
     store = Store(results)
-    store.refuse_version_1()
-    if not store.experiments.is_dir():
-        raise UserError(f"{results}: no stored runs (there is no folder {store.experiments})")
+    store.check_there()
     return store.load()
 
 

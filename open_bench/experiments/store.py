@@ -1,8 +1,8 @@
 """Experiments on disk: ``<results>/experiments/<experiment>/`` with ``experiment.json`` and a shard a device batch.
 
 A shard (``shard-<seeds>/``) holds ``scores.csv``, ``curves.csv``, where asked for ``diagnosis.csv`` and
-``agents.safetensors``, and ``provenance.json`` with their digests. It is
-written under a temporary name and renamed whole, so it is complete or absent. Reading a folder runs no code of it.
+``agents.safetensors``, and ``provenance.json`` with their digests. It is written under a temporary name and renamed
+whole, so it is complete or absent. Reading a folder runs no code of it.
 """
 
 import contextlib
@@ -12,11 +12,12 @@ import os
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import filelock
+import numpy as np
 import pandas as pd
 
 from open_bench.errors import UserError
@@ -26,9 +27,10 @@ from open_bench.experiments.agents import AGENTS, write_agents
 from open_bench.experiments.experiment import Experiment, folder_name
 from open_bench.files import TEMPORARY, folder_written_whole
 
-EXPERIMENTS, DESCRIPTION, DIAGNOSIS = "experiments", "experiment.json", "diagnosis.csv"
+EXPERIMENTS, DESCRIPTION, PROVENANCE, DIAGNOSIS = "experiments", "experiment.json", "provenance.json", "diagnosis.csv"
+_TABLES = {"scores.csv", "curves.csv"}  # that every shard has
 CURVES = schema.without_labels(schema.CURVES)
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class Damaged(Exception):
@@ -36,12 +38,12 @@ class Damaged(Exception):
 
 
 class Shard(NamedTuple):
-    """One device batch, read."""
+    """One device batch, read: its tables by column."""
 
     path: Path
-    scores: pd.DataFrame
-    curves: pd.DataFrame
-    diagnosis: pd.DataFrame | None
+    scores: Mapping[str, np.ndarray]
+    curves: Mapping[str, np.ndarray]
+    diagnosis: Mapping[str, np.ndarray] | None
     provenance: dict[str, Any]
 
 
@@ -50,6 +52,27 @@ class Named(Protocol):
 
     @property
     def name(self) -> str: ...
+
+
+class Stored(NamedTuple):
+    """One experiment's folder, read.
+
+    Attributes:
+        path: the folder.
+        content: ``experiment.json``.
+        shards: the readable ones. Where two hold the same seeds (folders were merged), equal rows count once.
+        damaged: what is wrong with the others, which are named.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    shards: list[Shard]
+    damaged: list[str]
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
 
 
 class Store:
@@ -85,6 +108,12 @@ class Store:
                 "name another --results folder, or read it with version 1 (revision 9a82065)"
             )
 
+    def check_there(self) -> None:
+        """Raise UserError where no experiments are, or version 1's."""
+        self.refuse_version_1()
+        if not self.experiments.is_dir():
+            raise UserError(f"{self.results}: no stored runs (there is no folder {self.experiments})")
+
     @contextlib.contextmanager
     def lock(self, experiment: Named, wait: bool = False) -> Iterator[bool]:
         """Hold the experiment's lock, yielding whether it was free. The system releases it when its owner dies."""
@@ -109,15 +138,19 @@ class Store:
 
     def create(self, experiment: Experiment, description: dict[str, Any]) -> Path:
         """Make the experiment's folder if need be, and clear what a killed writer left. Hold the lock."""
-        path = self.path(experiment)
-        for leftover in [*path.glob(f"{TEMPORARY}*"), *self.experiments.glob(f"{TEMPORARY}{experiment.name}-*")]:
+        return self.create_described({"identity": experiment.identity, **description})
+
+    def create_described(self, content: dict[str, Any]) -> Path:
+        """The same for what ``experiment.json`` will hold."""
+        name = folder_name(content["identity"])
+        path = self.experiments / name
+        for leftover in [*path.glob(f"{TEMPORARY}*"), *self.experiments.glob(f"{TEMPORARY}{name}-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
         if path.exists() and _description(path) is None:
             set_aside(path)
         if not path.exists():
-            content = {"identity": experiment.identity, **description}
             with folder_written_whole(path) as folder:
-                (folder / DESCRIPTION).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+                _write_json(folder / DESCRIPTION, content)
         return path
 
     def seeds(self, experiment: Experiment) -> set[int]:
@@ -126,13 +159,13 @@ class Store:
 
     def diagnosed_seeds(self, experiment: Experiment) -> set[int]:
         """Those of them that were trained with diagnosis."""
-        frames = [shard.diagnosis for shard in self._sound_shards(experiment) if shard.diagnosis is not None]
-        return {int(seed) for frame in frames for seed in frame["seed"]}
+        tables = [shard.diagnosis for shard in self._sound_shards(experiment) if shard.diagnosis is not None]
+        return {int(seed) for table in tables for seed in table["seed"]}
 
     def _sound_shards(self, experiment: Experiment) -> list[Shard]:
         path = self.path(experiment)
         content = _description(path)
-        return [] if content is None else _shards(path, content, silent=True)
+        return [] if content is None else _shards(path, content)[0]
 
     def add(
         self, experiment: Experiment, scores: pd.DataFrame, curves: pd.DataFrame, provenance: dict[str, Any],
@@ -142,20 +175,25 @@ class Store:
 
         ``agents`` are trained parameters with a leading axis of lifetimes, the first of which are the seeds'.
         """
-        path = self.path(experiment) / _shard_name(scores)
-        if path.exists():  # only a damaged shard can be in the way
-            set_aside(path)
-        with folder_written_whole(path) as folder:
+        with new_shard(self.path(experiment), scores["seed"], provenance) as folder:
             schema.write_csv(scores, _scores_columns(_read_description(self.path(experiment))), folder / "scores.csv")
             schema.write_csv(curves, CURVES, folder / "curves.csv")
             if diagnosis is not None:
                 schema.write_csv(diagnosis, schema.diagnosis_columns(diagnosis), folder / DIAGNOSIS)
             if agents:
                 write_agents(folder / AGENTS, agents, list(scores["seed"]))
-            digests = {file.name: _digest(file) for file in sorted(folder.iterdir())}
-            content = {**provenance, "files": digests}
-            (folder / "provenance.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-        return path
+        return self.path(experiment) / shard_name(scores["seed"])
+
+    def read(self, name: str) -> Stored:
+        """One experiment; raises Damaged where the folder is none."""
+        path = self.experiments / name
+        content = _read_description(path)
+        return Stored(path, content, *_shards(path, content))
+
+    def names(self) -> list[str]:
+        """Names of what lies among the experiments, sorted."""
+        there = self.experiments.iterdir() if self.experiments.is_dir() else ()
+        return sorted(path.name for path in there if not path.name.startswith("."))
 
     def load(self, experiments: Sequence[Experiment] | None = None, num_seeds: int | None = None) -> Runs:
         """Every stored row, or those of some experiments; what is damaged or foreign is named in a warning and skipped.
@@ -165,13 +203,16 @@ class Store:
         self.refuse_version_1()
         wanted = {each.name for each in experiments} if experiments is not None else None
         tables = []
-        for path in sorted(self.experiments.iterdir()) if self.experiments.is_dir() else []:
-            if path.name.startswith(".") or (wanted is not None and path.name not in wanted):
+        for name in self.names():
+            if wanted is not None and name not in wanted:
                 continue
             try:
-                tables.append(_read_experiment(path))
-            except Damaged as problem:
-                warnings.warn(f"skipped {problem}", stacklevel=2)
+                stored = self.read(name)
+                for problem in stored.damaged:
+                    warnings.warn(f"skipped {problem}", stacklevel=2)
+                tables.append(_tables(stored))
+            except Damaged as damage:
+                warnings.warn(f"skipped {damage}", stacklevel=2)
         found = Runs.join(each for each in tables if each is not None)
         if num_seeds is None:
             return found
@@ -194,47 +235,87 @@ def _read_description(path: Path) -> dict[str, Any]:
         content = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         name = folder_name(content["identity"])
         _row(name, content, [])  # whatever a row needs is there
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Damaged(f"{path}: no readable {DESCRIPTION} ({type(error).__name__}: {error})") from None
     if name != path.name:
         raise Damaged(f"{path}: its {DESCRIPTION} describes {name}")
     return content
 
 
-def _shards(path: Path, content: dict[str, Any], silent: bool = False) -> list[Shard]:
-    """The readable shards. Where two hold the same seeds (folders were merged), equal rows count once."""
+def _shards(path: Path, content: dict[str, Any]) -> tuple[list[Shard], list[str]]:
+    """``Stored.shards`` and ``Stored.damaged``."""
     shards: list[Shard] = []
-    known: dict[int, Any] = {}
+    damaged = []
+    known: dict[int, Shard] = {}
     for folder in sorted(path.glob("shard-*")):
         try:
             shard = _without_known(_read_shard(folder, content), known)
         except Damaged as problem:
-            if not silent:
-                warnings.warn(f"skipped {problem}", stacklevel=4)
+            damaged.append(str(problem))
             continue
         shards.append(shard)
-        known |= {int(row["seed"]): row for row in shard.scores.to_dict("records")}
-    return shards
+        known |= dict.fromkeys(shard.scores["seed"].tolist(), shard)
+    return [shard for shard in shards if len(shard.scores["seed"])], damaged
 
 
-def _without_known(shard: Shard, known: dict[int, Any]) -> Shard:
-    """The shard without seeds that are known; raises Damaged where such a seed's row differs."""
-    rows = {int(row["seed"]): row for row in shard.scores.to_dict("records")}
-    again = sorted(rows.keys() & known.keys())
+def _without_known(shard: Shard, known: dict[int, Shard]) -> Shard:
+    """The shard without seeds that are known; raises Damaged where such a seed's rows differ."""
+    again = sorted(known.keys() & {*shard.scores["seed"].tolist()})
+    if not again:
+        return shard
     for seed in again:
-        if str(rows[seed]) != str(known[seed]):  # as texts, in which NaN equals NaN
-            raise Damaged(f"{shard.path}: seed {seed} is stored twice, with other scores")
+        if not same_rows(shard, known[seed], seed):
+            raise Damaged(f"{shard.path}: seed {seed} is stored twice, with other numbers")
+    tables = (shard.scores, shard.curves, shard.diagnosis)
     scores, curves, diagnosis = (
-        None if frame is None else frame[~frame["seed"].isin(again)]
-        for frame in (shard.scores, shard.curves, shard.diagnosis)
+        None if table is None else _rows(table, ~np.isin(table["seed"], again)) for table in tables
     )
+    assert scores is not None and curves is not None
     return shard._replace(scores=scores, curves=curves, diagnosis=diagnosis)
 
 
-def _shard_name(scores: pd.DataFrame) -> str:
+def same_rows(one: Shard, other: Shard, seed: int) -> bool:
+    """Whether a seed's rows are the same, in which NaN equals NaN; a diagnosis that only one has says nothing."""
+    for name in ("scores", "curves", "diagnosis"):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        if mine is not None and theirs is not None:
+            here, there = _rows(mine, mine["seed"] == seed), _rows(theirs, theirs["seed"] == seed)
+            if here.keys() != there.keys() or not all(_equal(here[key], there[key]) for key in here):
+                return False
+    return True
+
+
+def _equal(one: np.ndarray, other: np.ndarray) -> bool:
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+
+
+def _rows(table: Mapping[str, np.ndarray], which: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: column[which] for name, column in table.items()}
+
+
+@contextlib.contextmanager
+def new_shard(experiment: Path, seeds: Iterable[int], provenance: dict[str, Any]) -> Iterator[Path]:
+    """A folder to write a shard's files into; provenance and digests join them, and it takes its place in the end.
+
+    Hold the experiment's lock; the seeds must not be stored yet.
+    """
+    path = experiment / shard_name(seeds)
+    if path.exists():  # only a damaged shard can be in the way
+        set_aside(path)
+    with folder_written_whole(path) as folder:
+        yield folder
+        digests = {file.name: digest(file) for file in sorted(folder.iterdir())}
+        _write_json(folder / PROVENANCE, {**provenance, "files": digests})
+
+
+def shard_name(seeds: Iterable[int]) -> str:
     """``shard-<first>-<last seed>``."""
-    seeds = sorted(scores["seed"])
-    return "-".join(["shard", *(f"{seed:04d}" for seed in seeds[:: max(1, len(seeds) - 1)])])
+    ordered = sorted(seeds)
+    return "-".join(["shard", *(f"{seed:04d}" for seed in ordered[:: max(1, len(ordered) - 1)])])
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def _scores_columns(content: dict[str, Any]) -> dict[str, schema.Column]:
@@ -244,39 +325,48 @@ def _scores_columns(content: dict[str, Any]) -> dict[str, schema.Column]:
 def _read_shard(path: Path, content: dict[str, Any]) -> Shard:
     """A shard that is whole and, as an experiment of its own, within the schema; raises Damaged."""
     try:
-        provenance = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
-        for name in {"scores.csv", "curves.csv", *provenance["files"]}:
-            if _digest(path / name) != provenance["files"][name]:
-                raise Damaged(f"{path}: {name} is not what was written (its digest differs)")
-        scores = schema.read_csv(path / "scores.csv", _scores_columns(content))
-        curves = schema.read_csv(path / "curves.csv", CURVES)
-        schema.check_experiment(_row(path.parent.name, content, [provenance]), scores, curves)
-        diagnosed = DIAGNOSIS in provenance["files"]
-        diagnosis = schema.check_diagnosis(schema.read_diagnosis(path / DIAGNOSIS), scores) if diagnosed else None
+        provenance = json.loads((path / PROVENANCE).read_bytes())
+        data = {name: _read_file(path, name, provenance["files"]) for name in _TABLES | provenance["files"].keys()}
+        _row(path.parent.name, content, [provenance])  # what the experiment's sums are made of is there
+        scores = schema.read_csv("scores.csv", data["scores.csv"], _scores_columns(content))
+        schema.check_scores(scores, content["metrics"])
+        curves = schema.read_csv("curves.csv", data["curves.csv"], CURVES)
+        schema.check_curves(curves, scores)
+        diagnosis = schema.read_diagnosis(DIAGNOSIS, data[DIAGNOSIS]) if DIAGNOSIS in data else None
+        if diagnosis is not None:
+            schema.check_diagnosis(diagnosis, scores)
     except BadRows as problem:
         raise Damaged(f"{path}: {problem}") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise Damaged(f"{path}: unreadable ({type(error).__name__}: {error})") from None
-    if path.name != _shard_name(scores):
-        raise Damaged(f"{path}: holds the seeds of {_shard_name(scores)}")
+    name = shard_name(scores["seed"].tolist())
+    if path.name != name:
+        raise Damaged(f"{path}: holds the seeds of {name}")
     return Shard(path, scores, curves, diagnosis, provenance)
 
 
-def _read_experiment(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, pd.DataFrame | None] | None:
+def _read_file(shard: Path, name: str, digests: dict[str, str]) -> bytes:
+    """A file of a shard, as it was written; raises Damaged."""
+    if Path(name).name != name:  # nothing outside is a part of a shard
+        raise Damaged(f"{shard}: {name!r} is no name of a file")
+    data = (shard / name).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digests[name]:
+        raise Damaged(f"{shard}: {name} is not what was written (its digest differs)")
+    return data
+
+
+def _tables(stored: Stored) -> tuple[dict[str, Any], *tuple[schema.Table | None, ...]] | None:
     """(row of the experiments table, its scores, curves and diagnosis); None when no shard is complete."""
-    content = _read_description(path)
-    shards = [shard for shard in _shards(path, content) if len(shard.scores)]
+    path, content, shards, _ = stored
     if not shards:
         return None
     try:
         row = _row(path.name, content, [shard.provenance for shard in shards])
     except BadRows as problem:  # each shard's is within the schema, their sum is not
         raise Damaged(f"{path}: {problem}") from None
-    scores, curves = (
-        pd.concat([getattr(each, name) for each in shards], ignore_index=True) for name in ("scores", "curves")
-    )
     diagnosed = [each.diagnosis for each in shards if each.diagnosis is not None]
-    return row, scores, curves, pd.concat(diagnosed, ignore_index=True) if diagnosed else None
+    scores, curves = schema.stacked([each.scores for each in shards]), schema.stacked([each.curves for each in shards])
+    return row, scores, curves, schema.stacked(diagnosed) if diagnosed else None
 
 
 def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) -> dict[str, Any]:
@@ -308,7 +398,8 @@ def _cost(provenances: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -55,6 +55,11 @@ def learned_spec(name: str) -> OptimizerSpec:
     return known()[name]
 
 
+def is_ours(parsed: names.ParsedName) -> bool:
+    """Whether what a name means is here already: finding it imports no code from outside."""
+    return parsed.attribute is None and (parsed.head in known() or parsed.head.startswith("optax."))
+
+
 def find(parsed: names.ParsedName) -> OptimizerSpec:
     """The spec that the head of a name means; raises UserError for an unknown one, with near matches."""
     if parsed.head.partition(".")[0] == BRIDGE:

@@ -114,7 +114,7 @@ class ResolvedOptimizer:
 
 def resolve(
     optimizer: Any, task: Task | None = None, require_weights: bool = True, tuned_for: str | None = None,
-    track: str | None = None, folder: pathlib.Path | None = None,
+    track: str | None = None, folder: pathlib.Path | None = None, stored: Mapping[str, Any] | None = None,
 ) -> ResolvedOptimizer:  # fmt: skip
     """The optimizer that a name means for a task.
 
@@ -126,6 +126,7 @@ def resolve(
         tuned_for: algorithm whose shipped hyperparameters apply, in place of the task's own.
         track: where hyperparameters come from (``names.TRACKS``), as if the name said so; or ``UNTUNED``.
         folder: of hyperparameter files that come before those that ship.
+        stored: hyperparameters of a stored experiment, in place of all but the name's own.
 
     Raises:
         UserError: unknown name or setting (with near matches), a value of the wrong kind, weights that are absent or do
@@ -138,10 +139,10 @@ def resolve(
     else:
         parsed, spec = registry.find_object(optimizer)
     spec, policy_loss = _with_policy_loss(spec, parsed, task)
-    given = registry.check_settings(spec, dict(parsed.settings))
+    given = registry.check_settings(spec, {**(stored or {}), **dict(parsed.settings)})
     track = parsed.track or track
     found = ResolvedOptimizer(_label(spec, parsed), spec, _defaults(spec), "default", None, policy_loss)
-    if task is not None and track != "default":
+    if task is not None and track != "default" and stored is None:
         found = _with_shipped(found, task, tuned_for or task.algorithm, track, folder)
     if given:
         found = dataclasses.replace(

@@ -1,8 +1,6 @@
 """Start-up of JAX: a device per CPU core, the persistent compilation cache, several hosts."""
 
-import hashlib
 import os
-import platform
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ import jax
 
 from open_bench.config import Cluster
 from open_bench.errors import UserError
+from open_bench.machine import available_cores, processor_kind
 
 
 def start(devices: int | None = None, cluster: Cluster | None = None) -> list[jax.Device]:
@@ -83,33 +82,13 @@ def default_vmap_size(devices: Sequence[jax.Device], lifetime_bytes: int) -> int
     return size
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _use_compilation_cache() -> None:
     """Keep compiled programs between runs, unless the user has chosen a place (or none) already."""
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(root / "open-bench" / f"jax-{_processor_kind()}"))
+        jax.config.update("jax_compilation_cache_dir", str(root / "open-bench" / f"jax-{processor_kind()}"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _processor_kind() -> str:
-    """A short name for this processor's instruction set: CPU programs of one kind may not run on another."""
-    flags = processor_says("flags", "Features")
-    return f"{platform.machine()}-{hashlib.sha256(' '.join(sorted(flags.split())).encode()).hexdigest()[:8]}"
-
-
-def processor_says(*names: str) -> str:
-    """The first line of /proc/cpuinfo that begins with one of ``names``; "" where there is none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line for line in lines if line.startswith(names)), "")
 
 
 def _join(cluster: Cluster) -> None:

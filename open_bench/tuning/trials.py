@@ -100,7 +100,7 @@ class Trials:
     def stored(self) -> set[int]:
         """Lifetimes whose rows are there, with the settings that they have today."""
         try:
-            there = _read(self.path)
+            there = read_rows(self.path)
         except BadRows:
             return set()
         found = set(there[[*KEYS, "settings"]].itertuples(index=False, name=None))
@@ -110,12 +110,7 @@ class Trials:
         return self._store.lock(self, wait)
 
     def create(self) -> None:
-        try:
-            _read(self.path), _read_curves(self.path)
-        except BadRows:
-            for file in (TRIALS, CURVES):
-                if (self.path / file).exists():
-                    set_aside(self.path / file)
+        set_damaged_aside(self.path)
         write_atomically(
             self.path / DESCRIPTION, json.dumps({"identity": self.identity}, indent=1, sort_keys=True) + "\n"
         )
@@ -144,16 +139,16 @@ class Trials:
         """Store a device batch; rows of a trial that had another setting go."""
         scores, curves = (self._in_pairs(frame) for frame in rows(lifetime, indices, batch))
         scores["settings"] = [self.settings[trial] for trial in scores["trial"]]
-        before, curves_before = _read(self.path), _read_curves(self.path)
+        before, curves_before = read_rows(self.path), read_curves(self.path)
         current = before["trial"].map(dict(enumerate(self.settings))).fillna(before["settings"])
         kept = before[current == before["settings"]]
         there = pd.MultiIndex.from_frame(kept[KEYS])
         curves_before = curves_before[pd.MultiIndex.from_frame(curves_before[KEYS]).isin(there)]
-        batches = _read_provenance(self.path)
+        batches = read_provenance(self.path)
         told = {"lifetimes": [list(self.pairs[index]) for index in indices], **facts}
-        write_atomically(self.path / PROVENANCE, json.dumps([*batches, told], indent=1, sort_keys=True) + "\n")
-        _write(self.path / CURVES, curves_before, curves, [*KEYS, "env_steps"], schema.TRIAL_CURVES)
-        _write(self.path / TRIALS, kept, scores, KEYS, schema.TRIALS)
+        write_provenance(self.path, [*batches, told])
+        write_joined(self.path / CURVES, curves_before, curves, [*KEYS, "env_steps"], schema.TRIAL_CURVES)
+        write_joined(self.path / TRIALS, kept, scores, KEYS, schema.TRIALS)
 
     def _in_pairs(self, frame: pd.DataFrame) -> pd.DataFrame:
         pairs = [self.pairs[index] for index in frame["seed"]]
@@ -164,22 +159,22 @@ class Trials:
     def load(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Rows and curves of these trials and seeds, whatever else is stored; labeled."""
         found = []
-        for frame in (_read(self.path), _read_curves(self.path)):
+        for frame in (read_rows(self.path), read_curves(self.path)):
             mine = frame[(frame["trial"] <= self.trials) & (frame["seed"] < self.num_seeds)]
             found.append(labeled(mine.reset_index(drop=True), self.name, self.identity))
         return found[0], found[1]
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_rows(path: Path) -> pd.DataFrame:
     """``trials.csv`` of a folder, without rows where there is none; raises BadRows."""
     return schema.read_trials(path / TRIALS, schema.TRIALS, KEYS)
 
 
-def _read_curves(path: Path) -> pd.DataFrame:
+def read_curves(path: Path) -> pd.DataFrame:
     return schema.read_trials(path / CURVES, schema.TRIAL_CURVES, [*KEYS, "env_steps"])
 
 
-def _read_provenance(path: Path) -> list[Any]:
+def read_provenance(path: Path) -> list[Any]:
     try:
         found = json.loads((path / PROVENANCE).read_text("utf-8"))
         return found if isinstance(found, list) else []
@@ -187,7 +182,21 @@ def _read_provenance(path: Path) -> list[Any]:
         return []
 
 
-def _write(path: Path, before: pd.DataFrame, new: pd.DataFrame, keys: list[str], columns: Any) -> None:
+def write_provenance(path: Path, batches: Sequence[Any]) -> None:
+    write_atomically(path / PROVENANCE, json.dumps(batches, indent=1, sort_keys=True) + "\n")
+
+
+def set_damaged_aside(path: Path) -> None:
+    """Where a table of a folder cannot be read, both make room for new ones."""
+    try:
+        read_rows(path), read_curves(path)
+    except BadRows:
+        for file in (TRIALS, CURVES):
+            if (path / file).exists():
+                set_aside(path / file)
+
+
+def write_joined(path: Path, before: pd.DataFrame, new: pd.DataFrame, keys: list[str], columns: Any) -> None:
     """The rows of both, new ones in place of old ones, in order; numbers survive exactly."""
     old = before[~pd.MultiIndex.from_frame(before[keys]).isin(pd.MultiIndex.from_frame(new[keys]))]
     joined = (pd.concat([old, new]) if len(old) else new).sort_values(keys)

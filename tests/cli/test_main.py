@@ -1,10 +1,12 @@
 """How the command line starts and ends: help, versions, errors, streams that cannot show everything, pipes."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,43 @@ def test_help_and_version(openbench: OpenBench) -> None:
     assert "--devices" in openbench("train", "--help").out
     first, second = openbench("--version").out.splitlines()
     assert first == f"openbench, version {open_bench.__version__}"
-    assert second.startswith(f"jax {jax.__version__}, ")
+    python = ".".join(map(str, sys.version_info[:3]))
+    assert second.startswith(f"jax {jax.__version__}, jaxlib {version('jaxlib')}, Python {python}, ")
     assert "cpu" in second
+
+
+def test_the_version_does_not_wait_for_jax() -> None:
+    code = "import sys; sys.argv = ['openbench', '--version']; import atexit; from open_bench.cli.main import main; " \
+           "atexit.register(lambda: print('jax' in sys.modules)); main()"  # fmt: skip
+    assert run("-c", code).stdout.splitlines()[-1] == "False"
+
+
+COMPLETED = {
+    "bash": ({"COMP_WORDS": "openbench lead", "COMP_CWORD": "1"}, "plain,leaderboard"),
+    "zsh": ({"COMP_WORDS": "openbench train adam -e cartp", "COMP_CWORD": "4"}, "plain\ncartpole\n_"),
+    "fish": ({"COMP_WORDS": "openbench compare qui", "COMP_CWORD": "qui"}, "plain,quick"),
+}
+
+
+@pytest.mark.parametrize("shell", COMPLETED)
+def test_shells_complete_commands_and_names(shell: str, openbench: OpenBench) -> None:
+    assert "_OPENBENCH_COMPLETE" in openbench("completion", shell).out
+    words, expected = COMPLETED[shell]
+    program = str(Path(sys.executable).with_name("openbench"))
+    done = run("-c", f"import sys; sys.argv = [{program!r}]; from open_bench.cli.main import main; main()",
+               env={**os.environ, **words, "_OPENBENCH_COMPLETE": f"{shell}_complete"})  # fmt: skip
+    assert done.stdout.splitlines()[0] == expected.splitlines()[0], done
+    assert done.stdout.startswith(expected), done
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_can_read_what_completes_them(shell: str, openbench: OpenBench) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"there is no {shell} here")
+    script = openbench("completion", shell).out
+    done = subprocess.run([program, "-n"], input=script, text=True, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 TRAINING = ("train", "compare", "meta-train", "generalize")

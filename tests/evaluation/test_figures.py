@@ -49,6 +49,21 @@ def test_boards_of_one_budget_do_not_overwrite_each_other(tmp_path):
         figures.save_figures(runs, {}, "full", tmp_path)
 
 
+def test_no_name_leads_to_another_folder(tmp_path):
+    """Results of somebody else's may call a budget anything."""
+    runs = make_runs({("adam", "a"): [1, 2]}, budget="../../quick")
+    files = figures.save_figures(runs, {}, None, tmp_path / "a" / "b", resamples=FEW)
+    assert [path.name for path in files] == ["quick_ppo_returns.png"]
+    assert files[0].parent == tmp_path / "a" / "b"
+
+
+def test_a_board_of_very_many_has_no_figures_of_single_environments(tmp_path):
+    runs = make_runs(RESULTS, curves=True)
+    with pytest.warns(UserWarning, match="curves are too many to be told apart"):
+        files = figures.save_figures(runs, SCALES, None, tmp_path, resamples=FEW, most_cells=3)
+    assert [path.name for path in files] == [f"quick_ppo_{name}.png" for name in FIGURES[2:]]
+
+
 def test_learning_curves_draw_a_panel_an_environment_and_one_legend():
     runs = make_runs(RESULTS, curves=True)
     figure = figures.learning_curves(made_board(runs), runs, SCALES, FEW)

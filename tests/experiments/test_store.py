@@ -141,7 +141,7 @@ def test_shards_that_differ_are_named(finished: Store, tmp_path: Path) -> None:
     late = store.path(CHOSEN) / "shard-0002"
     edit_scores(late, final_return=7.0)
     redigest(late)
-    with pytest.warns(UserWarning, match=f"{late}: seed 2 is stored twice, with other scores"):
+    with pytest.warns(UserWarning, match=f"{late}: seed 2 is stored twice, with other numbers"):
         runs = store.load()
     expected = finished.load()
     by_seed = lambda frame: frame.sort_values("seed", ignore_index=True)

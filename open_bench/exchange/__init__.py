@@ -1,0 +1,1 @@
+"""Exchange: results sent, received and merged; stored seeds run again."""

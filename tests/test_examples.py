@@ -1,0 +1,54 @@
+"""The examples run, with settings so small that they take seconds."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import SETTINGS, STEPS
+from tiny_meta import SETTINGS as META_SETTINGS
+
+import open_bench
+
+pytestmark = pytest.mark.slow
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FEW: dict[str, Any] = {"steps": STEPS, "num_seeds": 2, "devices": 2, "progress": False}
+
+
+@pytest.fixture(autouse=True)
+def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples are found by name, and write into a folder of the test's."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "weights"))
+
+
+def main_of(name: str) -> Any:
+    return importlib.import_module(name).main
+
+
+def test_every_example_is_run_here() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {
+        "compare_your_optimizer", "add_an_environment", "meta_train_open"
+    }  # fmt: skip
+
+
+def test_compare_your_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    board = main_of("compare_your_optimizer")(**FEW, results=tmp_path, environments=["cartpole"], settings=SETTINGS)
+    assert {name.partition("#")[0] for name in board["optimizer"]} == {"adam", "compare_your_optimizer:signed_momentum"}
+    assert "signed_momentum" in capsys.readouterr().out
+
+
+def test_add_an_environment(tmp_path: Path) -> None:
+    """An agent goes the shorter way: at most eight steps, four on average."""
+    scores = main_of("add_an_environment")(**FEW | {"steps": 40_960, "num_seeds": 1}, results=tmp_path)
+    assert (scores["final_return"] > 0.4).all()
+
+
+def test_meta_train_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = {"settings": META_SETTINGS["settings"], "devices": 2}
+    few = {"steps": META_SETTINGS["steps"], "population": 4, "generations": 2, "rollouts": 1, "evaluate_every": None}
+    main = main_of("meta_train_open")
+    board = main(**few, **own, results=tmp_path, compare={"num_seeds": 2, **own})
+    assert set(board["optimizer"]) == {"adam", "open@open-example"}
+    assert capsys.readouterr().out.count("generation ") == 2
+    assert len(open_bench.load_runs(tmp_path).scores) == 6  # the random policy's too

@@ -231,11 +231,17 @@ def mean_bands(values: np.ndarray, resamples: int = RESAMPLES) -> tuple[np.ndarr
         if seeds < 2 or not enough.any():
             return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
         # How often each resample draws each seed: a product with the values is every resample's mean at once.
-        counts = np.concatenate([each for (each,) in resampled([(seeds, 1)], resamples)])[:, :, 0].astype(float)
+        counts = _of_seeds(seeds, resamples)
         means = (counts @ filled[:, enough]) / (counts @ known[:, enough].astype(float))
     low, high = np.full_like(mean, np.nan), np.full_like(mean, np.nan)
     low[enough], high[enough] = np.nanquantile(means, _TAILS, axis=0) if np.isnan(means).any() else _tails(means)
     return mean, low, high
+
+
+@functools.lru_cache(maxsize=16)
+def _of_seeds(seeds: int, resamples: int) -> np.ndarray:
+    """(resamples, seeds)."""
+    return np.concatenate([counts[:, :, 0] for (counts,) in resampled([(seeds, 1)], resamples)]).astype(float)
 
 
 def _tails(values: np.ndarray) -> np.ndarray:

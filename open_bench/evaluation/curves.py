@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from open_bench.evaluation import time_to_target
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
@@ -38,16 +37,19 @@ def learning_curves(
     Args:
         points: at most about so many of a curve's points; its last is among them.
     """
-    scores, seeds_of = board.scores, dict(tuple(board.scores.rows.groupby(["environment", "optimizer"])))
+    scores = board.scores
+    lifetimes = scores.rows.groupby(["environment", "optimizer"]).indices  # sorted by seed
+    seeds, diverged = (scores.rows[name].to_numpy() for name in ("seed", "diverged"))
     mine = runs.curves[runs.curves["experiment"].isin(scores.experiments["experiment"])]
-    stored = dict(tuple(mine.groupby("experiment")))
-    columns = (scores.experiments[name] for name in ("experiment", "environment", "optimizer"))
+    stored = mine.groupby("experiment").indices
+    own, env_steps, returns = (mine[name].to_numpy() for name in ("seed", "env_steps", "episode_return"))
     found = {}
+    columns = (scores.experiments[name] for name in ("experiment", "environment", "optimizer"))
     for experiment, environment, optimizer in zip(*columns, strict=True):
         if experiment in stored and optimizer in scores.optimizers:
-            rows = seeds_of[environment, optimizer]  # sorted by seed
-            steps, values = _matrix(stored[experiment], "episode_return", rows["seed"].to_numpy())
-            for row in np.flatnonzero(rows["diverged"]):
+            at, of = stored[experiment], lifetimes[environment, optimizer]
+            steps, values = _matrix(own[at], env_steps[at], returns[at], seeds[of])
+            for row in np.flatnonzero(diverged[of]):
                 values[row] = _after_divergence(values[row], scores.stand_in[environment])
             found[environment, optimizer] = _curve(steps, smoothed(values), resamples, points)
     return {
@@ -72,7 +74,10 @@ def diagnosis(
     for environment, rows in stored.groupby("environment"):
         rows = rows.replace([np.inf, -np.inf], np.nan).dropna(axis="columns", how="all")
         for name in (each for each in rows.columns if each not in DIAGNOSIS):
-            drawn = {optimizer: _matrix(mine, name) for optimizer, mine in rows.groupby("optimizer")}
+            drawn = {
+                optimizer: _matrix(*(mine[each].to_numpy() for each in ("seed", "env_steps", name)))
+                for optimizer, mine in rows.groupby("optimizer")
+            }
             found.setdefault(str(environment), {})[name] = {
                 optimizer: _curve(*drawn[optimizer], resamples, points)
                 for optimizer in board.table["optimizer"]
@@ -142,18 +147,18 @@ def smoothed(values: np.ndarray) -> np.ndarray:
     return np.where(known, means, np.nan)
 
 
-def _matrix(rows: pd.DataFrame, column: str, seeds: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """(points,) env steps and (seeds, points) values of a column, NaN where there is none.
+def _matrix(
+    own: np.ndarray, steps: np.ndarray, values: np.ndarray, seeds: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(points,) env steps and (seeds, points) values, NaN where there is none, from values by seed and env steps.
 
-    ``seeds``, sorted: by default all that have a row.
+    ``seeds``, sorted: by default all that have a value.
     """
-    own, steps = rows["seed"].to_numpy(), rows["env_steps"].to_numpy(float)
     wanted, points = np.unique(own) if seeds is None else seeds, np.unique(steps)
     known = np.isin(own, wanted)
-    values = np.full((len(wanted), len(points)), np.nan)
-    place = np.searchsorted(wanted, own[known]), np.searchsorted(points, steps[known])
-    values[place] = rows[column].to_numpy(float)[known]
-    return points, values
+    found = np.full((len(wanted), len(points)), np.nan)
+    found[np.searchsorted(wanted, own[known]), np.searchsorted(points, steps[known])] = values[known]
+    return points.astype(float), found
 
 
 def _curve(x: np.ndarray, values: np.ndarray, resamples: int, points: int | None) -> Curve:

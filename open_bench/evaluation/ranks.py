@@ -27,10 +27,8 @@ LEVEL = 1 - bootstrap.CONFIDENCE
 def mean_ranks(scores: BoardScores, resamples: int) -> pd.DataFrame:
     """mean_rank, mean_rank_low and mean_rank_high by optimizer; those that lack an environment are not there."""
     rows = scores.rows.dropna(subset=["value"])
-    returns = {
-        name: [mine.loc[mine["environment"] == each, "value"].to_numpy(float) for each in scores.observed]
-        for name, mine in rows[rows["optimizer"].isin(scores.optimizers)].groupby("optimizer")
-    }
+    places, values = rows.groupby(["optimizer", "environment"]).indices, rows["value"].to_numpy(float)
+    returns = {name: [values[places.get((name, each), [])] for each in scores.observed] for name in scores.optimizers}
     complete = {name: values for name, values in returns.items() if values and all(map(len, values))}
     if not complete:
         return pd.DataFrame(columns=["mean_rank", "mean_rank_low", "mean_rank_high"], dtype=float)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,8 @@ LABELS = {
 }
 
 
-_WORDS = ("rank", "optimizer", "track", "hyperparameters", "θ")  # columns of text
+_WORDS = ("rank", "optimizer", "track")  # columns of text
+_NOT_FOR_PAPERS = ("hyperparameters", "θ", "steps/s", "run time", "compile time")
 _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
     ">": r"\textgreater{}", "θ": r"$\theta$", "–": "--", "−": "$-$", "·": r"$\cdot$", "×": r"$\times$",
@@ -73,13 +75,15 @@ def latex(leaderboard: "Leaderboard") -> str:
 def _board_latex(board: "Board") -> str:
     short, parts = aliases(board.scores.optimizers), []
     for about, headings, rows in _tables(board):
-        at = headings.index("optimizer")
-        lines = [headings, *([*row[:at], short[row[at]], *row[at + 1 :]] for row in rows)]
+        kept = [place for place, name in enumerate(headings) if name not in _NOT_FOR_PAPERS]
+        lines = [[line[place] for place in kept] for line in (headings, *rows)]
+        at = lines[0].index("optimizer")
+        lines[1:] = [[*line[:at], short[line[at]], *line[at + 1 :]] for line in lines[1:]]
         top, *body = (" & ".join(map(latex_text, line)) + r" \\" for line in lines)
         caption = latex_text(f"{board.title}. {about}".removesuffix(". "))
         parts += [
             r"\begin{table}", r"\centering", rf"\caption{{{caption}}}",
-            rf"\begin{{tabular}}{{{''.join('l' if name in _WORDS else 'r' for name in headings)}}}",
+            rf"\begin{{tabular}}{{{''.join('l' if name in _WORDS else 'r' for name in lines[0])}}}",
             r"\toprule", top, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}",
         ]  # fmt: skip
     parts += ["% " + " ".join(note.split()) for note in board.notes]
@@ -161,8 +165,9 @@ def markdown_text(text: str) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text as LaTeX shows it."""
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.splitlines()))
+    """Text as LaTeX shows it, minus signs as such."""
+    shown = "".join(_LATEX.get(letter, letter) for letter in " ".join(text.splitlines()))
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", shown)
 
 
 def csv(frame: pd.DataFrame, float_format: str | None = None) -> str:

@@ -144,6 +144,7 @@ def test_latex_has_a_table_a_block_and_text_that_compiles():
     assert len({len(re.findall(r"(?<!\\)&", line)) for line in rows[:8]}) == 1
     assert r"50\%\_\#\&\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}" in written
     assert not re.search(r"[θ–−·]", written)
+    assert [tables.latex_text(text) for text in ("-0.5 [-1, 2]", "a-1", "1e-3")] == ["$-$0.5 [$-$1, 2]", "a-1", "1e-3"]
 
 
 def test_latex_has_short_names(tmp_path):

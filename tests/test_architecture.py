@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -316,6 +317,24 @@ def test_the_wheel_holds_the_package_and_what_ships(wheel: Path) -> None:
     assert {path.relative_to(ROOT).as_posix() for path in tracked("open_bench")} <= names
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"open_bench"}
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_the_source_archive_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
+    """Whoever builds from it, without git and network, gets what the checkout gives."""
+
+    def build(kind: str, folder: Path) -> Path:
+        command = [sys.executable, "-m", "hatchling", "build", "--target", kind, "--directory", str(tmp_path / kind)]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        return next((tmp_path / kind).iterdir())
+
+    with tarfile.open(build("sdist", ROOT)) as source:
+        source.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.glob("open_bench-*")
+    assert {"examples", "tests", "CHANGELOG.md", "LICENSE"} <= {path.name for path in folder.iterdir()}
+    with zipfile.ZipFile(build("wheel", folder)) as theirs, zipfile.ZipFile(wheel) as ours:
+        assert set(theirs.namelist()) == set(ours.namelist())
+        differing = [name for name in ours.namelist() if theirs.read(name) != ours.read(name)]
+    assert not differing
 
 
 TRAIN = """

@@ -6,14 +6,30 @@ from typing import Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, BUDGET, SET, STEPS, num_seeds, reports, root_seed, trains
+from open_bench.cli.options import (
+    ALGORITHM,
+    BUDGET,
+    SET,
+    STEPS,
+    num_seeds,
+    optimizer_names,
+    reports,
+    root_seed,
+    shipped,
+    trains,
+)
 from open_bench.config import Execution
 
 
 @click.command()
-@click.argument("optimizers", nargs=-1, metavar="[OPTIMIZER]...")
-@click.option("--env", "-e", "environments", multiple=True, help="Environment; repeatable; replaces the study's.")
-@click.option("--study", help="Tune what its rows with track=tuned and track=one_setting need, optimizer by optimizer.")
+@click.argument("optimizers", nargs=-1, metavar="[OPTIMIZER]...", shell_complete=optimizer_names)
+@click.option("--env", "-e", "environments", multiple=True, shell_complete=shipped("environments"),
+              help="Environment; repeatable; replaces the study's.")  # fmt: skip
+@click.option(
+    "--study",
+    shell_complete=shipped("studies"),
+    help="Tune what its rows with track=tuned and track=one_setting need, optimizer by optimizer.",
+)
 @click.option("--trials", type=int, default=16, show_default=True, metavar="K",
               help="Points of each search space; the published setting, or the default, is one more.")  # fmt: skip
 @num_seeds(2, of="each trial")

@@ -68,8 +68,8 @@ def added(found: pd.DataFrame) -> dict[str, list[int]]:
 def test_folders_trained_apart_merge_into_the_board_of_one(tmp_path: Path) -> None:
     """One machine trains both, and two machines, with other numbers of devices, train one each."""
     adam, _, random = chosen()
-    one = made(tmp_path / "one", [adam, random], 4)
-    first, second = made(tmp_path / "first", [adam], 4, devices=2), made(tmp_path / "second", [random], 4, devices=1)
+    one = made(tmp_path / "one", [adam, random], 4, devices=2)
+    first, second = made(tmp_path / "first", [adam], 4, devices=1), made(tmp_path / "second", [random], 4, devices=2)
     sent = archive(first, tmp_path / "first.zip")
     found = open_bench.import_results(second, sent, results=tmp_path / "merged")
     assert added(found) == {str(second): [4, 0], str(sent): [4, 0]}

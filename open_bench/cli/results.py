@@ -46,7 +46,7 @@ def leaderboard(results: Path, figures: str, form: str | None, as_json: bool, **
 @click.option("--output", "path", type=click.Path(path_type=Path), help="In place of RESULTS/report.html.")
 @click.option("--budget", help="Only boards of this budget.")
 def report(results: Path, **request: Any) -> None:
-    """Write one HTML page of RESULTS, a results folder, that needs nothing else: boards, curves, tuning and the rest.
+    """Write RESULTS, a results folder, as one HTML page: boards, curves, tuning and whatever else it holds.
 
     \b
     openbench report results/quick

@@ -44,7 +44,7 @@ def _mean_ranks(means: np.ndarray) -> np.ndarray:
     """(optimizers, resamples, environments) → (resamples, optimizers)."""
     from scipy.stats import rankdata
 
-    return rankdata(-means, axis=0).mean(axis=2).T
+    return rankdata(-np.ascontiguousarray(means.transpose(1, 2, 0)), axis=2).mean(axis=1)  # it is slow along strides
 
 
 def _resampled_means(values: list[np.ndarray], resamples: int) -> np.ndarray:

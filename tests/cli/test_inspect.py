@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from commands import OpenBench
 
 BAD = """

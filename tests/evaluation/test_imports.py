@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 
 @pytest.mark.slow
 def test_scores_and_report_never_import_jax_or_pyplot(tmp_path):

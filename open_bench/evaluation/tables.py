@@ -29,7 +29,7 @@ _WORDS = ("rank", "optimizer", "track")  # columns of text
 _NOT_FOR_PAPERS = ("hyperparameters", "θ", "steps/s", "run time", "compile time")
 _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "θ": r"$\theta$", "–": "--", "−": "$-$", "·": r"$\cdot$", "×": r"$\times$",
+    ">": r"\textgreater{}", "θ": r"$\theta$", "–": "--", "−": "$-$", "·": r"$\cdot$", "×": r"$\times$", "|": r"\textbar{}", "∞": r"$\infty$",
 }  # fmt: skip
 
 
@@ -79,7 +79,8 @@ def _board_latex(board: "Board") -> str:
         lines = [[line[place] for place in kept] for line in (headings, *rows)]
         at = lines[0].index("optimizer")
         lines[1:] = [[*line[:at], short[line[at]], *line[at + 1 :]] for line in lines[1:]]
-        top, *body = (" & ".join(map(latex_text, line)) + r" \\" for line in lines)
+        # After a row's end, LaTeX would take a bracket for a distance and a star for a variant.
+        top, *body = (re.sub(r"^(?=[\[*])", "{}", " & ".join(map(latex_text, line))) + r" \\" for line in lines)
         caption = latex_text(f"{board.title}. {about}".removesuffix(". "))
         parts += [
             r"\begin{table}", r"\centering", rf"\caption{{{caption}}}",

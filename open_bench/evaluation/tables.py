@@ -29,7 +29,8 @@ _WORDS = ("rank", "optimizer", "track")  # columns of text
 _NOT_FOR_PAPERS = ("hyperparameters", "θ", "steps/s", "run time", "compile time")
 _LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", "θ": r"$\theta$", "–": "--", "−": "$-$", "·": r"$\cdot$", "×": r"$\times$", "|": r"\textbar{}", "∞": r"$\infty$",
+    ">": r"\textgreater{}", "θ": r"$\theta$", "–": "--", "−": "$-$", "·": r"$\cdot$", "×": r"$\times$",
+    "|": r"\textbar{}", "∞": r"$\infty$",
 }  # fmt: skip
 
 

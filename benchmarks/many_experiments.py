@@ -1,6 +1,6 @@
 """Seconds and memory of a leaderboard over a folder of many stored experiments, whose numbers are invented.
 
-python benchmarks/many_experiments.py                          10,000: 50 environments × 20 optimizers × 10 root seeds
+python benchmarks/many_experiments.py                          10,000: 100 environments × 50 optimizers × 2 root seeds
 python benchmarks/many_experiments.py --environments 4 --optimizers 3 --root-seeds 1
 """
 
@@ -52,9 +52,9 @@ def invent(folder: Path, environment: int, optimizer: int, root_seed: int, num_s
 
 
 @click.command()
-@click.option("--environments", default=50, show_default=True)
-@click.option("--optimizers", default=20, show_default=True)
-@click.option("--root-seeds", default=10, show_default=True)
+@click.option("--environments", default=100, show_default=True)
+@click.option("--optimizers", default=50, show_default=True)
+@click.option("--root-seeds", default=2, show_default=True)
 @click.option("--num-seeds", default=4, show_default=True)
 @click.option("--points", default=20, show_default=True, help="Of each learning curve.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the results here, or use those that lie here.")

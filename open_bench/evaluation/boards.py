@@ -26,7 +26,7 @@ as is defined in ``metrics`` too. All of it is counted, and noted.
 
 import dataclasses
 import functools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -186,8 +186,7 @@ class _Maker:
             steps, key.algorithm, key.budget, row_tracks, self.baseline_returns, self.metric, steps, adam
         )
         rows, stand_in, scales, notes = [], {}, {}, []
-        for environment in sorted(steps):
-            mine = _rows_of(environment, experiments, self.runs.scores, self.metric)
+        for environment, mine in _rows_of(experiments, self.runs.scores, self.metric):
             random = self._random(plan, environment, key)
             where = f"{environment} at {key.budget}"
             stand_in[environment] = metrics.stand_in(mine, random)
@@ -310,11 +309,14 @@ def _check_comparable(experiments: pd.DataFrame, budget: str) -> None:
                 )
 
 
-def _rows_of(environment: str, experiments: pd.DataFrame, scores: pd.DataFrame, metric: str) -> pd.DataFrame:
-    labels = experiments[experiments["environment"] == environment].set_index("experiment")["optimizer"]
+def _rows_of(experiments: pd.DataFrame, scores: pd.DataFrame, metric: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Lifetimes by environment, in order."""
+    labels = experiments.set_index("experiment")["optimizer"]
     mine = metrics.lifetimes(scores[scores["experiment"].isin(labels.index)], metric)
     mine = mine.assign(optimizer=mine["experiment"].map(labels))
-    return mine[["optimizer", "environment", "seed", "value", "diverged", "unfinished"]]
+    columns = ["optimizer", "environment", "seed", "value", "diverged", "unfinished"]
+    for environment, rows in mine[columns].groupby("environment", sort=True):
+        yield str(environment), rows.copy()
 
 
 def _failure_notes(

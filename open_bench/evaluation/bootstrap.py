@@ -200,6 +200,18 @@ def mean_estimate(scores: ScoreMatrix | None, resamples: int = RESAMPLES) -> Est
     return _single(_bootstrap(lambda counts: _mean(values, counts)[:, None], [scores], resamples))
 
 
+def mean_estimates(scores: Sequence[ScoreMatrix | None], resamples: int = RESAMPLES) -> list[Estimate]:
+    """``mean_estimate`` of many matrices of one environment each, those with equally many seeds at once."""
+    found = [NO_ESTIMATE] * len(scores)
+    values = {place: each.values[:, 0] for place, each in enumerate(scores) if each is not None}
+    for seeds in {len(each) for each in values.values()}:
+        alike = {place: each for place, each in values.items() if len(each) == seeds}
+        bands = mean_bands(np.stack(list(alike.values()), axis=1), resamples)
+        for place, *numbers in zip(alike, *bands, strict=True):
+            found[place] = Estimate(*map(float, numbers))
+    return found
+
+
 def iqm_estimate(scores: ScoreMatrix | None, resamples: int = RESAMPLES) -> Estimate:
     """Interquartile mean of all values: the mean of their middle half."""
     if scores is None:

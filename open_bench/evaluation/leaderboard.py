@@ -236,9 +236,10 @@ def _per_environment(scores: BoardScores, baseline: str, steps: pd.DataFrame, re
         score=("score", "mean"), num_seeds=("seed", "size"), diverged=("diverged", "sum"),
         unfinished=("unfinished", "sum"),
     )  # fmt: skip
-    for (optimizer, environment), counted in counts.to_dict("index").items():
-        mine = scores.matrix(optimizer, (environment,), "value")
-        mean = bootstrap.mean_estimate(mine, resamples)
+    cells = counts.to_dict("index")
+    matrices = [scores.matrix(optimizer, (environment,), "value") for optimizer, environment in cells]
+    means = bootstrap.mean_estimates(matrices, resamples)
+    for ((optimizer, environment), counted), mine, mean in zip(cells.items(), matrices, means, strict=True):
         theirs = scores.matrix(baseline, (environment,), "value") if optimizer != baseline else None
         rows.append(
             {"optimizer": optimizer, "environment": environment}

@@ -126,14 +126,12 @@ def summary(board: "Board") -> dict[str, list[str]]:
 
 
 def _returns(board: "Board") -> tuple[list[str], list[list[str]]]:
-    found = board.per_environment.set_index(["optimizer", "environment"])
-    rows = []
-    for optimizer in board.table["optimizer"]:
-        row = [optimizer]
-        for environment in board.scores.environments:
-            key = (optimizer, environment)
-            row.append(interval(*found.loc[key, ["mean", "low", "high"]]) if key in found.index else "")
-        rows.append(row)
+    found = board.per_environment.set_index(["optimizer", "environment"])[["mean", "low", "high"]].to_dict("index")
+    cells = {key: interval(*values.values()) for key, values in found.items()}
+    rows = [
+        [optimizer, *(cells.get((optimizer, environment), "") for environment in board.scores.environments)]
+        for optimizer in board.table["optimizer"]
+    ]
     return ["optimizer", *board.scores.environments], rows
 
 
@@ -216,14 +214,16 @@ def _board_tables(board: "Board", width: int) -> list[Any]:
 
 def packed(title: str, first: Sequence[Column], rest: Sequence[Column], width: int) -> list[Any]:
     """Rich tables that each begin with ``first`` and hold as many of ``rest`` as fit in ``width`` columns."""
+    begin, alone = _width(first), _width(first[:1])
+    added = [_width([*first[:1], each]) - alone for each in rest]  # each column's part of a table's width
     tables: list[Any] = []
-    waiting = list(rest)
-    while waiting:
-        count = len(waiting)
-        while count > 1 and not _fits(_table("", [*first, *waiting[:count]]), width):
-            count -= 1
-        tables.append(_table(title, [*first, *waiting[:count]]))
-        waiting = waiting[count:]
+    at = 0
+    while at < len(rest):
+        count = 1
+        while at + count < len(rest) and begin + sum(added[at : at + count + 1]) <= width:
+            count += 1
+        tables.append(_table(title, [*first, *rest[at : at + count]]))
+        at += count
     return tables
 
 
@@ -244,13 +244,13 @@ def _table(title: str, columns: Sequence[Column]) -> Any:
     return table
 
 
-def _fits(table: Any, width: int) -> bool:
-    """Whether the table needs no wrapping in ``width`` columns, whatever the terminal is now."""
+def _width(columns: Sequence[Column]) -> int:
+    """Of a table that needs no wrapping, whatever the terminal is now."""
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console(file=io.StringIO(), width=10_000)
-    return Measurement.get(console, console.options, table).maximum <= width
+    return Measurement.get(console, console.options, _table("", columns)).maximum
 
 
 def rich_scores(scores: pd.DataFrame, metrics: Mapping[str, str] = METRICS) -> Any:

@@ -91,6 +91,15 @@ def test_plain_progress_is_lines(compared: tuple[Path, Answer]) -> None:
     assert "\r" not in err
 
 
+@pytest.mark.parametrize("form", ["csv", "md", "tex"])
+def test_boards_in_other_formats(form: str, compared: tuple[Path, Answer], openbench: OpenBench) -> None:
+    folder, _ = compared
+    answer = openbench("leaderboard", "--results", folder, "--format", form)
+    if form != "tex":
+        assert answer.out == (folder / f"leaderboard.{form}").read_text()
+    assert "adam" in answer.out
+
+
 @pytest.mark.slow
 def test_leaderboard_and_figures_regenerate_byte_for_byte(
     compared: tuple[Path, Answer], tmp_path: Path, openbench: OpenBench

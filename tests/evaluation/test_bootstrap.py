@@ -215,6 +215,13 @@ def test_interval_and_p_value_agree(values):
         assert (bootstrap.p_value(values) < 0.05) == (low > 0 or high < 0)
 
 
+def test_many_means_at_once_are_those_of_each_alone():
+    columns = [np.random.default_rng(n).normal(3.0, 1.0, (n, 1)) for n in (4, 1, 4, 6)]
+    matrices = [*map(matrix, columns), None]
+    alone = [bootstrap.mean_estimate(each, 200) for each in matrices]
+    assert bootstrap.mean_estimates(matrices, 200) == [pytest.approx(each, nan_ok=True) for each in alone]
+
+
 def test_bands_leave_out_what_is_missing():
     values = np.array([[NAN, 1.0, 2.0], [NAN, 3.0, 4.0], [NAN, NAN, 6.0], [9.0, NAN, 8.0]])
     mean, low, high = bootstrap.mean_bands(values, 500)

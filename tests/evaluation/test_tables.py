@@ -24,6 +24,18 @@ def test_csv_reads_back(tmp_path):
     assert read["iqm"].tolist() == pytest.approx(made.table["iqm"].tolist(), rel=1e-5)
 
 
+def test_latex_has_two_tables_a_board_and_takes_no_name_for_a_command():
+    runs = make_runs({("adam", "a_1"): [1, 2], (r"\input{x} 5% & [#1] $x^2$ ~<b>|", "a_1"): [3, 4]})
+    written = leaderboard(runs, {}, resamples=FEW).to_latex()
+    assert written.count(r"\begin{tabular}") == written.count(r"\end{tabular}") == 2
+    assert r"\textbackslash{}input\{x\} 5\% \& [\#1] \$x\textasciicircum{}2\$" in written
+    assert r"optimizer & a\_1 \\" in written
+    assert r"\caption{ppo $\cdot$ quick $\cdot$ protocol 1" in written
+    for line in written.splitlines():
+        if line.endswith(r"\\"):
+            assert len(re.findall(r"(?<!\\)&", line)) in (1, len(re.findall(r"(?<!\\)&", written.split("\n")[5])))
+
+
 def test_markdown_has_intervals_returns_and_notes():
     made = leaderboard(make_runs(RESULTS), SCALES, resamples=FEW)
     written = made.to_markdown()

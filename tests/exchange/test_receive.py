@@ -65,6 +65,7 @@ def added(found: pd.DataFrame) -> dict[str, list[int]]:
     return {str(source): rows[["added", "known"]].sum().tolist() for source, rows in found.groupby("source")}
 
 
+@pytest.mark.slow
 def test_folders_trained_apart_merge_into_the_board_of_one(tmp_path: Path) -> None:
     """One machine trains both, and two machines, with other numbers of devices, train one each."""
     adam, _, random = chosen()
@@ -164,6 +165,7 @@ open_bench.import_results(sys.argv[1], results=sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_killed_in_between_the_same_import_goes_on(whole: Path, tmp_path: Path) -> None:
     """Killed before the second experiment's seeds take their place; what is there is whole, and the rest follows."""
     sent, merged = archive(whole, tmp_path / "sent.zip"), tmp_path / "merged"

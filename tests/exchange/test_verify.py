@@ -63,6 +63,7 @@ def again(experiment: Experiment, **options: Any) -> Experiment:
     return rebuild({"identity": experiment.identity, **description(experiment)}, **options)
 
 
+@pytest.mark.slow
 def test_experiments_are_made_again_from_what_is_stored() -> None:
     tasks = [
         make_task("cartpole", steps=STEPS, settings={"hidden": (8,)}),
@@ -144,6 +145,7 @@ def test_code_of_the_users_runs_when_it_is_allowed(tmp_path: Path, monkeypatch: 
 # --- what they show ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_was_stored_comes_out_again(whole: Path) -> None:
     before, log = contents(whole), Log()
     found = open_bench.verify(8, root_seed=1, results=whole, devices=2, progress=log)
@@ -154,6 +156,7 @@ def test_what_was_stored_comes_out_again(whole: Path) -> None:
     assert (found.skipped, found.damaged) == ({}, ())
 
 
+@pytest.mark.slow
 def test_samples_follow_from_their_root_seed(whole: Path) -> None:
     from open_bench.exchange import verify as module
 
@@ -166,6 +169,7 @@ def test_samples_follow_from_their_root_seed(whole: Path) -> None:
     assert sum(map(len, module._sample(sound, 100, 0).values())) == 8
 
 
+@pytest.mark.slow
 def test_a_changed_number_with_its_digest_is_found_by_running_again_alone(copy: Path, openbench: OpenBench) -> None:
     """The score of one seed of Adam, the last bit of it; a point of another's curve, of a third's diagnosis."""
     score = Store(copy).load().scores.set_index(["optimizer", "seed"])["final_return"]["adam", 2]
@@ -185,6 +189,7 @@ def test_a_changed_number_with_its_digest_is_found_by_running_again_alone(copy: 
     assert "NOT verified" in answer.out
 
 
+@pytest.mark.slow
 def test_what_is_damaged_or_cannot_run_is_named(copy: Path, openbench: OpenBench) -> None:
     (adams(copy, 0) / "scores.csv").write_text("seed\n0\n")
     adam, random = (copy / "experiments" / name for name in Store(copy).names())
@@ -203,6 +208,7 @@ def test_what_is_damaged_or_cannot_run_is_named(copy: Path, openbench: OpenBench
     assert "nothing can be run again" in answer.err
 
 
+@pytest.mark.slow
 def test_elsewhere_returns_are_compared_as_draws(copy: Path) -> None:
     """The same folder as if another version had made it: its numbers still agree, and an invented one does not."""
     for shard in shards(copy):

@@ -35,10 +35,10 @@ def leaderboard(results: Path, figures: str, form: str | None, as_json: bool, **
     from open_bench import api
 
     board = api.leaderboard(results, figures=[each.strip() for each in figures.split(",")], **request)
-    if form is None:
+    if form is None or as_json:
         print_board(board, results, as_json)
     else:
-        console.say({"csv": board.to_csv, "md": board.to_markdown, "tex": board.to_latex}[form]().rstrip("\n"))
+        console.say({"csv": board.to_csv, "md": board.to_markdown, "tex": board.to_latex}[form]().removesuffix("\n"))
 
 
 @click.command()

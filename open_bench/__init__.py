@@ -1,15 +1,15 @@
 """open-bench: compare optimizers for reinforcement learning in one harness.
 
 ``train`` one optimizer, ``tune`` it, ``compare`` several, ``meta_train`` a learned one, ``generalize``; ``load_runs``,
-``load_agent`` and ``leaderboard`` read what is stored; ``export``, ``import_results`` and ``verify`` exchange results.
-Importing does no work: functions load what they need.
+``load_agent``, ``leaderboard`` and ``report`` read what is stored; ``export``, ``import_results`` and ``verify``
+exchange results. Importing does no work: functions load what they need.
 """
 
 import importlib as _importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from open_bench.api import compare, generalize, leaderboard, meta_train, train, tune, verify
+    from open_bench.api import compare, generalize, leaderboard, meta_train, report, train, tune, verify
     from open_bench.config import Cluster, Execution
     from open_bench.errors import UserError
     from open_bench.events import (
@@ -36,7 +36,7 @@ __all__ = [
     "Advanced", "Cluster", "Compiled", "Compiling", "Ended", "Evaluated", "Execution", "Finished", "Fitted",
     "Generation", "Hyperparameter", "OptimizerSpec", "Search", "Started", "UserError", "Waiting", "Watcher", "Work",
     "compare", "export", "generalize", "import_results", "leaderboard", "load_agent", "load_runs", "meta_train",
-    "train", "tune", "verify",
+    "report", "train", "tune", "verify",
 ]  # fmt: skip
 # Where public names lie; looked through in this order, the heaviest to import last.
 _HOMES = (

@@ -231,7 +231,7 @@ def tune(
 
 def leaderboard(
     results: str | Path = "results", budget: str | None = None, *, tracks: Sequence[str] | str = (),
-    metric: str = "final_return",
+    metric: str = "final_return", figures: Sequence[str] | str = ("png",),
 ) -> "Leaderboard":  # fmt: skip
     """Write the leaderboard (CSV, Markdown) and figures of a folder anew, from its stored runs and trials.
 
@@ -241,13 +241,38 @@ def leaderboard(
         tracks: show only rows with these: default, one setting, tuned, published, learned, given, mixed.
         metric: column to rank by: final_return, mean_return (the area under the learning curve divided by its length),
             or another that experiments list.
+        figures: forms of the figures: png, svg, pdf.
 
     Raises:
-        UserError: there are no runs, or a budget, track or metric is unknown.
+        UserError: there are no runs, or a budget, track, metric or form of figures is unknown.
     """
+    from open_bench.errors import check_known
+    from open_bench.evaluation.style import FORMATS
     from open_bench.experiments.session import load_runs, write_board
 
-    return write_board(Path(results), load_runs(results), budget, several(tracks) or (), metric)
+    forms = several(figures) or ()
+    for form in forms:
+        check_known("form of figures", form, FORMATS)
+    return write_board(Path(results), load_runs(results), budget, several(tracks) or (), metric, forms)
+
+
+def report(results: str | Path = "results", path: str | Path | None = None, budget: str | None = None) -> Path:
+    """Write one self-contained HTML page of a results folder. See docs/report.md.
+
+    Args:
+        results: the folder: its runs, trials, studies of generalization and evolutions, whatever there is.
+        path: of the page; by default ``<results>/report.html``.
+        budget: only boards of this one.
+
+    Returns:
+        Where the page lies.
+
+    Raises:
+        UserError: there is nothing to report, the budget is unknown, or experiments do not compare.
+    """
+    from open_bench.report.page import write
+
+    return write(Path(results), None if path is None else Path(path), budget)
 
 
 def verify(

@@ -49,7 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["experiments"] = {*MAY_IMPORT} - {"experiments"}
 for study in ("tuning", "meta_training", "generalization"):
     MAY_IMPORT[study] = {*MAY_IMPORT["experiments"], "experiments"}
-for whole in ("exchange", "api", "cli"):
+MAY_IMPORT["report"] = {*BASE, "text", "evaluation", "experiments"}  # reads results folders
+MAY_IMPORT["exchange"] = {*MAY_IMPORT} - {"report"}
+for whole in ("api", "cli"):
     MAY_IMPORT[whole] = {*MAY_IMPORT}
 ABOVE = ("experiments", "tuning", "meta_training", "generalization", "exchange", "api", "cli")
 # Modules that need what is above their folder.

@@ -13,6 +13,7 @@ from open_bench.cli.options import (
     STEPS,
     num_seeds,
     optimizer_names,
+    reports,
     root_seed,
     shipped,
     trains,
@@ -38,6 +39,7 @@ WRITTEN = ("generalization.csv", "points.csv", "axes.csv", "summary.csv", "gener
 @SET
 @KEEP
 @trains
+@reports
 def generalize(optimizers: tuple[str, ...], execution: Execution, as_json: bool, **request: Any) -> None:
     """Study how OPTIMIZERs carry over to what they were not trained or tuned on.
 

@@ -100,6 +100,7 @@ COMMANDS: tuple[click.Command, ...] = (
     meta_train.meta_train,
     generalize.generalize,
     results.leaderboard,
+    results.report,
     results.export,
     results.import_,
     results.verify,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, SET, STEPS, optimizer_names, options, root_seed, shipped, trains
+from open_bench.cli.options import ALGORITHM, SET, STEPS, optimizer_names, options, reports, root_seed, shipped, trains
 from open_bench.config import Execution
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ _IMITATION = options(
 @click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files beside the history.")
 @click.option("--wandb", metavar="PROJECT", help="Log to this project of Weights & Biases.")
 @trains
+@reports
 def meta_train(
     environments: tuple[str, ...], held_out: tuple[str, ...], execution: Execution, as_json: bool, **request: Any
 ) -> None:

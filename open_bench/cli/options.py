@@ -129,6 +129,21 @@ def trains(command: Command) -> Command:
     return options(VMAP_SIZE, _CLUSTER)(runs(command))
 
 
+def reports(command: Command) -> Command:
+    """The option of a command that trains to write the results folder's page in the end."""
+
+    @click.option("--report", "page", is_flag=True, help="Write the results folder's report.html, too.")
+    @functools.wraps(command)
+    def run(execution: Execution, page: bool, **request: Any) -> None:
+        command(execution=execution, **request)
+        if page:
+            from open_bench import api
+
+            ERR.print(f"Written: {api.report(execution.folder)}", markup=False, highlight=False, soft_wrap=True)
+
+    return run
+
+
 def _watcher(tally: Any, quiet: bool, plain: bool) -> Any:
     from open_bench.events import several
     from open_bench.progress import Lines, default_watcher

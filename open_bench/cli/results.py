@@ -1,4 +1,4 @@
-"""``openbench leaderboard``, ``export``, ``import`` and ``verify``: what is stored, sent, received and checked."""
+"""``openbench leaderboard``, ``report``, ``export``, ``import``, ``verify``: what is stored, shown, sent, checked."""
 
 import sys
 from pathlib import Path
@@ -21,21 +21,39 @@ WRITTEN = ("leaderboard.csv", "leaderboard.md", "figures/")
                    "repeatable.")  # fmt: skip
 @click.option("--metric", default="final_return", show_default=True,
               help="Column to rank by; mean_return is the area under the learning curve over its length.")  # fmt: skip
+@click.option("--figures", default="png", show_default=True, metavar="FORM,…", help="Forms of figures: png, svg, pdf.")
 @click.option("--format", "form", type=click.Choice(["csv", "md", "tex"]),
-              help="Print it as CSV, Markdown or LaTeX (booktabs) in place of a table for terminals.")  # fmt: skip
+              help="Print the board so, and nothing else.")  # fmt: skip
 @JSON
-def leaderboard(
-    results: Path, budget: str | None, tracks: tuple[str, ...], metric: str, form: str | None, as_json: bool
-) -> None:
-    """Write the leaderboard and the figures of a results folder anew, from its stored experiments and trials."""
+def leaderboard(results: Path, figures: str, form: str | None, as_json: bool, **request: Any) -> None:
+    """Write the leaderboard and the figures of a results folder anew, from its stored experiments and trials.
+
+    \b
+    openbench leaderboard --format tex > board.tex
+    openbench leaderboard --figures pdf,svg
+    """
     from open_bench import api
 
-    board = api.leaderboard(results, budget, tracks=tracks, metric=metric)
+    board = api.leaderboard(results, figures=[each.strip() for each in figures.split(",")], **request)
     if form is None or as_json:
         print_board(board, results, as_json)
     else:
-        formats = {"csv": board.to_csv, "md": board.to_markdown, "tex": board.to_latex}
-        console.say(formats[form]().removesuffix("\n"))
+        console.say({"csv": board.to_csv, "md": board.to_markdown, "tex": board.to_latex}[form]().removesuffix("\n"))
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path), default=Path("results"))
+@click.option("--output", "path", type=click.Path(path_type=Path), help="In place of RESULTS/report.html.")
+@click.option("--budget", help="Only boards of this budget.")
+def report(results: Path, **request: Any) -> None:
+    """Write RESULTS, a results folder, as one HTML page: boards, curves, tuning and whatever else it holds.
+
+    \b
+    openbench report results/quick
+    """
+    from open_bench import api
+
+    console.say(f"Written: {api.report(results, **request)}")
 
 
 def print_board(board: Any, results: Path, as_json: bool) -> None:

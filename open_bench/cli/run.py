@@ -14,6 +14,7 @@ from open_bench.cli.options import (
     num_seeds,
     optimizer_names,
     options,
+    reports,
     root_seed,
     shipped,
     trains,
@@ -68,6 +69,7 @@ def train(execution: Execution, as_json: bool, **request: Any) -> None:
 @click.option("--meta-train", is_flag=False, flag_value="", metavar="[STUDY]",
               help="Meta-train learned optimizers that have no weights first, with a study's settings.")  # fmt: skip
 @_REQUEST
+@reports
 def compare(
     optimizers: tuple[str, ...], environments: tuple[str, ...], meta_train: str | None, no_baseline: bool,
     execution: Execution, as_json: bool, **request: Any,

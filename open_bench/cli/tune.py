@@ -13,6 +13,7 @@ from open_bench.cli.options import (
     STEPS,
     num_seeds,
     optimizer_names,
+    reports,
     root_seed,
     shipped,
     trains,
@@ -42,6 +43,7 @@ from open_bench.config import Execution
 @STEPS
 @SET
 @trains
+@reports
 def tune(optimizers: tuple[str, ...], environments: tuple[str, ...], execution: Execution, as_json: bool,
          **request: Any) -> None:  # fmt: skip
     """Find hyperparameters of OPTIMIZERs, with the same trials, seeds and env steps for every one.

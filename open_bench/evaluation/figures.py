@@ -1,20 +1,21 @@
-"""Figures of a board as PNG files: curves, returns, aggregates, profiles of scores and times, diagnosis.
+"""Figures of a board as files: curves, returns, aggregates, profiles of scores and times, diagnosis.
 
 The same runs give the same bytes; see ``style`` for the look that all figures share.
 """
 
 import warnings
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from open_bench.evaluation import time_to_target
-from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
-from open_bench.evaluation.bootstrap import AGGREGATES, RESAMPLES, mean_bands, performance_profile
+from open_bench.evaluation import curves
+from open_bench.evaluation.baseline_returns import BaselineReturns
+from open_bench.evaluation.bootstrap import AGGREGATES, RESAMPLES
 from open_bench.evaluation.leaderboard import Board, Leaderboard, leaderboard
-from open_bench.evaluation.schema import DIAGNOSIS, Runs
+from open_bench.evaluation.schema import Runs
 from open_bench.evaluation.style import (
     GRAY,
     LEVEL,
@@ -24,11 +25,10 @@ from open_bench.evaluation.style import (
     finish_axis,
     in_file_names,
     panel_grid,
-    png,
+    save,
     styles,
 )
 from open_bench.evaluation.tables import LABELS
-from open_bench.files import write_atomically
 from open_bench.text import compact
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 _LEVELS = {"Adam (stored)": LEVEL, "random policy": (0, (2, 2))}
 MOST_CELLS = 600  # optimizers × environments of a board whose environments are drawn
-_SMOOTHED = 80  # points of a curve a step of the window's half
 
 
 def save_figures(
@@ -48,6 +47,7 @@ def save_figures(
     *,
     resamples: int = RESAMPLES,
     ranked: Leaderboard | None = None,
+    formats: Collection[str] = ("png",),
     most_cells: int = MOST_CELLS,
 ) -> list[Path]:
     """Draw every board of ``budget`` (None: of all) into ``directory``; returns the files, in order.
@@ -58,7 +58,7 @@ def save_figures(
     ``…_diagnosis_<environment>.png``.
     A board of more than ``most_cells`` optimizers × environments has no figures of single environments but diagnosis.
     Boards that would share a name have protocol, root seed and vmap size in it. ``ranked`` saves computing the
-    leaderboard again. Raises what ``leaderboard`` raises.
+    leaderboard again; ``formats``: see ``style.save``. Raises what ``leaderboard`` raises.
     """
     if ranked is None:
         ranked = leaderboard(runs, baseline_returns, budget, resamples=resamples)
@@ -68,7 +68,8 @@ def save_figures(
     for board, stem in zip(shown, stems, strict=True):
         suffix = _suffix(board) if stems.count(stem) > 1 else ""
         for name, figure in _figures(board, runs, baseline_returns, resamples, most_cells):
-            written.append(write_atomically(Path(directory) / f"{stem}{suffix}_{name}.png", png(figure)))
+            if figure is not None:
+                written += save(figure, Path(directory) / f"{stem}{suffix}_{name}", formats)
     return written
 
 
@@ -89,25 +90,18 @@ def learning_curves(
 ) -> "Figure | None":
     """Mean episode return over seeds against env steps, a panel an environment; None where none is stored.
 
-    Curves of many points are smoothed lightly; bands are 95 % bootstrap intervals of the mean. A diverged seed counts
-    with its stand-in return (the random policy's) from where it diverged. A point is drawn once half of the seeds have
-    finished an episode.
+    See ``curves.learning_curves``.
     """
-    curves = _board_curves(board, runs)
-    if curves["episode_return"].notna().sum() == 0:
+    found = curves.learning_curves(board, runs, resamples)
+    if all(np.isnan(curve.value).all() for mine in found.values() for curve in mine.values()):
         return None
-    look = styles(board.scores.optimizers)
-    figure, axes = panel_grid(len(board.scores.environments), panel=(3.6, 2.7))
+    figure, axes = panel_grid(len(found), panel=(3.6, 2.7))
     lines: dict[str, Any] = {}
-    for axis, environment in zip(axes, board.scores.environments, strict=True):
-        for optimizer in board.table["optimizer"]:
-            steps, values = _curve_matrix(board, curves, optimizer, environment)
-            if len(steps):
-                lines.setdefault(optimizer, _draw_curve(axis, steps, values, look[optimizer], resamples))
-        lines |= _draw_levels(axis, board, baseline_returns, environment)
+    for axis, (environment, mine) in zip(axes, found.items(), strict=True):
+        lines = _draw_curves(axis, board, mine) | lines
+        for name, level in curves.levels(board, baseline_returns, environment).items():
+            lines[name] = axis.axhline(level, color=GRAY, linewidth=1.1, linestyle=_LEVELS[name], zorder=1)
         finish_axis(axis, environment, "env steps")
-        axis.xaxis.set_major_formatter(lambda value, _: compact(value))
-        axis.set_xlim(left=0)
     figure.supylabel("episode return", fontsize=10)
     short = aliases(board.scores.optimizers)
     order = [*board.table["optimizer"], *_LEVELS]
@@ -115,35 +109,21 @@ def learning_curves(
     return figure
 
 
-def diagnosis(board: Board, runs: Runs, environment: str, resamples: int = RESAMPLES) -> "Figure | None":
-    """What was measured of the updates in an environment, a panel a diagnostic; None where none is stored.
+def diagnosis(found: Mapping[str, Mapping[str, curves.Curve]], board: Board, environment: str) -> "Figure":
+    """What was measured of the updates in an environment (``curves.diagnosis``), a panel a diagnostic.
 
-    Means over the seeds that were trained with diagnosis, with 95 % bootstrap intervals; a seed counts until it
-    diverges. A diagnostic that is positive and varies by more than 100 times has a logarithmic axis.
+    A diagnostic that is positive and varies by more than 100 times has a logarithmic axis.
     """
-    labels = board.scores.experiments.set_index("experiment")
-    rows = runs.diagnosis[runs.diagnosis["experiment"].isin(labels.index[labels["environment"] == environment])]
-    rows = rows.assign(optimizer=rows["experiment"].map(labels["optimizer"]))
-    rows = rows.replace([np.inf, -np.inf], np.nan).dropna(axis="columns", how="all")
-    names = [name for name in rows.columns if name not in DIAGNOSIS]
-    if not names:
-        return None
-    look, short = styles(board.scores.optimizers), aliases(board.scores.optimizers)
-    figure, axes = panel_grid(len(names), panel=(3.1, 2.3))
+    short = aliases(board.scores.optimizers)
+    figure, axes = panel_grid(len(found), panel=(3.1, 2.3))
     lines: dict[str, Any] = {}
-    for axis, name in zip(axes, names, strict=True):
-        for optimizer in (each for each in board.table["optimizer"] if each in set(rows["optimizer"])):
-            mine = rows[rows["optimizer"] == optimizer]
-            table = mine.pivot(index="seed", columns="env_steps", values=name).sort_index(axis=1)
-            drawn = _draw_curve(axis, table.columns.to_numpy(float), table.to_numpy(float), look[optimizer], resamples)
-            lines.setdefault(short[optimizer], drawn)
+    for axis, (name, mine) in zip(axes, found.items(), strict=True):
+        lines = _draw_curves(axis, board, mine) | lines
         finish_axis(axis, name.replace("_", " "), "env steps")
-        if (rows[name].dropna() > 0).all() and rows[name].max() > 100 * rows[name].min():
+        if curves.needs_log(mine):
             axis.set_yscale("log")
-        axis.xaxis.set_major_formatter(lambda value, _: compact(value))
-        axis.set_xlim(left=0)
     figure.suptitle(environment, fontsize=10)
-    figure_legend(figure, lines)
+    figure_legend(figure, {short[name]: lines[name] for name in board.table["optimizer"] if name in lines})
     return figure
 
 
@@ -177,45 +157,36 @@ def aggregate_intervals(board: Board) -> "Figure | None":
 
 def profiles(board: Board, resamples: int = RESAMPLES) -> "Figure | None":
     """Fraction of lifetimes above each score, with 95 % intervals; None where nothing has one."""
-    scores = board.scores
-    found = {name: scores.matrix(name, scores.normalized) for name in board.table["optimizer"]}
-    matrices = {name: matrix for name, matrix in found.items() if matrix is not None}
-    if not matrices:
+    figure = _profile_figure(board, curves.profiles(board, resamples))
+    if figure is None:
         return None
-    thresholds = _thresholds(np.concatenate([matrix.values.ravel() for matrix in matrices.values()]))
-    look, short = styles(scores.optimizers), aliases(scores.optimizers)
-    figure, (axis,) = panel_grid(1, panel=(6.0, 3.8))
-    lines = {}
-    for name, matrix in matrices.items():
-        profile = performance_profile(matrix, thresholds, resamples)
-        lines[short[name]] = draw_line(axis, thresholds, profile.value, look[name])
-        axis.fill_between(thresholds, profile.low, profile.high, color=look[name]["color"], alpha=0.13, linewidth=0)
+    (axis,) = figure.axes
     axis.axvline(1.0, color=GRAY, linewidth=1.0, linestyle=(0, (4, 3)))
-    finish_axis(axis, f"performance profile, {scores.key.budget}", "score τ (0: random policy, 1: Adam)")
+    finish_axis(axis, f"performance profile, {board.scores.key.budget}", "score τ (0: random policy, 1: Adam)")
     axis.set_ylabel("fraction of lifetimes with score > τ", fontsize=9)
-    axis.set_xlim(thresholds[0], thresholds[-1])
-    axis.set_ylim(-0.02, 1.02)
-    figure_legend(figure, lines)
     return figure
 
 
 def time_profiles(board: Board) -> "Figure | None":
     """Share of environments in which an optimizer needs at most τ times the fewest env steps to the target."""
-    steps = board.per_environment.pivot(index="environment", columns="optimizer", values="steps_to_target")
-    ratios = time_to_target.ratios(steps.dropna(axis="index", how="all"))
-    complete = [name for name in board.table["optimizer"] if len(ratios) and ratios[name].notna().all()]
-    if not complete:
+    figure = _profile_figure(board, curves.time_profiles(board))
+    if figure is None:
         return None
-    limits = np.linspace(1.0, time_to_target.LONGEST, 301)
-    look, short = styles(board.scores.optimizers), aliases(board.scores.optimizers)
-    figure, (axis,) = panel_grid(1, panel=(6.0, 3.8))
-    lines = {
-        short[name]: draw_line(axis, limits, time_to_target.profile(ratios[name], limits), look[name])
-        for name in complete
-    }
+    (axis,) = figure.axes
     finish_axis(axis, f"time to {board.scores.adam}'s median {board.scores.label}", "τ: env steps / fewest env steps")
     axis.set_ylabel("share of environments with r ≤ τ", fontsize=9)
-    axis.set_xlim(1.0, time_to_target.LONGEST)
+    return figure
+
+
+def _profile_figure(board: Board, found: Mapping[str, curves.Curve]) -> "Figure | None":
+    """Fractions against a limit, with a legend; the axis is to be finished."""
+    if not found:
+        return None
+    look, short = styles(board.scores.optimizers), aliases(board.scores.optimizers)
+    figure, (axis,) = panel_grid(1, panel=(6.0, 3.8))
+    lines = {short[name]: _draw_curve(axis, curve, look[name]) for name, curve in found.items()}
+    limits = next(iter(found.values())).x
+    axis.set_xlim(limits[0], limits[-1])
     axis.set_ylim(-0.02, 1.02)
     figure_legend(figure, lines)
     return figure
@@ -223,92 +194,36 @@ def time_profiles(board: Board) -> "Figure | None":
 
 def _figures(
     board: Board, runs: Runs, baseline_returns: BaselineReturns, resamples: int, most_cells: int
-) -> list[tuple[str, "Figure"]]:
-    made: dict[str, Figure | None] = {}
+) -> Iterator[tuple[str, "Figure | None"]]:
     cells = len(board.scores.environments) * len(board.scores.optimizers)
     if cells <= most_cells:
-        made["learning_curves"] = learning_curves(board, runs, baseline_returns, resamples)
-        made["returns"] = return_intervals(board)
+        yield "learning_curves", learning_curves(board, runs, baseline_returns, resamples)
+        yield "returns", return_intervals(board)
     else:
         warnings.warn(
             f"{board.title}: no figures of single environments, as {cells:,} curves are too many to be told apart: "
-            "choose some with `runs.select(environment=…)`", stacklevel=3,
+            "`openbench report` has them, or choose some with `runs.select(environment=…)`", stacklevel=3,
         )  # fmt: skip
-    made["aggregates"] = aggregate_intervals(board)
-    made["profiles"] = profiles(board, resamples)
-    made["time_to_target"] = time_profiles(board)
-    for name in board.scores.environments:
-        made[f"diagnosis_{in_file_names(name)}"] = diagnosis(board, runs, name, resamples)
-    return [(name, figure) for name, figure in made.items() if figure is not None]
+    yield "aggregates", aggregate_intervals(board)
+    yield "profiles", profiles(board, resamples)
+    yield "time_to_target", time_profiles(board)
+    for environment, found in curves.diagnosis(board, runs, resamples).items():
+        yield f"diagnosis_{in_file_names(environment)}", diagnosis(found, board, environment)
 
 
-# --- learning curves ---------------------------------------------------------------------------------------------
+def _draw_curves(axis: "Axes", board: Board, found: Mapping[str, curves.Curve]) -> dict[str, Any]:
+    """Curves against env steps, by optimizer; the lines."""
+    look = styles(board.scores.optimizers)
+    lines = {name: _draw_curve(axis, curve, look[name]) for name, curve in found.items()}
+    axis.xaxis.set_major_formatter(lambda value, _: compact(value))
+    axis.set_xlim(left=0)
+    return lines
 
 
-def _board_curves(board: Board, runs: Runs) -> pd.DataFrame:
-    labels = board.scores.experiments.set_index("experiment")["optimizer"]
-    curves = runs.curves[runs.curves["experiment"].isin(labels.index)]
-    return curves.assign(optimizer=curves["experiment"].map(labels))
-
-
-def _curve_matrix(
-    board: Board, curves: pd.DataFrame, optimizer: str, environment: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """(points,) env steps and (seeds, points) returns, NaN where a seed has no return yet."""
-    rows = board.scores.rows
-    rows = rows[(rows["optimizer"] == optimizer) & (rows["environment"] == environment)].set_index("seed")
-    mine = curves[(curves["optimizer"] == optimizer) & (curves["environment"] == environment)]
-    table = mine.pivot(index="seed", columns="env_steps", values="episode_return")
-    table = table.sort_index(axis=1).reindex(rows.index)
-    values = table.to_numpy(float)
-    stand_in = board.scores.stand_in[environment]
-    for row in np.flatnonzero(rows["diverged"]):
-        values[row] = _after_divergence(values[row], stand_in)
-    return table.columns.to_numpy(float), values
-
-
-def _after_divergence(curve: np.ndarray, stand_in: float) -> np.ndarray:
-    """A curve (points,) whose missing end, all of it if nothing is there, is filled with ``stand_in``."""
-    known = np.flatnonzero(~np.isnan(curve))
-    end = known[-1] + 1 if len(known) else 0
-    return np.concatenate([curve[:end], np.full(len(curve) - end, stand_in)])
-
-
-def smoothed(values: np.ndarray) -> np.ndarray:
-    """Running means along the points of curves (seeds, points), over about 2.5 % of them; NaN stays, and counts not.
-
-    Curves of up to 79 points stay as they are: each of theirs is a mean over many episodes already.
-    """
-    half = values.shape[1] // _SMOOTHED
-    known = ~np.isnan(values)
-    sums, counts = (
-        np.cumsum(np.pad(each, ((0, 0), (half + 1, half))), axis=1) for each in (np.where(known, values, 0.0), known)
-    )
-    window = 2 * half + 1
-    with np.errstate(invalid="ignore", divide="ignore"):
-        means = (sums[:, window:] - sums[:, :-window]) / (counts[:, window:] - counts[:, :-window])
-    return np.where(known, means, np.nan)
-
-
-def _draw_curve(axis: "Axes", steps: np.ndarray, values: np.ndarray, look: dict[str, Any], resamples: int) -> Any:
-    mean, low, high = mean_bands(smoothed(values), resamples)
-    axis.fill_between(steps, low, high, color=look["color"], alpha=0.14, linewidth=0)
-    return draw_line(axis, steps, mean, look)
-
-
-def _draw_levels(axis: "Axes", board: Board, baseline_returns: BaselineReturns, environment: str) -> dict[str, Any]:
-    """Dashed levels of the random policy and of Adam's stored returns, where known."""
-    scores, known = board.scores, returns_of(baseline_returns, environment)
-    adam = known.adam(scores.key.algorithm, scores.key.budget)
-    levels = {"Adam (stored)": adam.final_return.mean} if adam is not None else {}
-    if environment in scores.scales:
-        levels["random policy"] = scores.scales[environment].zero
-    elif known.random is not None:
-        levels["random policy"] = known.random.final_return.mean
-    return {
-        name: axis.axhline(level, color=GRAY, linewidth=1.1, linestyle=_LEVELS[name], zorder=1)
-        for name, level in levels.items()
-    }
+def _draw_curve(axis: "Axes", curve: curves.Curve, look: dict[str, Any]) -> Any:
+    if not np.isnan(curve.low).all():
+        axis.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.14, linewidth=0)
+    return draw_line(axis, curve.x, curve.value, look)
 
 
 # --- intervals ---------------------------------------------------------------------------------------------------
@@ -345,8 +260,3 @@ def _draw_interval(axis: "Axes", place: int, estimate: np.ndarray, color: str) -
     if np.isfinite([low, high]).all():
         axis.barh(place, high - low, left=low, height=0.55, color=color, alpha=0.35, linewidth=0)
     axis.plot([value, value], [place - 0.275, place + 0.275], color=color, linewidth=2.4, solid_capstyle="butt")
-
-
-def _thresholds(scores: np.ndarray) -> np.ndarray:
-    """From the lowest score (at least −1) to a little above the highest (at most 3), 0 and 1 always inside."""
-    return np.linspace(max(min(0.0, scores.min()), -1.0), min(max(1.1, scores.max() * 1.05), 3.0), 401)

@@ -103,25 +103,21 @@ class Leaderboard:
         Numbers have six significant digits; what does not exist is empty. A row has its own notes alone; those of
         its board are in ``notes`` and in the Markdown.
         """
-        text = self.table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        if path is not None:
-            write_atomically(path, text)
-        return text
+        from open_bench.evaluation.tables import csv
+
+        return _written(csv(self.table, "%.6g"), path)
 
     def to_markdown(self, path: str | Path | None = None) -> str:
         """Per board: aggregates with intervals, returns per environment, notes. Written to ``path`` when given."""
         from open_bench.evaluation.tables import markdown
 
-        text = markdown(self)
-        if path is not None:
-            write_atomically(path, text)
-        return text
+        return _written(markdown(self), path)
 
-    def to_latex(self) -> str:
-        """Per board for LaTeX (booktabs): aggregates with intervals, and returns per environment."""
+    def to_latex(self, path: str | Path | None = None) -> str:
+        """The same as tables of LaTeX, which need its package booktabs. Written to ``path`` when given."""
         from open_bench.evaluation.tables import latex
 
-        return latex(self)
+        return _written(latex(self), path)
 
     def to_rich(self, width: int = 80) -> Any:
         """A rich renderable that fits a terminal ``width`` columns wide; one table a board, more where returns of
@@ -146,6 +142,12 @@ class Leaderboard:
             for frame, board in zip(frames, self.boards, strict=True)
         ]
         return pd.concat(told, ignore_index=True).reindex(columns=columns)
+
+
+def _written(text: str, path: str | Path | None) -> str:
+    if path is not None:
+        write_atomically(path, text)
+    return text
 
 
 def leaderboard(

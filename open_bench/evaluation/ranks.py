@@ -1,4 +1,4 @@
-"""Ranks of a board's optimizers with what is not known of them: bootstrapped mean ranks, and ranges for ties.
+"""Ranks of a board's optimizers with what is not known of them, and how likely each is better than each other.
 
 **Mean rank**: an optimizer's rank by mean return in each environment, averaged; ties share their average rank. It is
 among the optimizers that have a result in every environment. The interval is a 95 % percentile bootstrap interval:
@@ -11,12 +11,14 @@ rank itself. Where no environment has a scale, scores are ranks of lifetimes wit
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from open_bench.evaluation import bootstrap
 from open_bench.evaluation.boards import BoardScores
+from open_bench.evaluation.bootstrap import Estimate
 from open_bench.evaluation.metrics import ScoreTable
 
 LEVEL = 1 - bootstrap.CONFIDENCE
@@ -82,6 +84,17 @@ def _comparable(scores: BoardScores) -> dict[str, bootstrap.ScoreMatrix | None]:
     rows = scores.rows[scores.rows["optimizer"].isin(scores.optimizers)]
     table = ScoreTable(rows.assign(score=rows.groupby("environment")["value"].rank()))
     return {name: table.matrix(name, scores.observed) for name in scores.optimizers}
+
+
+def win_rates(scores: BoardScores, optimizers: Sequence[str], resamples: int) -> dict[tuple[str, str], Estimate]:
+    """``bootstrap.probability_of_improvement`` of every ordered pair that has run in all environments with a result."""
+    returns = {name: scores.matrix(name, scores.observed, "value") for name in optimizers}
+    found = {}
+    for x, y in itertools.combinations(optimizers, 2):
+        if returns[x] is not None and returns[y] is not None:
+            found[x, y] = it = bootstrap.probability_of_improvement(returns[x], returns[y], resamples)
+            found[y, x] = Estimate(1 - it.value, 1 - it.high, 1 - it.low)
+    return found
 
 
 def holm(p_values: list[float], level: float = LEVEL) -> list[bool]:

@@ -1,15 +1,18 @@
 """The look that all figures share: colors, line styles and markers of optimizers, panels, legends, files.
 
-Drawn on ``matplotlib.figure.Figure`` objects with the Agg canvas: pyplot is not imported and no global setting is
-touched. Files carry no dates or versions, so the same figure gives the same bytes.
+Drawn on ``matplotlib.figure.Figure`` objects with the Agg canvas: pyplot is not imported and no global setting stays
+changed. Files carry no dates or versions, so the same figure gives the same bytes.
 """
 
 import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from open_bench.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +50,22 @@ def png(figure: "Figure") -> bytes:
 def pdf(figure: "Figure") -> bytes:
     """The figure as a PDF without a date."""
     return _saved(figure, "pdf", {"CreationDate": None})
+
+
+def svg(figure: "Figure") -> bytes:
+    """The figure as an SVG without a date; its text is paths, so it looks the same everywhere."""
+    from matplotlib import rc_context
+
+    with rc_context({"svg.hashsalt": "open-bench"}):  # names of parts are random else
+        return _saved(figure, "svg", {"Date": None, "Creator": None})
+
+
+FORMATS = {"png": png, "svg": svg, "pdf": pdf}
+
+
+def save(figure: "Figure", stem: str | Path, formats: Collection[str] = ("png",)) -> list[Path]:
+    """Write ``<stem>.png`` or what else of ``FORMATS`` is asked for; the same figure gives the same bytes."""
+    return [write_atomically(f"{stem}.{form}", FORMATS[form](figure)) for form in formats]
 
 
 def _saved(figure: "Figure", form: str, metadata: dict[str, Any]) -> bytes:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from open_bench.evaluation.schema import METRICS
+from open_bench.evaluation.style import aliases
 from open_bench.text import duration, interval, number, rate
 
 if TYPE_CHECKING:
@@ -22,12 +24,14 @@ LABELS = {
     "paired_difference": "difference to {baseline}",
 }
 
-_LATEX = str.maketrans({
-    **{character: f"\\{character}" for character in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    "[": "{[}", "]": "{]}", "θ": r"$\theta$", "–": "--", "−": "$-$", "·": r"$\cdot$", "×": r"$\times$",
-    "∞": r"$\infty$",
-})  # fmt: skip
+
+_WORDS = ("rank", "optimizer", "track")  # columns of text
+_NOT_FOR_PAPERS = ("hyperparameters", "θ", "steps/s", "run time", "compile time")
+_LATEX = {letter: f"\\{letter}" for letter in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "θ": r"$\theta$", "–": "--", "−": "$-$", "·": r"$\cdot$", "×": r"$\times$",
+    "|": r"\textbar{}", "∞": r"$\infty$",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,24 +50,49 @@ def markdown(leaderboard: "Leaderboard") -> str:
 
 
 def _board_markdown(board: "Board") -> str:
-    summary = _summary(board)
-    parts = [
-        f"### {board.title}\n",
-        markdown_table(list(summary), [list(row) for row in zip(*summary.values(), strict=True)]),
-        f"Mean {board.scores.label} per environment, with 95 % bootstrap intervals:\n",
-        markdown_table(*_returns(board)),
-    ]
-    if board.per_environment["steps_to_target"].notna().any():
-        parts += [
-            f"Env steps to the median {board.scores.label} of {board.scores.adam}, median over seeds:\n",
-            markdown_table(*_steps_to_target(board)),
-        ]
+    parts = [f"### {markdown_text(board.title)}\n"]
+    for about, headings, rows in _tables(board):
+        parts += [*([f"{markdown_text(about)}:\n"] if about else []), markdown_table(headings, rows)]
     if board.notes:
-        parts.append("Notes:\n\n" + "".join(f"- {note}\n" for note in board.notes))
+        parts.append("Notes:\n\n" + "".join(f"- {markdown_text(note)}\n" for note in board.notes))
     return "\n".join(parts)
 
 
-def _summary(board: "Board") -> dict[str, list[str]]:
+def _tables(board: "Board") -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """What each table of a board is about, its headings and its rows."""
+    cells = summary(board)
+    yield "", list(cells), [list(row) for row in zip(*cells.values(), strict=True)]
+    yield f"Mean {board.scores.label} per environment, with 95 % bootstrap intervals", *_returns(board)
+    if board.per_environment["steps_to_target"].notna().any():
+        about = f"Env steps to the median {board.scores.label} of {board.scores.adam}, median over seeds"
+        yield about, *_steps_to_target(board)
+
+
+def latex(leaderboard: "Leaderboard") -> str:
+    """Every board as tables of LaTeX (package booktabs), its notes as comments; optimizers by short names."""
+    return "\n".join(map(_board_latex, leaderboard.boards))
+
+
+def _board_latex(board: "Board") -> str:
+    short, parts = aliases(board.scores.optimizers), []
+    for about, headings, rows in _tables(board):
+        kept = [place for place, name in enumerate(headings) if name not in _NOT_FOR_PAPERS]
+        lines = [[line[place] for place in kept] for line in (headings, *rows)]
+        at = lines[0].index("optimizer")
+        lines[1:] = [[*line[:at], short[line[at]], *line[at + 1 :]] for line in lines[1:]]
+        # After a row's end, LaTeX would take a bracket for a distance and a star for a variant.
+        top, *body = (re.sub(r"^(?=[\[*])", "{}", " & ".join(map(latex_text, line))) + r" \\" for line in lines)
+        caption = latex_text(f"{board.title}. {about}".removesuffix(". "))
+        parts += [
+            r"\begin{table}", r"\centering", rf"\caption{{{caption}}}",
+            rf"\begin{{tabular}}{{{''.join('l' if name in _WORDS else 'r' for name in lines[0])}}}",
+            r"\toprule", top, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}",
+        ]  # fmt: skip
+    parts += ["% " + " ".join(note.split()) for note in board.notes]
+    return "\n".join(parts) + "\n"
+
+
+def summary(board: "Board") -> dict[str, list[str]]:
     """Cells by heading; an estimate that no optimizer has gets no column."""
     ranges = zip(board.table["rank_low"], board.table["rank_high"], strict=True)
     ranks = ["" if pd.isna(low) else str(low) if low == high else f"{low}–{high}" for low, high in ranges]
@@ -123,30 +152,33 @@ def _failures(table: pd.DataFrame, column: str) -> list[str]:
 
 
 def markdown_table(headings: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown; bars in cells are escaped."""
+    """A table in Markdown."""
     lines = [headings, ["---"] * len(headings), *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join(
+        "| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines
+    )
 
 
-def latex(leaderboard: "Leaderboard") -> str:
-    """Every board as two tables for LaTeX with the package booktabs: aggregates, and returns per environment."""
-    parts = []
-    for board in leaderboard.boards:
-        summary = _summary(board)
-        rows = [list(row) for row in zip(*summary.values(), strict=True)]
-        parts.append(latex_table(board.title, list(summary), rows))
-        returns = f"{board.title}: mean {board.scores.label} per environment, with 95 % bootstrap intervals"
-        parts.append(latex_table(returns, *_returns(board)))
-    return "\n".join(parts)
+def markdown_text(text: str) -> str:
+    """Text that is neither HTML nor a link in Markdown, on one line."""
+    return " ".join(text.splitlines()).replace("<", "&lt;").replace("](", "]\\(")
 
 
-def latex_table(caption: str, headings: list[str], rows: list[list[str]]) -> str:
-    """A table for LaTeX; nothing in it is taken for a command."""
-    lines = [" & ".join(cell.translate(_LATEX) for cell in line) + r" \\" for line in (headings, *rows)]
-    return "\n".join([
-        r"\begin{table}", rf"\caption{{{caption.translate(_LATEX)}}}", rf"\begin{{tabular}}{{{'l' * len(headings)}}}",
-        r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
-    ])  # fmt: skip
+def latex_text(text: str) -> str:
+    """Text as LaTeX shows it, minus signs as such."""
+    shown = "".join(_LATEX.get(letter, letter) for letter in " ".join(text.splitlines()))
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", shown)
+
+
+def csv(frame: pd.DataFrame, float_format: str | None = None) -> str:
+    """A table for people as CSV; what a spreadsheet would take for a formula gets an apostrophe in front."""
+    texts = [name for name in frame if frame[name].dtype == object]
+    shown = frame.assign(**{name: frame[name].map(_no_formula) for name in texts}).rename(columns=_no_formula)
+    return shown.to_csv(index=False, float_format=float_format, lineterminator="\n")
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def rich_tables(leaderboard: "Leaderboard", width: int = 80) -> Any:
@@ -163,7 +195,7 @@ def rich_tables(leaderboard: "Leaderboard", width: int = 80) -> Any:
 
 def _board_tables(board: "Board", width: int) -> list[Any]:
     """One table with the returns in it where that fits; else they follow, as many side by side as fit."""
-    cells = _summary(board) | {"diverged": list(map(str, board.table["diverged"]))}
+    cells = summary(board) | {"diverged": list(map(str, board.table["diverged"]))}
     first = [Column("#", cells["rank"]), Column("optimizer", cells["optimizer"], "left", 26)]
     if board.scores.normalized:
         merit = Column("IQM [95 %]", cells.get("IQM", [""] * len(board.table)), "left")

@@ -1,5 +1,6 @@
 """Tables and figures of tuning, beside the stored trials: ``<results>/tuning``."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +15,19 @@ from open_bench.evaluation.style import (
     finish_axis,
     in_file_names,
     panel_grid,
-    png,
+    save,
     styles,
 )
+from open_bench.evaluation.tables import csv
 from open_bench.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def write_trials(trials: pd.DataFrame, results: str | Path, resamples: int = RESAMPLES) -> list[Path]:
+def write_trials(
+    trials: pd.DataFrame, results: str | Path, resamples: int = RESAMPLES, formats: Collection[str] = ("png",)
+) -> list[Path]:
     """Write best_of_k.csv, sensitivity.csv, rank_stability.csv and figures; returns the files, in order.
 
     Figures are ``figures/<budget>_<algorithm>_best_of_k.png`` and ``…_sensitivity.png``. Without trials nothing is
@@ -33,14 +37,12 @@ def write_trials(trials: pd.DataFrame, results: str | Path, resamples: int = RES
     best, sensitive = measures.best_of_k(trials, resamples), measures.sensitivity(trials, resamples)
     tables = {"best_of_k": best, "sensitivity": sensitive, "rank_stability": measures.rank_stability(best)}
     written = [
-        write_atomically(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-        for name, table in tables.items()
-        if len(table)
+        write_atomically(folder / f"{name}.csv", csv(table, "%.6g")) for name, table in tables.items() if len(table)
     ]
     for name, table, draw in (("best_of_k", best, best_of_k), ("sensitivity", sensitive, sensitivity)):
         for (algorithm, budget), mine in table.groupby(measures.BOARD) if len(table) else ():
-            path = folder / "figures" / f"{in_file_names(budget)}_{in_file_names(algorithm)}_{name}.png"
-            written.append(write_atomically(path, png(draw(mine))))
+            stem = folder / "figures" / f"{in_file_names(budget)}_{in_file_names(algorithm)}_{name}"
+            written += save(draw(mine), stem, formats)
     return written
 
 

@@ -135,11 +135,12 @@ def load_runs(results: str | Path = "results") -> Runs:
 
 
 def write_board(
-    folder: Path, runs: Runs, budget: str | None, tracks: Sequence[str] = (), metric: str = "final_return"
-) -> Leaderboard:
+    folder: Path, runs: Runs, budget: str | None, tracks: Sequence[str] = (), metric: str = "final_return",
+    formats: Sequence[str] = ("png",),
+) -> Leaderboard:  # fmt: skip
     """Rank stored runs and write tables and figures."""
     board = stored_board(folder, runs, budget, tracks, metric)
-    _write(folder, runs, board, budget)
+    _write(folder, runs, board, budget, formats)
     return board
 
 
@@ -162,12 +163,12 @@ def _study_of(folder: Path, runs: Runs) -> tuple[str | None, bool]:
     return None, False
 
 
-def _write(folder: Path, runs: Runs, board: Leaderboard, budget: str | None) -> None:
+def _write(folder: Path, runs: Runs, board: Leaderboard, budget: str | None, formats: Sequence[str] = ("png",)) -> None:
     from open_bench.evaluation.figures import save_figures
     from open_bench.evaluation.trial_figures import write_trials
     from open_bench.evaluation.trials import read_trials
 
     board.to_csv(folder / "leaderboard.csv")
     board.to_markdown(folder / "leaderboard.md")
-    save_figures(runs, load_baseline_returns(), budget, folder / "figures", ranked=board)
-    write_trials(read_trials(folder), folder)
+    save_figures(runs, load_baseline_returns(), budget, folder / "figures", ranked=board, formats=formats)
+    write_trials(read_trials(folder), folder, formats=formats)

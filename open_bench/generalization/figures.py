@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from open_bench.evaluation.style import GRAY, aliases, draw_line, figure_legend, finish_axis, panel_grid, png, styles
-from open_bench.files import write_atomically
+from open_bench.evaluation.style import GRAY, aliases, draw_line, figure_legend, finish_axis, panel_grid, save, styles
 from open_bench.generalization.scores import Generalization
 from open_bench.text import compact, number
 
@@ -25,7 +24,7 @@ _FILLED: dict[str, Any] = {"in": "full", "out": "none", "unknown": "left"}
 def save_figures(study: Generalization, directory: str | Path) -> list[Path]:
     """Write ``heatmap.png`` and ``sweeps.png``; returns the files."""
     figures = {"heatmap": heat_map(study), "sweeps": sweeps(study)}
-    return [write_atomically(Path(directory) / f"{name}.png", png(figure)) for name, figure in figures.items()]
+    return [path for name, figure in figures.items() for path in save(figure, Path(directory) / name)]
 
 
 def heat_map(study: Generalization) -> "Figure":

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from open_bench.evaluation.tables import Column, markdown_table, packed
+from open_bench.evaluation.tables import Column, csv, markdown_table, markdown_text, packed
 from open_bench.files import write_atomically
 from open_bench.generalization.scores import Generalization
 from open_bench.text import interval, number
@@ -20,10 +20,7 @@ def write(study: Generalization, folder: str | Path) -> list[Path]:
 
     folder = Path(folder)
     tables = {"generalization": study.rows, "points": study.points, "axes": study.axes, "summary": study.summary}
-    written = [
-        write_atomically(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
-        for name, table in tables.items()
-    ]
+    written = [write_atomically(folder / f"{name}.csv", csv(table)) for name, table in tables.items()]
     written.append(write_atomically(folder / "generalization.md", markdown(study)))
     return [*written, *save_figures(study, folder / "figures")]
 
@@ -44,7 +41,7 @@ def markdown(study: Generalization) -> str:
         "or tuned on, ? not known.\n",
         markdown_table(*_points(study)),
         "## Notes\n",
-        "".join(f"- {note}\n" for note in study.notes),
+        "".join(f"- {markdown_text(note)}\n" for note in study.notes),
     ]
     return "\n".join(parts)
 

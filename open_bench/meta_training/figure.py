@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from open_bench.evaluation.style import GRAY, LEVEL, PALETTE, figure_legend, finish_axis, panel_grid, pdf, png
-from open_bench.files import write_atomically
+from open_bench.evaluation.style import GRAY, LEVEL, PALETTE, figure_legend, finish_axis, panel_grid, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,7 +15,7 @@ _BLUE, _VERMILION, _GREEN, _, _ORANGE = PALETTE[:5]
 _PANEL = (3.9, 2.5)  # inches
 
 
-def save_history(history: pd.DataFrame, stem: str | Path, title: str) -> tuple[Path, Path]:
+def save_history(history: pd.DataFrame, stem: str | Path, title: str) -> list[Path]:
     """Write ``<stem>.png`` and ``<stem>.pdf``; the same history gives the same bytes.
 
     Args:
@@ -24,8 +23,7 @@ def save_history(history: pd.DataFrame, stem: str | Path, title: str) -> tuple[P
         stem: path without a suffix.
         title: the figure's heading.
     """
-    figure = history_figure(history, title)
-    return write_atomically(f"{stem}.png", png(figure)), write_atomically(f"{stem}.pdf", pdf(figure))
+    return save(history_figure(history, title), stem, ("png", "pdf"))
 
 
 def history_figure(history: pd.DataFrame, title: str) -> "Figure":
@@ -53,10 +51,9 @@ def history_figure(history: pd.DataFrame, title: str) -> "Figure":
     return figure
 
 
-def save_imitation(history: pd.DataFrame, stem: str | Path, title: str) -> tuple[Path, Path]:
+def save_imitation(history: pd.DataFrame, stem: str | Path, title: str) -> list[Path]:
     """Write ``<stem>.png`` and ``<stem>.pdf`` of an imitation's history, a row a part; see ``save_history``."""
-    figure = imitation_figure(history, title)
-    return write_atomically(f"{stem}.png", png(figure)), write_atomically(f"{stem}.pdf", pdf(figure))
+    return save(imitation_figure(history, title), stem, ("png", "pdf"))
 
 
 def imitation_figure(history: pd.DataFrame, title: str) -> "Figure":

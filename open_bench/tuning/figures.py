@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from open_bench.evaluation.style import GRAY, LEVEL, PALETTE, figure_legend, finish_axis, panel_grid, png
-from open_bench.files import write_atomically
+from open_bench.evaluation.style import GRAY, LEVEL, PALETTE, figure_legend, finish_axis, panel_grid, save
 from open_bench.optimizers.spec import Search
 from open_bench.text import compact
 from open_bench.tuning.selection import FAILED, trial_scores
@@ -32,7 +31,7 @@ def save_figures(jobs: Sequence[Trials], winners: Mapping[str, Any], folder: Pat
             ("returns", returns(job.label, rows, job.space, trial)),
             ("curves", learning_curves(job.label, curves, trial)),
         ):
-            written.append(write_atomically(folder / f"{job.name}_{name}.png", png(figure)))
+            written += save(figure, folder / f"{job.name}_{name}")
     return written
 
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from open_bench import files
 from open_bench.config import Config, Count, Execution, StudyConfig, build, check_count, load_study
 from open_bench.errors import UserError
+from open_bench.evaluation.tables import csv
 from open_bench.evaluation.trials import read_trials
 from open_bench.experiments.estimate import announce, estimate_missing
 from open_bench.experiments.execute import execute, execute_jobs
@@ -336,7 +337,7 @@ class _Campaign:
         winners = pd.DataFrame([self._row(winner) for winner in self.winners], columns=list(_ROW))
         folder = self.results / FOLDER
         for name, frame in (("trials.csv", read_trials(self.results)), ("winners.csv", winners)):
-            write_atomically(folder / name, frame.to_csv(index=False, lineterminator="\n"))
+            write_atomically(folder / name, csv(frame))
         save_figures(self.jobs, self.done, folder / "figures")
         return Tuned(trials, curves, winners, tuple(self.notes))
 

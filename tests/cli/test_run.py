@@ -53,6 +53,19 @@ def compared(tmp_path_factory: pytest.TempPathFactory, openbench_of_a_module: Op
     return folder, openbench_of_a_module("compare", *REQUEST, "--results", folder, "--plain")
 
 
+def test_the_report_is_written_where_it_is_asked_for(
+    compared: tuple[Path, Answer], tmp_path: Path, openbench: OpenBench
+) -> None:
+    """What it says is not on stdout, which may be JSON; nothing is trained again."""
+    folder = shutil.copytree(compared[0], tmp_path / "results")
+    assert not (folder / "report.html").exists()
+    answer = openbench("compare", *REQUEST, "--results", folder, "--plain", "--json", "--report")
+    assert json.loads(answer.out)["boards"]
+    assert f"Written: {folder / 'report.html'}" in answer.err
+    assert "openbench compare -o adam" not in (page := (folder / "report.html").read_text())  # of one environment
+    assert "openbench train sgd -e cartpole --algorithm ppo" in page
+
+
 def test_compare_prints_a_table_and_writes_the_leaderboard(compared: tuple[Path, Answer]) -> None:
     folder, answer = compared
     assert answer.code == 0, answer.err

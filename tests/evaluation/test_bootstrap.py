@@ -149,6 +149,14 @@ def test_vectorized_intervals_are_rliables(seeds, tasks):
         assert found == pytest.approx(rliables(values[:, [point]], [np.mean], 200)[:, 0], rel=1e-12)
 
 
+def test_resamples_that_are_remembered_are_those_that_are_too_many_to_be():
+    shapes = [(40, 60), (7, 60)]
+    few, many = (list(bootstrap.resampled(shapes, number)) for number in (500, 1000))
+    assert len(few) > 1
+    for one, other in zip(zip(*few, strict=True), zip(*many, strict=True), strict=True):
+        assert (np.concatenate(one) == np.concatenate(other)[:500]).all()
+
+
 def test_two_matrices_are_drawn_independently():
     """The win rate and the gap on each resample, by a loop over the seeds that it draws."""
     rng = np.random.default_rng(4)

@@ -10,7 +10,7 @@ from leaderboards import FEW, RESULTS, SCALES
 from synthetic import NAN, join, make_returns, make_runs
 
 from open_bench.errors import UserError
-from open_bench.evaluation import figures, schema, style
+from open_bench.evaluation import curves, figures, schema, style
 from open_bench.evaluation.leaderboard import leaderboard
 
 FIGURES = ("learning_curves", "returns", "aggregates", "profiles", "time_to_target")
@@ -98,16 +98,16 @@ def test_curves_of_many_points_are_smoothed_lightly():
     """160 points: a running mean over 5; a straight line stays, ends and gaps too."""
     line = np.tile(np.arange(160.0), (2, 1))
     line[1, :10] = NAN
-    found = figures.smoothed(line)
+    found = curves.smoothed(line)
     assert found[0, 2:-2] == pytest.approx(line[0, 2:-2])
     assert (found[0, 0], found[0, -1]) == (1, 158)  # the mean of 0, 1, 2, and of 157, 158, 159
     assert np.isnan(found[1, :10]).all()
     assert found[1, 10] == 11  # of 10, 11, 12
     spike = np.zeros((1, 160))
     spike[0, 80] = 5.0
-    assert figures.smoothed(spike)[0, 77:84].tolist() == [0, 1, 1, 1, 1, 1, 0]
+    assert curves.smoothed(spike)[0, 77:84].tolist() == [0, 1, 1, 1, 1, 1, 0]
     few = np.random.default_rng(0).normal(size=(3, 79))
-    assert figures.smoothed(few) == pytest.approx(few)
+    assert curves.smoothed(few) == pytest.approx(few)
 
 
 def with_diagnosis(runs, **diagnostics):
@@ -129,7 +129,8 @@ def test_diagnosis_is_a_figure_an_environment_with_a_panel_a_diagnostic(tmp_path
         silent=lambda optimizer, seed, steps: NAN,
     )
     runs = dataclasses.replace(runs, diagnosis=runs.diagnosis[runs.diagnosis["environment"] == "a/b"])
-    figure = figures.diagnosis(made_board(runs, {}), runs, "a/b", FEW)
+    board = made_board(runs, {})
+    figure = figures.diagnosis(curves.diagnosis(board, runs, FEW)["a/b"], board, "a/b")
     kl, cosine = figure.axes
     assert (kl.get_title(), cosine.get_title()) == ("policy kl", "update cosine")
     assert (kl.get_yscale(), cosine.get_yscale()) == ("log", "linear")
@@ -137,7 +138,7 @@ def test_diagnosis_is_a_figure_an_environment_with_a_panel_a_diagnostic(tmp_path
     assert cosine.lines[0].get_ydata().tolist() == pytest.approx([NAN, 0.05, 0.05, 0.05], nan_ok=True)
     assert len(kl.collections) == 2  # intervals
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["adam", "sgd"]
-    assert figures.diagnosis(made_board(runs, {}), runs, "c", FEW) is None
+    assert list(curves.diagnosis(made_board(runs, {}), runs, FEW)) == ["a/b"]
     names = [path.name for path in figures.save_figures(runs, {}, None, tmp_path, resamples=FEW)]
     assert [name for name in names if "diagnosis" in name] == ["quick_ppo_diagnosis_a-b.png"]
 
@@ -242,3 +243,14 @@ def test_lines_have_markers_and_legends_short_names():
 )
 def test_aliases_are_short_and_unique(names, short):
     assert style.aliases(names) == dict(zip(names, short, strict=True))
+
+
+def test_figures_are_the_same_bytes_in_every_form(tmp_path):
+    board = made_board(make_runs(RESULTS))
+    for name in ("one", "two"):
+        style.save(figures.aggregate_intervals(board), tmp_path / name, style.FORMATS)
+    starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}
+    for form, start in starts.items():
+        data = (tmp_path / f"one.{form}").read_bytes()
+        assert data.startswith(start)
+        assert data == (tmp_path / f"two.{form}").read_bytes()

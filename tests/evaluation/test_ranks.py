@@ -96,3 +96,16 @@ def holm_by_definition(p_values, level):
 @given(st.lists(st.sampled_from([0.001, 0.01, 0.012, 0.016, 0.024, 0.04, 0.5]), max_size=6))
 def test_holms_correction(p_values):
     assert ranks.holm(p_values, 0.05) == holm_by_definition(p_values, 0.05)
+
+
+def test_win_rates_are_the_boards_and_mirror_each_other():
+    (board,) = boards(noisy(), SCALES)
+    found = ranks.win_rates(board, board.optimizers, FEW)
+    assert len(found) == len(SHIFTS) * (len(SHIFTS) - 1)
+    table = board_table(noisy())
+    for name in ("lion", "sgd", "muon"):
+        mine = table.loc[name, [f"probability_of_improvement{end}" for end in ("", "_low", "_high")]].tolist()
+        mirrored = found["adam", name]
+        assert mine[0] == pytest.approx(found[name, "adam"].value)
+        assert mirrored == pytest.approx([1 - found[name, "adam"][place] for place in (0, 2, 1)])
+    assert found["muon", "sgd"].value == 1

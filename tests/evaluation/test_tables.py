@@ -28,12 +28,12 @@ def test_latex_has_two_tables_a_board_and_takes_no_name_for_a_command():
     runs = make_runs({("adam", "a_1"): [1, 2], (r"\input{x} 5% & [#1] $x^2$ ~<b>|", "a_1"): [3, 4]})
     written = leaderboard(runs, {}, resamples=FEW).to_latex()
     assert written.count(r"\begin{tabular}") == written.count(r"\end{tabular}") == 2
-    assert r"\textbackslash{}input\{x\} 5\% \& {[}\#1{]} \$x\textasciicircum{}2\$" in written
+    assert r"\textbackslash{}input\{x\} 5\% \& [\#1] \$x\textasciicircum{}2\$" in written
     assert r"optimizer & a\_1 \\" in written
     assert r"\caption{ppo $\cdot$ quick $\cdot$ protocol 1" in written
     for line in written.splitlines():
         if line.endswith(r"\\"):
-            assert len(re.findall(r"(?<!\\)&", line)) in (1, len(re.findall(r"(?<!\\)&", written.split("\n")[4])))
+            assert len(re.findall(r"(?<!\\)&", line)) in (1, len(re.findall(r"(?<!\\)&", written.split("\n")[5])))
 
 
 def test_markdown_has_intervals_returns_and_notes():
@@ -121,3 +121,48 @@ def test_short_forms():
     assert [text.compact(x) for x in (0, 250, 500_000, 2_500_000, 1e9)] == ["0", "250", "500k", "2.5M", "1G"]
     assert text.listed(["a", "b"]) == "a, b"
     assert text.listed(list("abcdef"), 4) == "a, b, c, d and 2 more"
+
+
+HOSTILE = ("<img src=x onerror=alert(1)>", "=1+1", "a|b", "[x](javascript:alert(1))", "two\nlines", "50%_#&{}~^\\")
+
+
+def hostile_board():
+    runs = make_runs({("adam", "a"): [1, 2], **{(name, "a"): [3, 4] for name in HOSTILE}})
+    return leaderboard(runs, make_returns(a=(0, 2)), resamples=FEW)
+
+
+def test_names_are_text_in_markdown():
+    written = hostile_board().to_markdown()
+    assert "<" not in written.replace("&lt;", "")
+    assert "](" not in written
+    for block in written.split("\n\n"):
+        assert len({line.replace("\\|", "").count("|") for line in block.splitlines() if line.startswith("|")}) <= 1
+
+
+def test_names_are_no_formulas_in_csv():
+    written = hostile_board().to_csv()
+    names = pd.read_csv(io.StringIO(written))["optimizer"]
+    assert "'=1+1" in set(names)
+    assert not names.str.match(r"[=+\-@\t\r]").any()
+    frame = pd.DataFrame({"=x": ["+1", "-", "@a", "b"], "y": [-1.5, 2, 3, 4]})
+    assert tables.csv(frame).splitlines() == ["'=x,y", "'+1,-1.5", "'-,2.0", "'@a,3.0", "b,4.0"]
+
+
+def test_latex_has_a_table_a_block_and_text_that_compiles():
+    written = hostile_board().to_latex()
+    assert written.count(r"\begin{tabular}") == written.count(r"\bottomrule") == 2
+    rows = [line for line in written.splitlines() if line.endswith(r"\\")]
+    assert len(rows) == 2 * (1 + 7)
+    assert len({len(re.findall(r"(?<!\\)&", line)) for line in rows[:8]}) == 1
+    assert r"50\%\_\#\&\{\}\textasciitilde{}\textasciicircum{}\textbackslash{}" in written
+    assert not re.search(r"[θ–−·]", written)
+    assert [tables.latex_text(text) for text in ("-0.5 [-1, 2]", "a-1", "1e-3")] == ["$-$0.5 [$-$1, 2]", "a-1", "1e-3"]
+
+
+def test_latex_has_short_names(tmp_path):
+    runs = make_runs({("adam", "a"): [1, 2], ("mine:rule#cddb1c18", "a"): [3, 4]})
+    made = leaderboard(runs, make_returns(a=(0, 2)), resamples=FEW)
+    written = made.to_latex(tmp_path / "board.tex")
+    assert (tmp_path / "board.tex").read_text() == written
+    assert "& rule &" in written
+    assert "cddb1c18" not in "\n".join(line for line in written.splitlines() if not line.startswith("%"))

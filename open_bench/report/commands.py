@@ -1,0 +1,93 @@
+"""The command that makes a stored experiment again, from its identity."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Identity = Mapping[str, Any]
+
+
+def commands(identities: Iterable[Identity], num_seeds: Mapping[str, int]) -> tuple[str, ...]:
+    """Commands that together train these experiments of one optimizer; environments that need the same share one.
+
+    Args:
+        identities: what ``experiment.json`` holds.
+        num_seeds: how many seeds are stored, by environment.
+    """
+    found = []
+    for (optimizer, *options), environments in _grouped(
+        (identity, ("--num-seeds", str(num_seeds[identity["environment"]]), "--root-seed", str(identity["root_seed"])))
+        for identity in identities
+    ).items():
+        where = [word for name in environments for word in ("-e", name)]
+        if len(environments) == 1:
+            found.append(shlex.join(["openbench", "train", optimizer, *where, *options]))
+        else:
+            found.append(shlex.join(["openbench", "compare", "-o", optimizer, *where, *options, "--no-baseline"]))
+    return tuple(found)
+
+
+def tune_commands(identities: Iterable[Identity], amounts: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    """Commands that together run these trials of one optimizer again.
+
+    Args:
+        identities: what ``tuning.json`` holds.
+        amounts: how many trials, beside trial 0, and seeds are stored, by environment.
+    """
+    told = {name: ("--trials", str(trials), "--num-seeds", str(seeds)) for name, (trials, seeds) in amounts.items()}
+    groups = _grouped((identity, told[identity["environment"]]) for identity in identities)
+    return tuple(
+        shlex.join(["openbench", "tune", optimizer, *(w for name in environments for w in ("-e", name)), *options])
+        for (optimizer, *options), environments in groups.items()
+    )
+
+
+def _grouped(wanted: Iterable[tuple[Identity, tuple[str, ...]]]) -> dict[tuple[str, ...], list[str]]:
+    """Environments by what is asked for: the optimizer and the options, among them those given.
+
+    Environments with options of their own are left out: nothing on the command line gives those.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for identity, more in wanted:
+        environment = identity["environment"]
+        if "{" not in environment:
+            several = groups.setdefault((_optimizer(identity), *_options(identity), *more), [])
+            several += [name for name in [_base(environment)] if name not in several]
+    return groups
+
+
+def _options(identity: Identity) -> list[str]:
+    """Algorithm, length, vmap size, and settings that the environment's name says were changed."""
+    budget, settings = identity["budget"], identity["settings"]
+    steps = budget.removeprefix("steps-")
+    length = ["--budget", budget] if steps == budget else ["--steps", steps]
+    named = re.findall(r"[\[,](\w+)=", identity["environment"].removeprefix(_base(identity["environment"])))
+    changed = [f"{key}={_value(settings[key])}" for key in named if key in settings]
+    vmap_size = ["--vmap-size", str(identity["vmap_size"])]
+    return [
+        "--algorithm",
+        identity["algorithm"],
+        *length,
+        *vmap_size,
+        *(w for each in changed for w in ("--set", each)),
+    ]
+
+
+def _optimizer(identity: Identity) -> str:
+    """Its name: without the digest of its file, and with the track that was asked for."""
+    name = re.sub(r"#[0-9a-f]{6,}", "", identity["optimizer"])
+    if not identity.get("track"):
+        return name
+    head = re.match(r"[^+@]*", name)
+    assert head is not None
+    return f"{head[0]}:track={identity['track']}{name[head.end() :]}"
+
+
+def _base(environment: str) -> str:
+    return environment.partition("[")[0]
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,78 @@
+"""The command of a stored experiment makes that experiment again, and no other."""
+
+import shlex
+from typing import Any
+
+import pytest
+
+import open_bench
+from open_bench.cli.run import train
+from open_bench.cli.tune import tune
+from open_bench.report.commands import commands, tune_commands
+
+IDENTITY = {
+    "environment": "cartpole", "algorithm": "ppo", "budget": "quick", "optimizer": "adam", "settings": {"num_envs": 4},
+    "root_seed": 0, "vmap_size": 1,
+}  # fmt: skip
+
+
+def command(num_seeds: int = 2, **changes: Any) -> str:
+    identity = {**IDENTITY, **changes}
+    (line,) = commands([identity], {identity["environment"]: num_seeds})
+    return line
+
+
+def test_environments_that_need_the_same_share_a_command() -> None:
+    identities = [{**IDENTITY, "environment": name} for name in ("cartpole", "breakout", "acrobot")]
+    identities[2]["vmap_size"] = 8
+    several = commands(identities, {"cartpole": 2, "breakout": 2, "acrobot": 2})
+    assert [shlex.split(line)[1] for line in several] == ["compare", "train"]
+    assert "-e cartpole -e breakout" in several[0]
+    assert len(commands(identities[:2], {"cartpole": 2, "breakout": 3})) == 2
+
+
+def test_names_are_quoted_and_digests_and_tracks_said_as_options_say_them() -> None:
+    assert shlex.split(command(optimizer="x; rm -rf ~"))[2] == "x; rm -rf ~"
+    assert shlex.split(command(optimizer="mine:rule#cddb1c18+dpo"))[2] == "mine:rule+dpo"
+    assert shlex.split(command(optimizer="adam+dpo", track="tuned"))[2] == "adam:track=tuned+dpo"
+    assert commands([{**IDENTITY, "environment": "grid{size=5}"}], {"grid{size=5}": 2}) == ()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {"optimizers": "adam", "environments": "cartpole", "budget": "quick"},
+        {"optimizers": "lion:learning_rate=3e-4+dpo", "environments": "breakout", "steps": 200_000, "root_seed": 3},
+        {"optimizers": "adam:track=default", "environments": "cartpole", "algorithm": "pqn", "budget": "full"},
+        {"optimizers": "sgd", "environments": "cartpole", "budget": "quick", "vmap_size": 4,
+         "settings": {"hidden": [8, 8], "num_envs": 32, "activation": "relu"}},
+    ],
+    ids=["plain", "steps", "algorithm", "settings"],
+)  # fmt: skip
+def test_what_it_asks_for_is_the_same_experiment(request_: dict[str, Any]) -> None:
+    (experiment,) = open_bench.api.prepare(**request_, num_seeds=3, baseline=False).plan.experiments
+    identity = {**experiment.identity, "budget": experiment.task.budget}
+    (line,) = commands([identity], {identity["environment"]: 3})
+    _, name, *arguments = shlex.split(line)
+    asked = train.make_context(name, list(arguments)).params
+    given = {
+        key: asked[key] for key in ("algorithm", "budget", "steps", "num_seeds", "root_seed", "settings", "vmap_size")
+    }
+    again = open_bench.api.prepare(optimizers=asked["optimizer"], environments=asked["environment"], **given)
+    assert [each.name for each in again.plan.experiments] == [experiment.name]
+    assert again.study.num_seeds == 3
+
+
+def test_trials_are_run_again_by_tune() -> None:
+    identities = [{**IDENTITY, "environment": name} for name in ("cartpole", "acrobot[num_envs=4]", "breakout")]
+    amounts = {"cartpole": (16, 2), "acrobot[num_envs=4]": (16, 2), "breakout": (16, 2)}
+    several = tune_commands(identities, amounts)
+    assert several == (
+        "openbench tune adam -e cartpole -e breakout --algorithm ppo --budget quick --vmap-size 1 --trials 16 "
+        "--num-seeds 2",
+        "openbench tune adam -e acrobot --algorithm ppo --budget quick --vmap-size 1 --set num_envs=4 --trials 16 "
+        "--num-seeds 2",
+    )
+    for line in several:
+        _, _, *arguments = shlex.split(line)
+        assert tune.make_context("tune", arguments).params["trials"] == 16

@@ -102,7 +102,8 @@ def from_optax(path: str) -> OptimizerSpec:
             raise UserError(f"optax has no '{path}'.{near_matches(part, known)}")
     if not callable(constructor) or inspect.isclass(constructor):
         raise UserError(f"optax.{path} is not an optimizer: it is a {type(constructor).__name__}")
-    if str(getattr(constructor, "__module__", None)).partition(".")[0] != "optax":  # a name never leads out of it
+    origin = constructor.func if isinstance(constructor, functools.partial) else constructor  # nadam is adam's partial
+    if str(getattr(origin, "__module__", None)).partition(".")[0] != "optax":  # a name never leads out of it
         raise UserError(f"optax.{path} is not an optimizer of optax: it comes from elsewhere")
     return from_constructor(f"optax.{path}", constructor, "DeepMind JAX Ecosystem, optax")
 

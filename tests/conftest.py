@@ -53,6 +53,16 @@ optimized = pytest.fixture(_optimized, scope="module", name="optimized")
 optimized_test = pytest.fixture(_optimized, name="optimized_test")
 
 
+@pytest.fixture(autouse=True)
+def forget_modules_of_the_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test imported from its own folder, the tests after it can't import."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    yield
+    for name, module in list(sys.modules.items()) if folder else []:
+        if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
+            del sys.modules[name]
+
+
 @pytest.fixture(scope="session")
 def golden() -> Path:
     """Folder with numbers measured on the original implementations."""

@@ -129,13 +129,8 @@ def _examples() -> str:
     for path in sorted((ROOT / "examples").glob("*.ipynb")):
         for cell in json.loads(path.read_text("utf-8"))["cells"]:
             text = "".join(cell["source"])
-            lines.append(f"\n```python\n{text}\n```" if cell["cell_type"] == "code" else f"\n{_deeper(text)}")
+            lines.append(f"\n```python\n{text}\n```" if cell["cell_type"] == "code" else f"\n{text}")
     return "\n".join(lines) + "\n"
-
-
-def _deeper(text: str) -> str:
-    """Headings a level lower."""
-    return re.sub(r"^#", "##", text, flags=re.MULTILINE)
 
 
 def _api() -> str:

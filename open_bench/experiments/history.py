@@ -230,13 +230,8 @@ def curves_logged(
             writers.append(TensorBoard(store.results / EVENTS / each.name, CURVE_STEP))
         if wandb is not None:
             identity = f"{each.name.rpartition('--')[2]}-{num_seeds}"  # more seeds make another mean
-            settings: dict[str, Any] = {
-                "project": wandb,
-                "dir": str(store.results),
-                "name": label_of(each),
-                "group": title,
-            }
-            writers.append(WeightsAndBiases(CURVE_STEP, **settings, id=identity, config=each.identity))
+            about: dict[str, Any] = {"name": label_of(each), "id": identity, "config": each.identity, "group": title}
+            writers.append(WeightsAndBiases(CURVE_STEP, project=wandb, dir=str(store.results), **about))
         told[each.name] = Told(CURVE_STEP, functools.partial(curve_rows, store, each, num_seeds), writers)
 
     def write(event: Event) -> None:

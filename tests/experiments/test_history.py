@@ -44,7 +44,7 @@ def test_a_curve_is_written_over_its_seeds_and_anew_with_more_of_them(tmp_path: 
     assert two[STEPS] != four[STEPS]
     assert len(wandb.calls) == 3
     assert {call["id"] for call in wandb.calls} == set(wandb.runs)
-    assert wandb.calls[0]["name"] == "cartpole · ppo · adam"
+    assert wandb.calls[0]["name"].startswith("cartpole")
     assert wandb.calls[0]["config"]["optimizer"] == "adam"
     assert [run.finished for run in wandb.opened] == [0, 0, 0]
 

@@ -1,7 +1,8 @@
-# Both main targets do all set-up on a fresh machine: a virtual environment, the locked dependencies, the package.
+# Every target does all set-up on a fresh machine: a virtual environment, the locked dependencies, the package.
 #   make compare   train the quick study anew and print its leaderboard
 #   make test      run the tests
 #   make check     lint, types and the fast tests, for daily work
+#   make docs      build the documentation site into build/site
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ WORKERS ?= 2
 # A module's tests share what its fixtures train, so they stay on one worker; tests/conftest.py puts the longest first.
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-.PHONY: setup compare test lint check bench clean
+.PHONY: setup compare test lint check docs bench clean
 
 setup: $(VENV)/.ready
 
@@ -34,6 +35,11 @@ lint: setup
 
 check: lint
 	$(PYTEST) -m "not slow" --quiet
+
+docs: setup
+	$(BIN)/python tooling/stage_site.py build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+	@echo "The site: build/site/index.html"
 
 bench: setup
 	$(BIN)/python benchmarks/throughput.py

@@ -10,10 +10,15 @@ import jax.numpy as jnp
 import optax
 
 import open_bench
+from open_bench.optimizers import Search, searchable
 
 
+@searchable(learning_rate=Search(1e-4, 1e-2), decay=Search(choices=(0.8, 0.9, 0.95)))
 def signed_momentum(learning_rate: float = 1e-3, decay: float = 0.9) -> optax.GradientTransformation:
-    """The sign of a momentum. Its arguments are hyperparameters, and the harness anneals the learning rate."""
+    """The sign of a momentum. Its arguments are hyperparameters, and the harness anneals the learning rate.
+
+    ``searchable`` says where ``openbench tune`` looks.
+    """
     sign = optax.stateless(lambda updates, _: jax.tree.map(jnp.sign, updates))
     return optax.chain(optax.ema(decay), sign, optax.scale(-learning_rate))
 

@@ -27,7 +27,8 @@ HERE = Execution()
 def train(
     optimizer: Any, environment: Any, *, algorithm: "str | type[Algorithm] | None" = None, budget: str = "quick",
     steps: int | None = None, num_seeds: int = 1, root_seed: int = 0, settings: "Settings | None" = None,
-    hyperparameters: str | Path | None = None, execution: Execution = HERE, **where: Any,
+    hyperparameters: str | Path | None = None, tensorboard: bool = False, wandb: str | None = None,
+    execution: Execution = HERE, **where: Any,
 ) -> "pd.DataFrame":  # fmt: skip
     """Train one optimizer on one environment and store the experiment.
 
@@ -40,6 +41,8 @@ def train(
         num_seeds, root_seed: how many lifetimes (those that are stored are not trained again); the root of all keys.
         settings: settings of the algorithm to replace, such as ``{"num_envs": 32}``; or all, as its ``Config``.
         hyperparameters: results of ``tune``, or a folder of its files, that come before the settings that ship.
+        tensorboard: write learning curves as event files to ``<results>/tensorboard/<experiment>``, too.
+        wandb: project of Weights & Biases to log them to, a run an experiment; it alone contacts a network.
         execution: where and how to run; ``**where`` replaces fields of it, as in ``results="mine", devices=1``.
 
     Returns:
@@ -56,7 +59,8 @@ def train(
         "algorithm": algorithm_name(algorithm), "budget": budget, "num_seeds": num_seeds, "root_seed": root_seed,
     }  # fmt: skip
     study = build(StudyConfig, values, "train")
-    session = _session(study, steps, settings, execution, where, ranked=False, hyperparameters=hyperparameters)
+    session = _session(study, steps, settings, execution, where, ranked=False, hyperparameters=hyperparameters,
+                       tensorboard=tensorboard, wandb=wandb)  # fmt: skip
     return session.run().scores.sort_values("seed", ignore_index=True)
 
 
@@ -82,7 +86,8 @@ def prepare(
     algorithm: "str | type[Algorithm] | None" = None, budget: str | None = None, steps: int | None = None,
     num_seeds: int | None = None, root_seed: int | None = None, settings: "Settings | None" = None,
     meta_train: "str | MetaConfig | bool | None" = None, baseline: bool = True,
-    hyperparameters: str | Path | None = None, execution: Execution = HERE, **where: Any,
+    hyperparameters: str | Path | None = None, tensorboard: bool = False, wandb: str | None = None,
+    execution: Execution = HERE, **where: Any,
 ) -> "Session":  # fmt: skip
     """A study that is ready to run: everything in it has been checked, and nothing is trained.
 
@@ -108,14 +113,17 @@ def prepare(
     chosen = adjust(chosen, **changes, meta=None if isinstance(meta_train, bool) else meta_train)
     if isinstance(meta_train, bool):
         chosen = chosen.model_copy(update={"meta": (chosen.meta or {}) if meta_train else None})
-    return _session(chosen, steps, settings, execution, where, baseline=baseline, hyperparameters=hyperparameters)
+    return _session(chosen, steps, settings, execution, where, baseline=baseline, hyperparameters=hyperparameters,
+                    tensorboard=tensorboard, wandb=wandb)  # fmt: skip
 
 
 def _session(study: StudyConfig, steps: int | None, settings: "Settings | None", execution: Execution,
              where: Mapping[str, Any], **more: Any) -> "Session":  # fmt: skip
+    from open_bench.experiments.history import check_packages
     from open_bench.experiments.plan import told_apart
     from open_bench.experiments.session import Session
 
+    check_packages(more["tensorboard"], more["wandb"] is not None)
     session = Session(told_apart(study), steps, settings, execution.but(where), **more)
     session.store.check_writable()
     if study.meta is not None:

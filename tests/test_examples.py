@@ -1,6 +1,7 @@
 """The examples run, with settings so small that they take seconds."""
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def test_every_example_is_run_here() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.py")} == {
         "compare_your_optimizer", "add_an_environment", "meta_train_open"
     }  # fmt: skip
+    assert [path.name for path in EXAMPLES.glob("*.ipynb")] == ["tour.ipynb"]
 
 
 def test_compare_your_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,3 +54,24 @@ def test_meta_train_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert set(board["optimizer"]) == {"adam", "open@open-example"}
     assert capsys.readouterr().out.count("generation ") == 2
     assert len(open_bench.load_runs(tmp_path).scores) == 6  # the random policy's too
+
+
+def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The notebook's cells in order, its settings made small after the first."""
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    cells = [cell for cell in json.loads((EXAMPLES / "tour.ipynb").read_text())["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] for cell in cells)
+    first, *others = ("".join(cell["source"]) for cell in cells)
+    seen: dict[str, Any] = {}
+    exec(first, seen)
+    few = {"steps": STEPS, "num_seeds": 2, "settings": SETTINGS}
+    seen["HERE"] |= {"results": tmp_path, "devices": 2, "progress": False}
+    seen["TASK"] |= few
+    seen["TUNING"] |= few | {"trials": 2, "report_seeds": 1}
+    seen["META"] |= {"steps": STEPS, "settings": SETTINGS, "population": 4, "generations": 2, "evaluate_every": None}
+    for cell in others:
+        exec(cell, seen)
+    assert set(seen["tuned"].winners["track"]) == {"tuned"}
+    assert len(seen["trained"].history) == 2
+    assert list(seen["board"]["optimizer"]) and seen["trained"].optimizer in set(seen["board"]["optimizer"])
+    assert (tmp_path / "report.html").is_file()

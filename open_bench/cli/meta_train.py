@@ -5,7 +5,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import ALGORITHM, SET, STEPS, optimizer_names, options, reports, root_seed, shipped, trains
+from open_bench.cli.options import (
+    ALGORITHM,
+    LOGS,
+    SET,
+    STEPS,
+    optimizer_names,
+    options,
+    reports,
+    root_seed,
+    shipped,
+    trains,
+)
 from open_bench.config import Execution
 
 if TYPE_CHECKING:
@@ -60,8 +71,7 @@ _IMITATION = options(
 @ALGORITHM
 @SET
 @click.option("--name", help="Name of the weights; by default it follows from the settings.")
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files beside the history.")
-@click.option("--wandb", metavar="PROJECT", help="Log to this project of Weights & Biases.")
+@LOGS
 @trains
 @reports
 def meta_train(

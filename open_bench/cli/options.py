@@ -101,6 +101,11 @@ KEEP = options(
     click.option("--diagnose", is_flag=True, help="Record why an optimizer wins or collapses: KL, entropy, norms, …"),
 )
 
+LOGS = options(
+    click.option("--tensorboard", is_flag=True, help="Write TensorBoard event files, too."),
+    click.option("--wandb", metavar="PROJECT", help="Log to this project of Weights & Biases."),
+)
+
 
 def runs(command: Command) -> Command:
     """A command that runs lifetimes: it receives ``execution`` in place of the options that say where and how."""

@@ -9,6 +9,7 @@ from open_bench.cli.options import (
     ALGORITHM,
     BUDGET,
     KEEP,
+    LOGS,
     SET,
     STEPS,
     num_seeds,
@@ -24,7 +25,7 @@ from open_bench.config import Execution
 
 HYPERPARAMETERS = click.option("--hyperparameters", metavar="FOLDER",
                                help="Results of tune: its settings come before those that ship.")  # fmt: skip
-_REQUEST = options(ALGORITHM, STEPS, SET, HYPERPARAMETERS, KEEP, trains)
+_REQUEST = options(ALGORITHM, STEPS, SET, HYPERPARAMETERS, KEEP, LOGS, trains)
 
 
 @click.command()

@@ -18,6 +18,7 @@ from open_bench.events import Watcher, silent
 from open_bench.experiments.estimate import Estimate, announce, estimate
 from open_bench.experiments.execute import execute
 from open_bench.experiments.experiment import Experiment
+from open_bench.experiments.history import curves_logged
 from open_bench.experiments.plan import Find, Plan, make_plan
 from open_bench.experiments.store import Store
 from open_bench.files import write_atomically
@@ -41,6 +42,7 @@ class Session:
         ranked: whether a board is wanted, and so what scores are measured against.
         baseline: whether Adam joins where scores need it.
         hyperparameters: a folder of hyperparameter files that come before those that ship, or results with such.
+        tensorboard, wandb: whether event files are written; project of Weights & Biases to log to.
     """
 
     study: StudyConfig
@@ -50,6 +52,8 @@ class Session:
     ranked: bool = True
     baseline: bool = True
     hyperparameters: str | Path | None = None
+    tensorboard: bool = False
+    wandb: str | None = None
 
     @functools.cached_property
     def devices(self) -> list[jax.Device]:
@@ -97,8 +101,10 @@ class Session:
             if scale.kind != "stored":
                 warnings.warn(scale.reason, stacklevel=2)
         announce(self.estimate(), self.experiments, self.devices)
+        work = self.experiments, self.study.num_seeds, self.store
+        watcher = curves_logged(self.watcher, *work, self.study.name, self.tensorboard, self.wandb)
         execute(
-            self.experiments, self.study.num_seeds, self.store, self.devices, self.watcher, title=self.study.name,
+            *work, self.devices, watcher, title=self.study.name,
             save_agents=self.execution.save_agents, diagnose=self.execution.diagnose,
         )  # fmt: skip
         return self.store.load(self.experiments, self.study.num_seeds)

@@ -45,7 +45,7 @@ def with_weights(session: Session) -> Session:
         check(request, results)
     named = {}
     for name, request in requests.items():
-        watcher = logged(session.watcher, request, results, None, tensorboard=False, wandb=None)
+        watcher = logged(session.watcher, request, results, None, session.tensorboard, session.wandb)
         named[name] = obtain(request, results, session.devices, watcher, provenance())
     optimizers = tuple(named.get(each, each) if isinstance(each, str) else each for each in study.optimizers)
     return dataclasses.replace(session, study=study.model_copy(update={"optimizers": optimizers}))

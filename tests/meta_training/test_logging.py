@@ -3,9 +3,7 @@
 import importlib
 import inspect
 import io
-import struct
 import sys
-import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 from commands import OpenBench
 from rich.console import Console
 from tiny_meta import TINY
+from writers import FakeService, series, written
 
 import open_bench
 from open_bench.cli import meta_train as command
@@ -25,8 +24,9 @@ from open_bench.errors import UserError
 from open_bench.evaluation.style import png
 from open_bench.events import Compiled, Ended, Evaluated, Event, Generation, Started, Work, several
 from open_bench.experiments.execute import stream
+from open_bench.experiments.history import TensorBoard, WeightsAndBiases, scalars
 from open_bench.meta_training.figure import history_figure, save_history
-from open_bench.meta_training.logging import Figure, Logged, TensorBoard, WeightsAndBiases, scalars
+from open_bench.meta_training.logging import Figure, Logged
 from open_bench.progress import Lines, Tally, picture
 from open_bench.weights.format import load_weights
 
@@ -174,10 +174,10 @@ def test_a_writer_hears_what_is_stored_of_an_evolution_that_is_cut_or_over(tmp_p
 
 def test_a_writer_that_fails_is_left_out_with_a_warning(tmp_path: Path) -> None:
     failing, other = Notes(fails_at=3), Notes()
-    with pytest.warns(UserWarning, match=r"notes: OSError: .*No space left on device.*the evolution goes on") as caught:
+    with pytest.warns(UserWarning, match=r"notes: OSError: .*No space left on device.*training goes on") as caught:
         evolve([failing, other], tmp_path, done=0, until=9)
     assert len(caught) == 1
-    assert caught[0].filename.endswith("logging.py")  # or the command line would not show it
+    assert caught[0].filename.endswith("history.py")  # or the command line would not show it
     assert ([each["generation"] for each in failing.rows], failing.ended) == ([1, 2, 3], [])
     assert ([each["generation"] for each in other.rows], other.ended) == (list(range(1, 10)), [True])
 
@@ -204,7 +204,7 @@ def test_the_users_watcher_is_told_everything_and_first(tmp_path: Path) -> None:
 
 
 def test_scalars_are_grouped_and_leave_out_what_is_not_known() -> None:
-    found = scalars({**evaluated(2), "return.catch": float("nan"), "fitness_worst": float("nan")})
+    found = scalars({**evaluated(2), "return.catch": float("nan"), "fitness_worst": float("nan")}, "generation")
     assert found["fitness/mean"] == 20.0
     assert found["return/cartpole"] == 102.0
     assert found["sigma"] == pytest.approx(0.3 * 0.99**2)
@@ -274,25 +274,9 @@ def test_the_figure_is_written_at_every_evaluation_and_at_the_end(tmp_path: Path
 # --- TensorBoard ------------------------------------------------------------------------------------------------------
 
 
-def written(folder: Path) -> Iterator[Any]:
-    """The events of a folder's files: each is its length, a checksum, the event, a checksum."""
-    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        content = memoryview(path.read_bytes())
-        while content:
-            (length,) = struct.unpack("<Q", content[:8])
-            yield event_pb2.Event.FromString(bytes(content[12 : 12 + length]))
-            content = content[16 + length :]
-
-
-def series(folder: Path, tag: str) -> list[tuple[int, float]]:
-    found = [(each.step, value) for each in written(folder) for value in each.summary.value if value.tag == tag]
-    return [(step, value.simple_value) for step, value in found]
-
-
 def test_tensorboard_gets_every_column_by_generation(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
-    writer = TensorBoard(tmp_path)
+    writer = TensorBoard(tmp_path, "generation")
     assert writer.begin() == 0
     writer.write([row(1), evaluated(2)])
     assert series(tmp_path, "fitness/mean") == [(1, 10.0), (2, 20.0)]  # at once: nothing waits in a buffer
@@ -310,7 +294,7 @@ def test_tensorboard_begins_anew_when_resumed(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     (tmp_path / "notes.txt").write_text("mine")
     for until in (2, 4):
-        writer = TensorBoard(tmp_path)
+        writer = TensorBoard(tmp_path, "generation")
         writer.begin()
         writer.write([row(each) for each in range(1, until + 1)])  # killed: it never ends
     assert [step for step, _ in series(tmp_path, "fitness/mean")] == [1, 2, 3, 4]
@@ -318,42 +302,6 @@ def test_tensorboard_begins_anew_when_resumed(tmp_path: Path) -> None:
 
 
 # --- Weights & Biases -------------------------------------------------------------------------------------------------
-
-
-class FakeRun:
-    """As much of a run as is used; its service drops steps that go back, as the real one does."""
-
-    def __init__(self, service: "FakeService", settings: dict[str, Any]):
-        self._rows = service.runs.setdefault(settings["id"], {})
-        self.finished: int | None = None
-
-    @property
-    def step(self) -> int:
-        return max(self._rows, default=-1) + 1
-
-    def log(self, values: dict[str, float], step: int, commit: bool) -> None:
-        assert self.finished is None
-        assert commit  # else a generation is sent with the next one, and lost where there is none
-        assert step >= self.step, "a step went back"
-        self._rows[step] = values
-
-    def finish(self, exit_code: int) -> None:
-        self.finished = exit_code
-
-
-class FakeService(types.ModuleType):
-    """In place of the package ``wandb``: remembers runs by id, over processes as it were."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.runs: dict[str, dict[int, dict[str, float]]] = {}
-        self.calls: list[dict[str, Any]] = []
-        self.opened: list[FakeRun] = []
-
-    def init(self, **settings: Any) -> FakeRun:
-        self.calls.append(settings)
-        self.opened.append(FakeRun(self, settings))
-        return self.opened[-1]
 
 
 @pytest.fixture
@@ -364,8 +312,13 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeService:
 
 
 def test_wandb_gets_every_generation_and_goes_on_with_the_same_run(wandb: FakeService, tmp_path: Path) -> None:
+    settings = {"project": "project", "id": "0123456789", "name": "mine", "dir": str(tmp_path),
+                "config": {"sigma": 0.3}}  # fmt: skip
+    weights = tmp_path / "latest.safetensors"
+    weights.touch()
+
     def writer() -> WeightsAndBiases:
-        return WeightsAndBiases("project", tmp_path, "mine", "0123456789", {"sigma": 0.3})
+        return WeightsAndBiases("generation", lambda: [weights], **settings)
 
     with pytest.raises(KeyboardInterrupt):
         evolve([writer()], tmp_path, done=0, until=4)
@@ -374,10 +327,9 @@ def test_wandb_gets_every_generation_and_goes_on_with_the_same_run(wandb: FakeSe
     (run,) = wandb.runs.values()
     assert sorted(run) == list(range(1, 10))
     assert run[5]["fitness/mean"] == 50.0
-    settings = {"project": "project", "id": "0123456789", "name": "mine", "resume": "allow", "dir": str(tmp_path),
-                "config": {"sigma": 0.3}}  # fmt: skip
-    assert wandb.calls == [settings, settings]
+    assert wandb.calls == [{**settings, "resume": "allow"}] * 2
     assert [each.finished for each in wandb.opened] == [1, 0]
+    assert [[each.files for each in run.artifacts] for run in wandb.opened] == [[], [["latest.safetensors"]]]
 
 
 def test_without_wandb_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,7 +356,7 @@ def test_a_folder_called_wandb_is_not_the_package(tmp_path: Path, monkeypatch: p
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     with pytest.raises(UserError, match="wandb is not installed"):
-        WeightsAndBiases("project", tmp_path, "mine", "0", {})
+        WeightsAndBiases("generation", project="project")
     sys.modules.pop("wandb", None)
 
 
@@ -440,6 +392,8 @@ def test_a_meta_training_is_watched_from_its_first_generation_to_its_last(traine
     (run_id,) = service.runs
     assert [service.runs[run_id][step]["fitness/mean"] for step in (1, 2, 3, 4, 5)] == pytest.approx(expected)
     assert service.calls[0]["config"]["population"] == 4
+    (artifact,) = service.opened[-1].artifacts
+    assert (artifact.name, artifact.files) == ("mine", ["best.safetensors", "latest.safetensors"])
     for name in ("history.png", "history.pdf"):
         assert (done.folder / name).stat().st_size > 5000
     drawn = png(history_figure(pd.read_csv(done.folder / "history.csv"), "mine"))

@@ -1,0 +1,404 @@
+"""Jobs on the workers of a Ray cluster: they train and stream what comes out, and this process alone stores it.
+
+No file system is shared. A worker gets names, settings, seeds and θ, makes the experiment again and refuses where it is
+another one there. A worker that is lost loses the device batch that it was at; what is left of its part goes to another.
+Ray's own retries are off: they would begin with what is stored already.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import queue
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from open_bench.config import RAY, Execution
+from open_bench.errors import UserError
+from open_bench.events import Advanced, Event, Finished, Started, Waiting, Watcher, Work
+from open_bench.experiments.checkpoint import remove_batches
+from open_bench.experiments.estimate import estimate_missing
+from open_bench.experiments.execute import Group, Job, facts_of, run_group, stream, work_of
+from open_bench.experiments.experiment import Experiment
+from open_bench.experiments.rebuild import rebuild
+from open_bench.optimizers import names, registry
+from open_bench.training import runner
+from open_bench.training.devices import Device, RemoteDevice, start
+from open_bench.weights.format import Theta
+
+CONNECT_SECONDS = 10.0  # until a cluster's head answers
+WORKER_SECONDS = 300.0  # until the first worker has started
+WAIT_SECONDS = 0.5  # between two looks at jobs that other processes hold
+PARTS = 4  # tasks of a worker, at least, where lifetimes are enough: none waits long for the last
+TRIES = 5  # of a part, in a row, without a device batch
+
+
+class Portion(NamedTuple):
+    """What a worker gets: small values and arrays."""
+
+    content: dict[str, Any]  # what ``rebuild`` needs of experiment.json
+    theta: Theta | None
+    indices: list[int]
+    seeds: list[int]
+    own: Any
+    diagnose: bool
+    work: Work
+    save_agents: bool
+    devices: int
+
+
+class Batch(NamedTuple):
+    """A device batch that a worker has finished."""
+
+    indices: list[int]  # which of the job's
+    finished: runner.Finished
+    facts: dict[str, Any]
+
+
+# --- the cluster ------------------------------------------------------------------------------------------------------
+
+
+def devices_for(execution: Execution) -> list[Device]:
+    """The devices to use: this process's, or one for each task that a Ray cluster has room for."""
+    if execution.executor == RAY:
+        return connect(execution.address, 1 if execution.devices is None else execution.devices)
+    return list(start(execution.devices, execution.executor))
+
+
+def connect(address: str | None = None, devices: int = 1) -> list[Device]:
+    """Join a Ray cluster, or begin one of this machine, and say what each task will have there.
+
+    Args:
+        address: HOST:PORT of its head; None: the cluster that this machine belongs to, else one of this machine alone.
+        devices: GPUs of a task, or CPUs where the cluster has no GPU.
+
+    Raises:
+        UserError: Ray is not installed, nothing answers, no node has so many devices, or workers cannot start.
+    """
+    ray = _ray()
+    if not ray.is_initialized():
+        _join(ray, address)
+    elif address is not None and ray.get_runtime_context().gcs_address != address:
+        raise UserError(f"this process is in the cluster at {ray.get_runtime_context().gcs_address}, not {address}")
+    kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+    nodes = [node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]]
+    if not 1 <= devices <= max(nodes, default=0):
+        raise UserError(
+            f"--devices {devices}: the nodes of this cluster have at most {max(nodes, default=0):g} {kind}s"
+        )
+    if kind == "GPU":  # whose memory is the workers'; no matter where JAX runs already
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        found = ray.get(_task(ray, describe, kind, devices).remote(devices), timeout=WORKER_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        raise UserError(
+            f"no worker with {devices} {kind} has started within {WORKER_SECONDS:.0f} s: `ray status` says who has them"
+        ) from None
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"a worker of the cluster cannot start: {_reason(error)}. Every node needs this version of open-bench"
+        ) from None
+    return [found] * sum(int(count // devices) for count in nodes)
+
+
+def describe(devices: int) -> RemoteDevice:
+    """What a worker has."""
+    found = start(devices)[0]
+    return RemoteDevice(found.platform, (found.memory_stats() or {}).get("bytes_limit"), devices)
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError(f'executor ray needs Ray ({error}): pip install "open-bench[ray]"') from None
+    return ray
+
+
+def _join(ray: Any, address: str | None) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that begins here reports to nobody
+    if address is not None:
+        _reach(address)
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(address=address, **quiet)
+    except (OSError, RuntimeError, ValueError) as error:
+        where = f"the Ray cluster at {address}" if address else "a Ray cluster"
+        raise UserError(f"cannot join {where}: {error}") from None
+
+
+def _reach(address: str) -> None:
+    """Raise UserError unless somebody answers there; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal():
+        raise UserError(f"--address {address}: expected HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error}): `ray start --head` begins one and names its address"
+        ) from None
+
+
+def _task(ray: Any, function: Callable[..., Any], kind: str, devices: int, **options: Any) -> Any:
+    """A function as a Ray task that declares what it takes."""
+    takes = {"num_gpus": devices} if kind == "GPU" else {}
+    return ray.remote(function).options(num_cpus=1 if takes else devices, **takes, max_retries=0, **options)
+
+
+def _reason(error: Exception) -> str:
+    """What a task failed with, without Ray's traceback."""
+    cause = getattr(error, "cause", None) or error
+    return f"{cause}" if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
+
+
+# --- what travels -----------------------------------------------------------------------------------------------------
+
+
+def check_portable(experiment: Experiment) -> None:
+    """Raise UserError for what workers could not make again: code that this process alone has."""
+    optimizer, environment = experiment.optimizer, experiment.task.environment
+    identity, what = experiment.identity, f"{experiment.label} on {experiment.task.name}"
+    mine = registry.registered_here(names.parse(identity["optimizer"])) if optimizer is not None else False
+    mine = mine or not environment.stored or (optimizer is not None and optimizer.spec.digest is None)
+    if mine or any(str(identity[key]).startswith("__main__:") for key in ("optimizer", "source", "algorithm")):
+        raise UserError(
+            f"{what} is defined in this session or script, which the workers of a cluster cannot import: put it into a "
+            "module that every node has, and name it 'module:attribute'"
+        )
+    try:
+        again = rebuild(content_of(experiment), own_code=True, theta=theta_of(experiment))
+    except UserError as error:
+        raise UserError(f"{what} cannot be made again by the workers of a cluster: {error}") from None
+    if optimizer is not None and again.optimizer is not None:
+        here, there = dict(optimizer.hyperparameters), dict(again.optimizer.hyperparameters)
+        differing = [key for key in here if here[key] != there[key]]
+        if differing:
+            raise UserError(f"{what}: {', '.join(differing)} are no plain values, and cannot be sent to a cluster")
+
+
+def content_of(experiment: Experiment) -> dict[str, Any]:
+    """What of ``experiment.json`` makes it again."""
+    return {"identity": json.loads(json.dumps(experiment.identity)), "family": experiment.task.environment.family}
+
+
+def theta_of(experiment: Experiment) -> Theta | None:
+    """θ, for a worker that need not have the weights; None where nothing is learned."""
+    optimizer = experiment.optimizer
+    return jax.tree.map(np.asarray, optimizer.theta) if optimizer is not None and optimizer.needs_weights else None
+
+
+def some_of(group: Group, places: Sequence[int]) -> Group:
+    """The lifetimes at some places of a group."""
+    own = None if group.own is None else jax.tree.map(lambda leaf: np.asarray(leaf)[list(places)], group.own)
+    indices, seeds = ([values[place] for place in places] for values in (group.indices, group.seeds))
+    return dataclasses.replace(group, indices=indices, seeds=seeds, own=own)
+
+
+def split(group: Group, size: int) -> Iterator[Group]:
+    """A group in parts of ``size`` lifetimes."""
+    for first in range(0, len(group.indices), size):
+        yield some_of(group, range(first, min(first + size, len(group.indices))))
+
+
+def train(portion: Portion) -> Iterator[Event | Batch]:
+    """What a worker does: events as they happen, and every device batch."""
+    devices = start(portion.devices)
+    experiment = rebuild(portion.content, own_code=True, theta=portion.theta)
+    group = Group(portion.indices, experiment, portion.seeds, portion.own, portion.diagnose)
+    told: queue.SimpleQueue[Event | Batch] = queue.SimpleQueue()
+
+    def run() -> None:
+        batches = run_group(
+            group, portion.work, experiment.vmap_size, devices, told.put, keep_agents=portion.save_agents
+        )
+        for program, indices, batch in batches:
+            told.put(Batch(indices, batch, facts_of(program, len(indices), batch)))
+
+    with ThreadPoolExecutor(1) as pool:  # events come in the middle of a batch
+        training = pool.submit(run)
+        while not (training.done() and told.empty()):
+            with contextlib.suppress(queue.Empty):
+                yield told.get(timeout=0.1)
+        training.result()
+
+
+# --- the driver -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class _Begun:
+    """A job whose lock is held here."""
+
+    job: Job
+    work: Work
+    held: contextlib.ExitStack
+    missing: int
+    parts: int = 0  # that are not done
+
+
+@dataclasses.dataclass
+class _Part:
+    """Lifetimes of a job that one task trains, without those that are stored."""
+
+    of: _Begun
+    group: Group
+    tries: int = 0
+
+
+def spread(
+    jobs: Sequence[Job], devices: Sequence[RemoteDevice], watcher: Watcher, *, title: str,
+    when_done: Callable[[Job], None],
+) -> None:  # fmt: skip
+    """``execute_jobs`` on the workers of the cluster that ``connect`` has joined."""
+    for job in jobs:
+        check_portable(job.experiment)
+    stored = [len(job.stored()) for job in jobs]
+    missing = [(job.experiment, job.lifetimes - there) for job, there in zip(jobs, stored, strict=True)]
+    ahead = estimate_missing(missing, devices)
+    with stream(watcher):
+        parts = tuple(work_of(job, there) for job, there in zip(jobs, stored, strict=True))
+        watcher(Started(title, parts, seconds=ahead.seconds))
+        run = _Spread(devices, watcher, when_done, share=ahead.env_steps / (PARTS * len(devices)))
+        with contextlib.closing(run):
+            run.train(jobs)
+
+
+class _Spread:
+    """Jobs under way on a cluster; ``share`` is how many env steps make a task."""
+
+    def __init__(
+        self, devices: Sequence[RemoteDevice], watcher: Watcher, when_done: Callable[[Job], None], share: float
+    ):  # fmt: skip
+        self.ray, self.workers, self.each = _ray(), len(devices), devices[0]
+        self.watcher, self.when_done, self.share = watcher, when_done, share
+        kind = "CPU" if self.each.platform == "cpu" else "GPU"
+        self.task = _task(self.ray, train, kind, self.each.count, num_returns="streaming")
+        self.begun: list[_Begun] = []
+        self.parts: deque[_Part] = deque()  # not sent yet
+        self.running: dict[Any, _Part] = {}  # by the stream of what they yield
+        self.look_again = 0.0  # at jobs that others hold
+
+    def train(self, jobs: Sequence[Job]) -> None:
+        """Until every job is complete, whoever completes it."""
+        waiting = deque(jobs)
+        while waiting or self.begun:
+            self._begin(waiting)
+            while self.parts and len(self.running) < self._most:
+                part = self.parts.popleft()
+                self.running[self.task.remote(self._portion(part))] = part
+            if self.running:
+                self._collect()
+            elif waiting:
+                self.watcher(Waiting(len(waiting)))
+                time.sleep(WAIT_SECONDS)
+
+    def close(self) -> None:
+        """Stop what runs and let go of every job."""
+        for task in self.running:
+            with contextlib.suppress(Exception):  # the cluster may be gone
+                self.ray.cancel(task, force=True)
+        for each in self.begun:
+            each.held.close()
+
+    @property
+    def _most(self) -> int:
+        """Tasks at once: the next ones wait at the workers. No more jobs are locked than they need."""
+        return 2 * self.workers
+
+    def _begin(self, waiting: deque[Job]) -> None:
+        """Lock jobs and cut them into parts, as many as there is room for."""
+        busy = 0
+        while waiting and busy < len(waiting) and len(self.running) + len(self.parts) < self._most:
+            if busy == 0 and time.monotonic() < self.look_again:
+                return
+            job, held = waiting.popleft(), contextlib.ExitStack()
+            if not held.enter_context(job.lock(False)):
+                held.close()
+                waiting.append(job)
+                busy += 1
+                continue
+            self._cut(job, held)
+        if busy and busy == len(waiting):
+            self.look_again = time.monotonic() + WAIT_SECONDS
+
+    def _cut(self, job: Job, held: contextlib.ExitStack) -> None:
+        stored = job.stored()
+        missing = [index for index in range(job.lifetimes) if index not in stored]
+        begun = _Begun(job, work_of(job, len(stored)), held, len(missing))
+        self.begun.append(begun)
+        if missing:
+            job.create()
+            batch = job.experiment.vmap_size * self.each.count
+            size = batch * max(1, round(self.share / (batch * job.experiment.task.lifetime_steps)))
+            parts = [_Part(begun, part) for group in job.groups(missing) for part in split(group, size)]
+            begun.parts = len(parts)
+            self.parts += parts
+        else:
+            self._end(begun)
+
+    def _portion(self, part: _Part) -> Portion:
+        group, job = part.group, part.of.job
+        return Portion(
+            content_of(group.experiment), theta_of(group.experiment), list(group.indices), list(group.seeds), group.own,
+            group.diagnose, part.of.work, job.save_agents, self.each.count,
+        )  # fmt: skip
+
+    def _collect(self) -> None:
+        """Take what the tasks have yielded since the last look, one thing of each."""
+        ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=WAIT_SECONDS)
+        for task in ready:
+            part = self.running[task]
+            try:
+                told = self.ray.get(next(task))
+            except StopIteration:
+                del self.running[task]
+                part.of.parts -= 1
+                if not part.of.parts:
+                    self._end(part.of)
+            except self.ray.exceptions.RayTaskError as error:  # what the worker itself has raised
+                if isinstance(error.cause, UserError):
+                    raise UserError(f"{part.of.work.label}, on a worker: {error.cause}") from None
+                raise
+            except self.ray.exceptions.RayError as error:
+                del self.running[task]
+                self._again(part, error)
+            else:
+                self._take(part, told)
+
+    def _take(self, part: _Part, told: Event | Batch) -> None:
+        if isinstance(told, Batch):
+            part.of.job.add(part.group.lifetime, told.indices, told.finished, told.facts)
+            left = [place for place, index in enumerate(part.group.indices) if index not in told.indices]
+            part.group, part.tries = some_of(part.group, left), 0
+            return
+        if isinstance(told, Advanced):  # time is told as if one process made everything
+            told = dataclasses.replace(told, seconds=told.seconds / min(len(self.running), self.workers))
+        self.watcher(told)
+
+    def _again(self, part: _Part, error: Exception) -> None:
+        """A worker is lost, and what it had stored is not: another gets the rest, before all else."""
+        part.tries += 1
+        if part.tries >= TRIES:
+            raise UserError(
+                f"{part.of.work.label}: {TRIES} workers were lost at it, the last with {type(error).__name__}: {error}; "
+                "what is finished is stored. Do the nodes have the memory that it needs?"
+            ) from None
+        self.parts.appendleft(part)
+
+    def _end(self, begun: _Begun) -> None:
+        job = begun.job
+        if begun.missing:
+            remove_batches(job.path)
+        self.begun.remove(begun)
+        self.watcher(Finished(work_of(job, len(job.stored())), begun.missing))
+        begun.held.close()
+        self.when_done(job)

@@ -1,8 +1,8 @@
 """Jobs on the workers of a Ray cluster: they train and stream what comes out, and this process alone stores it.
 
-No file system is shared. A worker gets names, settings, seeds and θ, makes the experiment again and refuses where it is
-another one there. A worker that is lost loses the device batch that it was at; what is left of its part goes to another.
-Ray's own retries are off: they would begin with what is stored already.
+No file system is shared. A worker gets names, settings, seeds and θ, makes the experiment again, and refuses where it
+is another one there. A lost worker loses the device batch that it was at; what is left of its part goes to another.
+Ray's own retries are off: they would begin again with what is stored already.
 """
 
 import contextlib
@@ -12,6 +12,8 @@ import logging
 import os
 import queue
 import socket
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,12 +31,13 @@ from open_bench.experiments.estimate import estimate_missing
 from open_bench.experiments.execute import Group, Job, facts_of, run_group, stream, work_of
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.rebuild import rebuild
-from open_bench.optimizers import names, registry
+from open_bench.optimizers import registry
 from open_bench.training import runner
 from open_bench.training.devices import Device, RemoteDevice, start
 from open_bench.weights.format import Theta
 
-CONNECT_SECONDS = 10.0  # until a cluster's head answers
+CONNECT_SECONDS = 10.0  # until somebody answers at an address
+STATUS_SECONDS = 30.0  # until it says that it is a cluster's head
 WORKER_SECONDS = 300.0  # until the first worker has started
 WAIT_SECONDS = 0.5  # between two looks at jobs that other processes hold
 PARTS = 4  # tasks of a worker, at least, where lifetimes are enough: none waits long for the last
@@ -90,10 +93,9 @@ def connect(address: str | None = None, devices: int = 1) -> list[Device]:
         raise UserError(f"this process is in the cluster at {ray.get_runtime_context().gcs_address}, not {address}")
     kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
     nodes = [node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]]
-    if not 1 <= devices <= max(nodes, default=0):
-        raise UserError(
-            f"--devices {devices}: the nodes of this cluster have at most {max(nodes, default=0):g} {kind}s"
-        )
+    most = max(nodes, default=0)
+    if not 1 <= devices <= most:
+        raise UserError(f"--devices {devices}: the nodes of this cluster have at most {most:g} {kind}s")
     if kind == "GPU":  # whose memory is the workers'; no matter where JAX runs already
         jax.config.update("jax_platforms", "cpu")
     try:
@@ -129,10 +131,21 @@ def _join(ray: Any, address: str | None) -> None:
         _reach(address)
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        ray.init(address=address, **quiet)
+        if address is None:
+            _join_any(ray, quiet)
+        else:
+            ray.init(address=address, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address}" if address else "a Ray cluster"
         raise UserError(f"cannot join {where}: {error}") from None
+
+
+def _join_any(ray: Any, quiet: dict[str, Any]) -> None:
+    """The cluster that this machine is in, by ``RAY_ADDRESS`` or as it runs; else a new one that none can reach."""
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        ray.init(address="local", _node_ip_address="127.0.0.1", **quiet)
 
 
 def _reach(address: str) -> None:
@@ -140,11 +153,14 @@ def _reach(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal():
         raise UserError(f"--address {address}: expected HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
+        subprocess.run(command, capture_output=True, check=True, timeout=STATUS_SECONDS)
+    except (OSError, OverflowError, subprocess.SubprocessError) as error:
+        why = error if isinstance(error, OSError | OverflowError) else "something else listens there"
         raise UserError(
-            f"no Ray cluster answers at {address} ({error}): `ray start --head` begins one and names its address"
+            f"no Ray cluster answers at {address} ({why}): `ray start --head` begins one and names its address"
         ) from None
 
 
@@ -167,8 +183,9 @@ def check_portable(experiment: Experiment) -> None:
     """Raise UserError for what workers could not make again: code that this process alone has."""
     optimizer, environment = experiment.optimizer, experiment.task.environment
     identity, what = experiment.identity, f"{experiment.label} on {experiment.task.name}"
-    mine = registry.registered_here(names.parse(identity["optimizer"])) if optimizer is not None else False
-    mine = mine or not environment.stored or (optimizer is not None and optimizer.spec.digest is None)
+    mine = not environment.stored
+    if optimizer is not None:
+        mine = mine or optimizer.spec.digest is None or registry.registered_here(optimizer.spec)
     if mine or any(str(identity[key]).startswith("__main__:") for key in ("optimizer", "source", "algorithm")):
         raise UserError(
             f"{what} is defined in this session or script, which the workers of a cluster cannot import: put it into a "
@@ -389,8 +406,8 @@ class _Spread:
         part.tries += 1
         if part.tries >= TRIES:
             raise UserError(
-                f"{part.of.work.label}: {TRIES} workers were lost at it, the last with {type(error).__name__}: {error}; "
-                "what is finished is stored. Do the nodes have the memory that it needs?"
+                f"{part.of.work.label}: {TRIES} workers in a row were lost at it, the last with "
+                f"{type(error).__name__}: {error}. What is finished is stored. Have the nodes enough memory?"
             ) from None
         self.parts.appendleft(part)
 

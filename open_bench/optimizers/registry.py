@@ -60,9 +60,9 @@ def is_ours(parsed: names.ParsedName) -> bool:
     return parsed.attribute is None and (parsed.head in known() or parsed.head.startswith("optax."))
 
 
-def registered_here(parsed: names.ParsedName) -> bool:
-    """Whether the name means what ``register`` has added, in this process alone."""
-    return parsed.attribute is None and parsed.head in _registered
+def registered_here(spec: OptimizerSpec) -> bool:
+    """Whether ``register`` has added it, in this process alone."""
+    return spec.name in _registered
 
 
 def find(parsed: names.ParsedName) -> OptimizerSpec:

@@ -1,6 +1,9 @@
 """The examples run, with settings so small that they take seconds."""
 
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,8 @@ def main_of(name: str) -> Any:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {
-        "compare_your_optimizer", "add_an_environment", "meta_train_open"
+    assert {path.stem for path in EXAMPLES.iterdir() if path.is_file()} == {
+        "compare_your_optimizer", "add_an_environment", "meta_train_open", "slurm"
     }  # fmt: skip
 
 
@@ -52,3 +55,25 @@ def test_meta_train_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert set(board["optimizer"]) == {"adam", "open@open-example"}
     assert capsys.readouterr().out.count("generation ") == 2
     assert len(open_bench.load_runs(tmp_path).scores) == 6  # the random policy's too
+
+
+def test_slurm(tmp_path: Path) -> None:
+    """Two processes of an array, here without SLURM, share a study: nothing is trained twice, and both end well."""
+    command = tmp_path / "openbench"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m open_bench "$@"\n')
+    command.chmod(0o755)
+    few = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    study = ["-o", "adam", "-o", "sgd", "-o", "lion", "-e", "cartpole", "--steps", STEPS, "--num-seeds", 2, *few]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "RESULTS": str(tmp_path / "results"),
+                   "SLURM_CPUS_PER_TASK": "1"}  # fmt: skip
+    processes = [
+        subprocess.Popen(["bash", EXAMPLES / "slurm.sh", *map(str, study)], env=environment, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    trained = [line.split(": seeds ")[0] for _, said in told for line in said.splitlines() if ": seeds " in line]
+    assert len(trained) == len({line.rpartition("] ")[2] for line in trained}) >= 3
+    assert told[0][0] == told[1][0]
+    assert len(list(tmp_path.glob("results/experiments/*/shard-*"))) == 2 * len(trained)

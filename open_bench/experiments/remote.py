@@ -27,7 +27,7 @@ from open_bench.config import RAY, Execution
 from open_bench.errors import UserError
 from open_bench.events import Advanced, Event, Finished, Started, Waiting, Watcher, Work
 from open_bench.experiments.checkpoint import remove_batches
-from open_bench.experiments.estimate import estimate_missing
+from open_bench.experiments.estimate import estimate_missing, lifetime_seconds
 from open_bench.experiments.execute import Group, Job, facts_of, run_group, stream, work_of
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.rebuild import rebuild
@@ -40,7 +40,8 @@ CONNECT_SECONDS = 10.0  # until somebody answers at an address
 STATUS_SECONDS = 30.0  # until it says that it is a cluster's head
 WORKER_SECONDS = 300.0  # until the first worker has started
 WAIT_SECONDS = 0.5  # between two looks at jobs that other processes hold
-PARTS = 4  # tasks of a worker, at least, where lifetimes are enough: none waits long for the last
+PARTS = 4  # tasks of a worker, where lifetimes are enough and long: none waits long for the last
+LEAST_SECONDS = 30.0  # of training in a task that is not a whole experiment: each compiles its program
 TRIES = 5  # of a part, in a row, without a device batch
 
 
@@ -128,7 +129,7 @@ def _ray() -> Any:
 def _join(ray: Any, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that begins here reports to nobody
     if address is not None:
-        _reach(address)
+        reach(address)
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
@@ -148,8 +149,8 @@ def _join_any(ray: Any, quiet: dict[str, Any]) -> None:
         ray.init(address="local", _node_ip_address="127.0.0.1", **quiet)
 
 
-def _reach(address: str) -> None:
-    """Raise UserError unless somebody answers there; Ray itself would try for minutes."""
+def reach(address: str) -> None:
+    """Raise UserError unless a cluster's head answers there; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal():
         raise UserError(f"--address {address}: expected HOST:PORT of the cluster's head, such as 10.0.0.1:6379")
@@ -273,9 +274,13 @@ class _Part:
 
 def spread(
     jobs: Sequence[Job], devices: Sequence[RemoteDevice], watcher: Watcher, *, title: str,
-    when_done: Callable[[Job], None],
+    when_done: Callable[[Job], None] = lambda job: None, least_seconds: float = LEAST_SECONDS,
 ) -> None:  # fmt: skip
-    """``execute_jobs`` on the workers of the cluster that ``connect`` has joined."""
+    """``execute_jobs`` on the workers of the cluster that ``connect`` has joined.
+
+    A task is an experiment's missing lifetimes. Where those are more than a worker's fair share, they are split, but
+    not below ``least_seconds`` of training, as far as it can be told.
+    """
     for job in jobs:
         check_portable(job.experiment)
     stored = [len(job.stored()) for job in jobs]
@@ -284,19 +289,20 @@ def spread(
     with stream(watcher):
         parts = tuple(work_of(job, there) for job, there in zip(jobs, stored, strict=True))
         watcher(Started(title, parts, seconds=ahead.seconds))
-        run = _Spread(devices, watcher, when_done, share=ahead.env_steps / (PARTS * len(devices)))
+        run = _Spread(devices, watcher, when_done, ahead.env_steps / (PARTS * len(devices)), least_seconds)
         with contextlib.closing(run):
             run.train(jobs)
 
 
 class _Spread:
-    """Jobs under way on a cluster; ``share`` is how many env steps make a task."""
+    """Jobs under way on a cluster; ``share`` (env steps) and ``least_seconds`` say how much makes a task."""
 
     def __init__(
-        self, devices: Sequence[RemoteDevice], watcher: Watcher, when_done: Callable[[Job], None], share: float
+        self, devices: Sequence[RemoteDevice], watcher: Watcher, when_done: Callable[[Job], None], share: float,
+        least_seconds: float,
     ):  # fmt: skip
         self.ray, self.workers, self.each = _ray(), len(devices), devices[0]
-        self.watcher, self.when_done, self.share = watcher, when_done, share
+        self.watcher, self.when_done, self.share, self.least_seconds = watcher, when_done, share, least_seconds
         kind = "CPU" if self.each.platform == "cpu" else "GPU"
         self.task = _task(self.ray, train, kind, self.each.count, num_returns="streaming")
         self.begun: list[_Begun] = []
@@ -354,13 +360,19 @@ class _Spread:
         self.begun.append(begun)
         if missing:
             job.create()
-            batch = job.experiment.vmap_size * self.each.count
-            size = batch * max(1, round(self.share / (batch * job.experiment.task.lifetime_steps)))
+            size = self._size(job.experiment)
             parts = [_Part(begun, part) for group in job.groups(missing) for part in split(group, size)]
             begun.parts = len(parts)
             self.parts += parts
         else:
             self._end(begun)
+
+    def _size(self, experiment: Experiment) -> int:
+        """Lifetimes of a task: whole device batches."""
+        batch, learned = experiment.vmap_size * self.each.count, bool(theta_of(experiment))
+        seconds = lifetime_seconds(experiment.task, learned, [self.each])
+        least = 0.0 if seconds is None else self.least_seconds / seconds * self.each.count
+        return batch * max(1, round(max(self.share / experiment.task.lifetime_steps, least) / batch))
 
     def _portion(self, part: _Part) -> Portion:
         group, job = part.group, part.of.job

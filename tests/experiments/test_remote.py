@@ -5,6 +5,7 @@ several nodes of Ray's own, on loopback, where Ray is installed.
 """
 
 import dataclasses
+import os
 import socket
 import sys
 import types
@@ -25,8 +26,9 @@ from tiny import SETTINGS, STEPS, Log, experiments, random_policy, same, shards,
 import open_bench
 from open_bench.config import Execution
 from open_bench.errors import UserError
-from open_bench.events import Advanced, Ended, Event, Finished, Started, Waiting
-from open_bench.experiments.execute import Group, execute, execute_jobs
+from open_bench.events import Advanced, Ended, Event, Finished, Started, Waiting, silent
+from open_bench.experiments import remote
+from open_bench.experiments.execute import Group, SeedsOf, execute, execute_jobs
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.rebuild import rebuild
 from open_bench.experiments.remote import (
@@ -133,46 +135,60 @@ def stand(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Stand]:
     return make
 
 
-def spread(
-    folder: Path, chosen: Sequence[Experiment], num_seeds: int = 3, watcher: Any = None, workers: int = 2
-) -> Store:
-    """Experiments on workers."""
+def spread(folder: Path, chosen: Any, watcher: Any = silent, workers: int = 2, least_seconds: float = 0.0) -> Store:
+    """Three seeds of experiments on workers, one a task where there is room."""
     store = Store(folder)
-    execute(chosen, num_seeds, store, [WORKER] * workers, watcher)
+    jobs = [SeedsOf(each, 3, store) for each in chosen]
+    remote.spread(jobs, [WORKER] * workers, watcher, title="away", least_seconds=least_seconds)
     return store
 
 
 @pytest.fixture(scope="module")
-def chosen() -> list[Experiment]:
-    return [*experiments(), random_policy()]
+def random() -> list[Experiment]:
+    """What is compiled and made fastest."""
+    return [random_policy()]
 
 
 @pytest.fixture(scope="module")
-def home(chosen: list[Experiment], tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Three seeds of two experiments, on this process's devices."""
-    return train(tmp_path_factory.mktemp("home"), chosen, num_seeds=3)
+def home(random: list[Experiment], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Its tables by one process."""
+    return tables(train(tmp_path_factory.mktemp("home"), random, num_seeds=3))
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_are_those_of_one_process(stand: Any, chosen: Any, home: Store, tmp_path: Path) -> None:
+def test_numbers_are_those_of_one_process(stand: Any, random: Any, home: Any, tmp_path: Path) -> None:
     ray, log = stand(), Log()
-    store = spread(tmp_path, chosen, watcher=log)
-    same(tables(store), tables(home))
+    same(tables(spread(tmp_path, random, watcher=log)), home)
     assert ray.options == {"num_cpus": 1, "max_retries": 0, "num_returns": "streaming"}
-    assert ray.begun > len(chosen)  # seeds are split, as tasks are few
+    assert ray.begun == len(shards(tmp_path)) == 3
     kinds = [type(event) for event in log.events]
-    assert (kinds[0], kinds[-1], kinds.count(Finished), log.events[-1]) == (Started, Ended, 2, Ended(True))
-    assert log.updates == sum(3 * each.task.num_updates for each in chosen)
-    spread(tmp_path, chosen)
-    assert ray.begun == len(shards(tmp_path))  # all is there: nothing is sent
+    assert (kinds[0], kinds[-1], kinds.count(Finished), log.events[-1]) == (Started, Ended, 1, Ended(True))
+    assert log.updates == 3 * random[0].task.num_updates
+    spread(tmp_path, random)
+    assert ray.begun == 3  # all is there: nothing is sent
 
 
-def test_a_lost_worker_loses_its_device_batch_alone(stand: Any, chosen: Any, home: Store, tmp_path: Path) -> None:
-    """Two workers die in the lifetime after one that they have finished."""
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adam", "open@zero"])
+def test_an_experiment_that_is_short_is_one_task(name: str, stand: Any, tmp_path: Path) -> None:
+    ray, chosen = stand(), experiments(name)
+    away = Store(tmp_path / "away")
+    execute(chosen, 2, away, [WORKER] * 2, save_agents=True, diagnose=True)
+    assert ray.begun == 1
+    here = train(tmp_path / "here", chosen, num_seeds=2, devices=1, save_agents=True, diagnose=True)
+    same(tables(away), tables(here))
+    for kind in ("agents.safetensors", "diagnosis.csv"):
+        files = [sorted(store.results.rglob(kind)) for store in (away, here)]
+        assert len(files[0]) == 2
+        assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+
+
+def test_a_lost_worker_loses_its_device_batch_alone(stand: Any, random: Any, home: Any, tmp_path: Path) -> None:
+    """Two workers of the experiment's one task die, each in the lifetime after one that is finished."""
     seen: list[int] = []
-    fatal = {1, 3}
+    fatal = {1, 2}
 
     def dies(told: Any) -> bool:
         seen.extend(told.indices if isinstance(told, Batch) else [])
@@ -181,18 +197,18 @@ def test_a_lost_worker_loses_its_device_batch_alone(stand: Any, chosen: Any, hom
         return died
 
     stand(dies)
-    same(tables(spread(tmp_path, chosen, workers=1)), tables(home))
+    same(tables(spread(tmp_path, random, least_seconds=1e3)), home)
     assert not fatal
-    assert sorted(seen) == [0, 0, 1, 1, 2, 2]  # of two experiments, none twice
+    assert seen == [0, 1, 2]
 
 
-def test_a_part_that_kills_its_workers_is_given_up(stand: Any, chosen: Any, tmp_path: Path) -> None:
+def test_a_part_that_kills_its_workers_is_given_up(stand: Any, random: Any, tmp_path: Path) -> None:
     ray = stand(lambda told: isinstance(told, Advanced))
     log = Log()
     with pytest.raises(UserError, match=f"random: {TRIES} workers in a row were lost at it, the last with Crashed"):
-        spread(tmp_path, chosen[1:], num_seeds=1, watcher=log)
+        spread(tmp_path, random, watcher=log, least_seconds=1e3)
     assert (ray.begun, log.events[-1]) == (TRIES, Ended(False))
-    with Store(tmp_path).lock(chosen[1]) as free:  # nothing is held
+    with Store(tmp_path).lock(random[0]) as free:  # nothing is held
         assert free
 
 
@@ -212,7 +228,7 @@ def test_what_a_worker_refuses_is_said(stand: Any, tmp_path: Path, monkeypatch: 
         spread(tmp_path, experiments("not_everywhere:rule"), watcher=forget)
 
 
-def test_an_interrupt_stops_the_tasks_and_frees_the_jobs(stand: Any, chosen: Any, tmp_path: Path) -> None:
+def test_an_interrupt_stops_the_tasks_and_frees_the_jobs(stand: Any, random: Any, tmp_path: Path) -> None:
     ray = stand()
 
     def interrupt(event: Event) -> None:
@@ -220,15 +236,15 @@ def test_an_interrupt_stops_the_tasks_and_frees_the_jobs(stand: Any, chosen: Any
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        spread(tmp_path, chosen[1:], watcher=interrupt)
+        spread(tmp_path, random, watcher=interrupt)
     assert ray.cancelled > 0
-    with Store(tmp_path).lock(chosen[1]) as free:
+    with Store(tmp_path).lock(random[0]) as free:
         assert free
 
 
-def test_a_job_of_another_process_is_waited_for(stand: Any, chosen: Any, home: Store, tmp_path: Path) -> None:
+def test_a_job_of_another_process_is_waited_for(stand: Any, random: Any, home: Any, tmp_path: Path) -> None:
     stand()
-    held = Store(tmp_path).lock(chosen[0])
+    held = Store(tmp_path).lock(random[0])
     held.__enter__()
     waited = []
 
@@ -237,7 +253,7 @@ def test_a_job_of_another_process_is_waited_for(stand: Any, chosen: Any, home: S
             waited.append(event.parts)
             held.__exit__(None, None, None)
 
-    same(tables(spread(tmp_path, chosen, watcher=watch)), tables(home))
+    same(tables(spread(tmp_path, random, watcher=watch)), home)
     assert waited == [1]
 
 
@@ -247,6 +263,7 @@ def trials(folder: Path) -> Trials:
     return Trials(dataclasses.replace(each, optimizer=optimizer, root_seed=ROOT_SEED), 2, 2, folder)
 
 
+@pytest.mark.slow
 def test_trials_are_those_of_one_process(stand: Any, tmp_path: Path) -> None:
     stand()
     jobs, done = [trials(tmp_path / name) for name in ("home", "away")], []
@@ -375,16 +392,21 @@ def test_workers_are_counted_by_what_a_task_takes(stand: Any) -> None:
 # --- a cluster of several nodes ---------------------------------------------------------------------------------------
 
 
+def installed() -> Any:
+    """Ray, kept on loopback."""
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # read when Ray is imported
+    return pytest.importorskip("ray", reason="Ray is not installed")
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head that computes nothing and four nodes of one CPU, on loopback."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed")
+    """A head that computes nothing and four nodes of one CPU."""
+    ray = installed()
     from ray.cluster_utils import Cluster
 
     size = {"node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20}
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **size})
-    made.node = lambda: made.add_node(num_cpus=1, **size)
-    made.workers = [made.node() for _ in range(4)]
+    made.workers = [made.add_node(num_cpus=1, **size) for _ in range(4)]
     yield made
     ray.shutdown()
     made.shutdown()
@@ -393,20 +415,25 @@ def cluster() -> Iterator[Any]:
 @pytest.mark.slow
 def test_nodes_die_and_nothing_changes(cluster: Any, tmp_path: Path) -> None:
     """Two of four nodes are killed while they work."""
-    study: dict[str, Any] = {"optimizers": ["adam", "sgd", "lion"], "environments": ["cartpole"], "num_seeds": 4,
-                             "steps": 20 * STEPS, "settings": SETTINGS}  # fmt: skip
-    open_bench.compare(**study, results=tmp_path / "home", devices=1)
-    deaths = iter([40, 80])
-    at, seen = next(deaths), 0
+    study: dict[str, Any] = {"optimizers": ["adam", "sgd", "lion", "rmsprop"], "environments": ["cartpole"],
+                             "num_seeds": 4, "steps": 400 * STEPS, "settings": SETTINGS}  # fmt: skip
+    seen: list[str] = []
 
     def kill(event: Event) -> None:
-        nonlocal at, seen
-        seen += isinstance(event, Advanced)
-        if seen == at:
+        seen.extend([event.work.label] if isinstance(event, Advanced) else [])
+        if len(seen) in (4, 8) and isinstance(event, Advanced):
             cluster.remove_node(cluster.workers.pop(), allow_graceful=False)
-            at = next(deaths, -1)
 
     away = tmp_path / "away"
     open_bench.compare(**study, results=away, executor="ray", address=cluster.address, progress=kill)
-    assert len(cluster.workers) == 2, f"{seen} events"
+    assert len(cluster.workers) == 2, seen
+    open_bench.compare(**study, results=tmp_path / "home", devices=2)
     same(tables(Store(away)), tables(Store(tmp_path / "home")))
+
+
+@pytest.mark.slow
+def test_what_listens_and_is_no_cluster_is_told_in_time() -> None:
+    installed()
+    told = pytest.raises(UserError, match=r"no Ray cluster answers at .* \(something else listens there\)")
+    with socket.create_server(("127.0.0.1", 0)) as other, told:
+        remote.reach(f"127.0.0.1:{other.getsockname()[1]}")

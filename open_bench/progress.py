@@ -88,7 +88,9 @@ class Tally:
                 self._begin(event)
             case Compiling(work):
                 self._turn_to(work)
-                self.compiling, self.updates = True, 0.0 if self.staged else self.updates
+                self.compiling = True
+                if self.staged:
+                    self.updates, self.seeds_done = 0.0, work.stored
                 self.episode_return, self.diverged, self.waiting = math.nan, 0, 0
             case Compiled(_, seconds):
                 self.compiling = False
@@ -115,8 +117,7 @@ class Tally:
         work, each = event.work, event.updates / max(1, event.lifetimes)
         if self.started.batches and (work != self.now or self.updates >= work.updates):  # the next are recorded
             self.updates = 0.0
-        if work != self.now:
-            self._turn_to(work)
+        self._turn_to(work)
         self.at_work, self.compiling = event.lifetimes, False
         self.updates += each
         if not self.staged and self.updates >= work.updates:  # these seeds are done, the next begin
@@ -130,10 +131,12 @@ class Tally:
             self._seconds[work.name] = self._seconds.get(work.name, 0.0) + event.seconds
 
     def _turn_to(self, work: Work) -> None:
-        """On a cluster several parts are under way by turns."""
-        if self.now is not None:
+        """On a cluster several experiments are under way by turns."""
+        if self.now is not None and not self.staged:
             self._places[self.now.name] = (self.updates, self.seeds_done)
-        self.now, (self.updates, self.seeds_done) = work, self._places.get(work.name, (0.0, work.stored))
+        if not self.staged:
+            self.updates, self.seeds_done = self._places.get(work.name, (0.0, work.stored))
+        self.now = work
 
     def _next_generation(self, row: dict[str, Any], seconds_left: float) -> None:
         self.row, self.generation, self.lifetimes, self.updates = row, row["generation"], 0, 0.0

@@ -193,14 +193,13 @@ def check_portable(experiment: Experiment) -> None:
             "module that every node has, and name it 'module:attribute'"
         )
     try:
-        again = rebuild(content_of(experiment), own_code=True, theta=theta_of(experiment))
+        rebuild(content_of(experiment), own_code=True, theta=theta_of(experiment))
     except UserError as error:
         raise UserError(f"{what} cannot be made again by the workers of a cluster: {error}") from None
-    if optimizer is not None and again.optimizer is not None:
-        here, there = dict(optimizer.hyperparameters), dict(again.optimizer.hyperparameters)
-        differing = [key for key in here if here[key] != there[key]]
-        if differing:
-            raise UserError(f"{what}: {', '.join(differing)} are no plain values, and cannot be sent to a cluster")
+    settings = optimizer.hyperparameters if optimizer is not None else {}
+    stuck = [key for key, value in settings.items() if not isinstance(value, bool | int | float | str | None)]
+    if stuck:
+        raise UserError(f"{what}: {', '.join(stuck)} cannot be sent to a cluster, as only numbers and texts can")
 
 
 def content_of(experiment: Experiment) -> dict[str, Any]:

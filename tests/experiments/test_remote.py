@@ -8,6 +8,7 @@ import dataclasses
 import os
 import socket
 import sys
+import time
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 import pandas as pd
 import pytest
-from commands import OpenBench, check_refused
+from commands import OpenBench, check_refused, subprocess_of
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import SETTINGS, STEPS, Log, experiments, random_policy, same, shards, tables, train
@@ -412,11 +413,21 @@ def cluster() -> Iterator[Any]:
     made.shutdown()
 
 
+STUDY: dict[str, Any] = {"optimizers": ["adam", "sgd", "lion", "rmsprop"], "environments": ["cartpole"], "num_seeds": 2,
+                         "steps": 400 * STEPS, "settings": SETTINGS}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The study by one process."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    open_bench.compare(**STUDY, results=folder, devices=2)
+    return tables(Store(folder))
+
+
 @pytest.mark.slow
-def test_nodes_die_and_nothing_changes(cluster: Any, tmp_path: Path) -> None:
+def test_nodes_die_and_nothing_changes(cluster: Any, undisturbed: Any, tmp_path: Path) -> None:
     """Two of four nodes are killed while they work."""
-    study: dict[str, Any] = {"optimizers": ["adam", "sgd", "lion", "rmsprop"], "environments": ["cartpole"],
-                             "num_seeds": 4, "steps": 400 * STEPS, "settings": SETTINGS}  # fmt: skip
     seen: list[str] = []
 
     def kill(event: Event) -> None:
@@ -424,11 +435,30 @@ def test_nodes_die_and_nothing_changes(cluster: Any, tmp_path: Path) -> None:
         if len(seen) in (4, 8) and isinstance(event, Advanced):
             cluster.remove_node(cluster.workers.pop(), allow_graceful=False)
 
-    away = tmp_path / "away"
-    open_bench.compare(**study, results=away, executor="ray", address=cluster.address, progress=kill)
+    open_bench.compare(**STUDY, results=tmp_path, executor="ray", address=cluster.address, progress=kill)
     assert len(cluster.workers) == 2, seen
-    open_bench.compare(**study, results=tmp_path / "home", devices=2)
-    same(tables(Store(away)), tables(Store(tmp_path / "home")))
+    same(tables(Store(tmp_path)), undisturbed)
+
+
+@pytest.mark.slow
+def test_the_driver_dies_and_what_was_finished_stays(cluster: Any, undisturbed: Any, tmp_path: Path) -> None:
+    named = [word for name in STUDY["optimizers"] for word in ("-o", name)]
+    few = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    process = subprocess_of(
+        "compare", *named, "-e", "cartpole", "--num-seeds", 2, "--steps", STUDY["steps"], *few, "--results", tmp_path,
+        "--executor", "ray", "--address", cluster.address, "--plain",
+    )  # fmt: skip
+    try:
+        while not shards(tmp_path):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.communicate()
+    before = {path: path.stat().st_mtime_ns for path in shards(tmp_path)}
+    open_bench.compare(**STUDY, results=tmp_path, executor="ray", address=cluster.address)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    same(tables(Store(tmp_path)), undisturbed)
 
 
 @pytest.mark.slow

@@ -82,6 +82,7 @@ def connect(address: str | None = None, devices: int = 1) -> list[Device]:
 
     Args:
         address: HOST:PORT of its head; None: the cluster that this machine belongs to, else one of this machine alone.
+            A process that is in a cluster already stays there.
         devices: GPUs of a task, or CPUs where the cluster has no GPU.
 
     Raises:
@@ -90,8 +91,6 @@ def connect(address: str | None = None, devices: int = 1) -> list[Device]:
     ray = _ray()
     if not ray.is_initialized():
         _join(ray, address)
-    elif address is not None and ray.get_runtime_context().gcs_address != address:
-        raise UserError(f"this process is in the cluster at {ray.get_runtime_context().gcs_address}, not {address}")
     kind = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
     nodes = [node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]]
     most = max(nodes, default=0)
@@ -289,7 +288,8 @@ def spread(
         parts = tuple(work_of(job, there) for job, there in zip(jobs, stored, strict=True))
         watcher(Started(title, parts, seconds=ahead.seconds))
         run = _Spread(devices, watcher, when_done, ahead.env_steps / (PARTS * len(devices)), least_seconds)
-        with contextlib.closing(run):
+        # Ray tells of lost nodes on stdout, which is for results.
+        with contextlib.closing(run), contextlib.redirect_stdout(sys.stderr):
             run.train(jobs)
 
 

@@ -389,9 +389,7 @@ class _Spread:
                 told = self.ray.get(next(task))
             except StopIteration:
                 del self.running[task]
-                part.of.parts -= 1
-                if not part.of.parts:
-                    self._end(part.of)
+                self._done(part)
             except self.ray.exceptions.RayTaskError as error:  # what the worker itself has raised
                 if isinstance(error.cause, UserError):
                     raise UserError(f"{part.of.work.label}, on a worker: {error.cause}") from None
@@ -413,7 +411,10 @@ class _Spread:
         self.watcher(told)
 
     def _again(self, part: _Part, error: Exception) -> None:
-        """A worker is lost, and what it had stored is not: another gets the rest, before all else."""
+        """A worker is lost, and what it had finished is not: another gets the rest, before all else."""
+        if not part.group.indices:
+            self._done(part)
+            return
         part.tries += 1
         if part.tries >= TRIES:
             raise UserError(
@@ -421,6 +422,11 @@ class _Spread:
                 f"{type(error).__name__}: {error}. What is finished is stored. Have the nodes enough memory?"
             ) from None
         self.parts.appendleft(part)
+
+    def _done(self, part: _Part) -> None:
+        part.of.parts -= 1
+        if not part.of.parts:
+            self._end(part.of)
 
     def _end(self, begun: _Begun) -> None:
         job = begun.job

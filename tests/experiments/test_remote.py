@@ -76,7 +76,8 @@ class Crashed(RayError):
 
 
 class Stand(types.ModuleType):
-    """Tasks run here, when they are looked at. ``dies(n)`` says whether the worker dies in place of its n-th thing."""
+    """Tasks run here, when they are looked at. ``dies(told)`` says whether the worker dies before it tells something,
+    or, of None, when it has told everything."""
 
     def __init__(self, dies: Callable[[Any], bool] = lambda told: False, nodes: Sequence[dict[str, float]] = ()):
         super().__init__("ray")
@@ -112,6 +113,8 @@ class Stand(types.ModuleType):
                     yield Crashed("the node is gone")
                     return
                 yield each
+            if self.dies(None):
+                yield Crashed("the node is gone")
         except Exception as error:
             yield RayTaskError(error)
 
@@ -201,6 +204,12 @@ def test_a_lost_worker_loses_its_device_batch_alone(stand: Any, random: Any, hom
     same(tables(spread(tmp_path, random, least_seconds=1e3)), home)
     assert not fatal
     assert seen == [0, 1, 2]
+
+
+def test_a_worker_that_dies_when_all_is_told_is_not_missed(stand: Any, random: Any, home: Any, tmp_path: Path) -> None:
+    ray = stand(lambda told: told is None)
+    same(tables(spread(tmp_path, random, least_seconds=1e3)), home)
+    assert ray.begun == 1
 
 
 def test_a_part_that_kills_its_workers_is_given_up(stand: Any, random: Any, tmp_path: Path) -> None:

@@ -129,23 +129,11 @@ def _join(ray: Any, address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that begins here reports to nobody
     if address is not None:
         reach(address)
-    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        if address is None:
-            _join_any(ray, quiet)
-        else:
-            ray.init(address=address, **quiet)
+        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         where = f"the Ray cluster at {address}" if address else "a Ray cluster"
         raise UserError(f"cannot join {where}: {error}") from None
-
-
-def _join_any(ray: Any, quiet: dict[str, Any]) -> None:
-    """The cluster that this machine is in, by ``RAY_ADDRESS`` or as it runs; else a new one that none can reach."""
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        ray.init(address="local", _node_ip_address="127.0.0.1", **quiet)
 
 
 def reach(address: str) -> None:

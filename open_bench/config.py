@@ -5,13 +5,13 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import pydantic
 from pydantic import AfterValidator, Field
 
 from open_bench import files
-from open_bench.errors import UserError, near_matches
+from open_bench.errors import UserError, check_known, near_matches
 from open_bench.events import Watcher
 
 MOST_LIFETIMES = 1_000_000  # of an experiment or a generation
@@ -102,29 +102,41 @@ class Cluster:
     process_id: int | None = None
 
 
+RAY = "ray"
+EXECUTORS = (RAY,)  # by name
+
+
 @dataclasses.dataclass(frozen=True)
 class Execution:
     """Where and how to run; nothing here but the vmap size can change a number, and that by rounding alone.
 
     Attributes:
         results: folder to write to.
-        devices: how many devices to use; by default all, and on CPU every core is one.
+        devices: how many devices to use; by default all, and on CPU every core is one. With Ray: of each task, 1.
         vmap_size: lifetimes vmapped on one device; by default 1 on CPU, more on accelerators.
         save_agents: keep the trained agents' parameters (``open_bench.load_agent`` reads them).
-        executor: None is this process; a ``Cluster`` joins several hosts.
+        executor: None is this process; a ``Cluster`` joins several hosts; "ray" sends the work to a Ray cluster.
         progress: True shows what a terminal or notebook can, False and None nothing; else a watcher of events.
         diagnose: record and store what the algorithm can say of its updates (``load_runs(…).diagnosis``).
+        address: of the Ray cluster, HOST:PORT; None: the one that this machine belongs to, else one of this machine.
     """
 
     results: str | Path = Path("results")
     devices: int | None = None
     vmap_size: int | None = None
     save_agents: bool = False
-    executor: Cluster | None = None
+    executor: Cluster | Literal["ray"] | None = None
     progress: bool | Watcher | None = None
     diagnose: bool = False
+    address: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.executor, str):
+            check_known("executor", self.executor, EXECUTORS)
+        elif not isinstance(self.executor, Cluster | None):
+            raise UserError(f"executor: {self.executor!r} is neither None nor a Cluster nor {' or '.join(EXECUTORS)}")
+        if self.address is not None and self.executor != RAY:
+            raise UserError(f"address {self.address}: it is a Ray cluster's, and goes with executor ray")
         if not (self.progress is None or isinstance(self.progress, bool) or callable(self.progress)):
             raise UserError(f"progress: {self.progress!r} is neither True nor False nor a function that takes an event")
 

@@ -64,6 +64,7 @@ class Tally:
         self.compiling = self.over = False
         self.updates, self.at_work = 0.0, 0  # of each lifetime at work since it began; how many they are
         self.seeds_done = 0  # of the part at work
+        self._places: dict[str, tuple[float, int]] = {}  # these two of parts that others came between
         self.waiting = 0
         self.episode_return, self.diverged = math.nan, 0
         self.row: dict[str, Any] = {}
@@ -86,7 +87,10 @@ class Tally:
             case Started():
                 self._begin(event)
             case Compiling(work):
-                self.now, self.compiling, self.updates, self.seeds_done = work, True, 0.0, work.stored
+                self._turn_to(work)
+                self.compiling = True
+                if self.staged:
+                    self.updates, self.seeds_done = 0.0, work.stored
                 self.episode_return, self.diverged, self.waiting = math.nan, 0, 0
             case Compiled(_, seconds):
                 self.compiling = False
@@ -113,7 +117,8 @@ class Tally:
         work, each = event.work, event.updates / max(1, event.lifetimes)
         if self.started.batches and (work != self.now or self.updates >= work.updates):  # the next are recorded
             self.updates = 0.0
-        self.now, self.at_work = work, event.lifetimes
+        self._turn_to(work)
+        self.at_work, self.compiling = event.lifetimes, False
         self.updates += each
         if not self.staged and self.updates >= work.updates:  # these seeds are done, the next begin
             self.updates -= work.updates
@@ -124,6 +129,14 @@ class Tally:
         if event.seconds > 0:  # what a checkpoint held took no time now
             self._steps[work.name] = self._steps.get(work.name, 0.0) + steps
             self._seconds[work.name] = self._seconds.get(work.name, 0.0) + event.seconds
+
+    def _turn_to(self, work: Work) -> None:
+        """On a cluster several experiments are under way by turns."""
+        if self.now is not None and not self.staged:
+            self._places[self.now.name] = (self.updates, self.seeds_done)
+        if not self.staged:
+            self.updates, self.seeds_done = self._places.get(work.name, (0.0, work.stored))
+        self.now = work
 
     def _next_generation(self, row: dict[str, Any], seconds_left: float) -> None:
         self.row, self.generation, self.lifetimes, self.updates = row, row["generation"], 0, 0.0

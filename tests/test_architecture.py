@@ -194,6 +194,10 @@ def test_only_one_module_knows_meshes_and_sharding() -> None:
     assert calls == {"open_bench.training.mesh"}
 
 
+def test_only_one_module_knows_ray() -> None:
+    assert users_of("ray") == {"open_bench.experiments.remote"}
+
+
 def test_nothing_is_pickled() -> None:
     assert not users_of("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
     for name in MODULES:

@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +31,9 @@ def main_of(name: str) -> Any:
 
 
 def test_every_example_is_run_here() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {
-        "compare_your_optimizer", "add_an_environment", "meta_train_open"
+    assert {path.stem for path in EXAMPLES.iterdir() if path.is_file()} == {
+        "compare_your_optimizer", "add_an_environment", "meta_train_open", "slurm", "tour"
     }  # fmt: skip
-    assert [path.name for path in EXAMPLES.glob("*.ipynb")] == ["tour.ipynb"]
 
 
 def test_compare_your_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,3 +77,25 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen["trained"].history) == 2
     assert list(seen["board"]["optimizer"]) and seen["trained"].optimizer in set(seen["board"]["optimizer"])
     assert (tmp_path / "report.html").is_file()
+
+
+def test_slurm(tmp_path: Path) -> None:
+    """Two processes of an array, here without SLURM, share a study: nothing is trained twice, and both end well."""
+    command = tmp_path / "openbench"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m open_bench "$@"\n')
+    command.chmod(0o755)
+    few = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
+    study = ["-o", "adam", "-o", "sgd", "-o", "lion", "-e", "cartpole", "--steps", STEPS, "--num-seeds", 2, *few]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "RESULTS": str(tmp_path / "results"),
+                   "SLURM_CPUS_PER_TASK": "1"}  # fmt: skip
+    processes = [
+        subprocess.Popen(["bash", EXAMPLES / "slurm.sh", *map(str, study)], env=environment, text=True,
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        for _ in range(2)
+    ]  # fmt: skip
+    told = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    trained = [line.split(": seeds ")[0] for _, said in told for line in said.splitlines() if ": seeds " in line]
+    assert len(trained) == len({line.rpartition("] ")[2] for line in trained}) >= 3
+    assert told[0][0] == told[1][0]
+    assert len(list(tmp_path.glob("results/experiments/*/shard-*"))) == 2 * len(trained)

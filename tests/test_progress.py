@@ -120,6 +120,16 @@ def test_before_the_first_generation_time_left_comes_from_lifetimes() -> None:
     assert tally.seconds_left == pytest.approx(800.0)
 
 
+def test_parts_that_are_under_way_by_turns_keep_their_places() -> None:
+    """As on a cluster: each has its own updates, and what advances is not compiling."""
+    tally = told([STARTED, Compiling(FIRST), Compiled(FIRST, 1.0), advanced(FIRST, 30, 1.0), Compiling(SECOND)])
+    assert (tally.now, tally.updates, tally.compiling) == (SECOND, 0, True)
+    tally(advanced(FIRST, 10, 1.0))
+    assert (tally.now, tally.updates, tally.seeds_done, tally.compiling) == (FIRST, 4, 1, False)
+    tally(advanced(SECOND, 7, 1.0))
+    assert (tally.updates, tally.seeds_done) == (7, 0)
+
+
 # --- what is told of an interrupt -----------------------------------------------------------------------------------
 
 

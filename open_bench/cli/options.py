@@ -94,7 +94,10 @@ _CLUSTER = options(
     click.option("--coordinator", metavar="HOST:PORT", help="Join a jax.distributed cluster at this address."),
     click.option("--num-processes", type=int, help="Processes in the cluster; they share the results folder."),
     click.option("--process-id", type=int, help="This process's number in the cluster, from 0."),
-)
+    click.option("--executor", metavar="ray", help="Send the work to the workers of a Ray cluster."),
+    click.option("--address", metavar="HOST:PORT",
+                 help="The Ray cluster's; by default the one this machine is in, else one of this machine alone."),
+)  # fmt: skip
 VMAP_SIZE = click.option("--vmap-size", type=int, help="Lifetimes vmapped on one device (1 on a CPU by default).")
 KEEP = options(
     click.option("--save-agents", is_flag=True, help="Keep the trained agents' parameters."),
@@ -114,15 +117,18 @@ def runs(command: Command) -> Command:
     def run(
         results: Path, devices: int | None, quiet: bool, plain: bool, dry_run: bool, as_json: bool,
         vmap_size: int | None = None, coordinator: str | None = None, num_processes: int | None = None,
-        process_id: int | None = None, save_agents: bool = False, diagnose: bool = False, **request: Any,
+        process_id: int | None = None, executor: str | None = None, address: str | None = None,
+        save_agents: bool = False, diagnose: bool = False, **request: Any,
     ) -> None:  # fmt: skip
         from open_bench.progress import Tally
 
         joined = any(each is not None for each in (coordinator, num_processes, process_id))
-        cluster = Cluster(coordinator, num_processes, process_id) if joined else None
+        if joined and executor:
+            raise UserError("--executor and --coordinator are two ways to use several hosts: take one")
+        cluster: Any = Cluster(coordinator, num_processes, process_id) if joined else executor
         tally = Tally()
         watcher = _plan_only(as_json) if dry_run else _watcher(tally, quiet, plain)
-        execution = Execution(results, devices, vmap_size, save_agents, cluster, watcher, diagnose)
+        execution = Execution(results, devices, vmap_size, save_agents, cluster, watcher, diagnose, address)
         with _explained(tally, request.get("settings") or {}), contextlib.suppress(_Planned):
             command(execution=execution, as_json=as_json, **request)
 

@@ -22,11 +22,11 @@ import pandas as pd
 from open_bench.errors import UserError
 from open_bench.evaluation.schema import METRICS, Table
 from open_bench.events import Finished, Started, Watcher, silent
-from open_bench.exchange.rebuild import rebuild
 from open_bench.experiments.estimate import announce, check_memory, estimate_missing
 from open_bench.experiments.execute import SeedsOf, diagnosis_rows, rows, run_group, stream, work_of
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.provenance import provenance, same_kind
+from open_bench.experiments.rebuild import rebuild
 from open_bench.experiments.store import Damaged, Store, Stored
 
 TOLERANCE = 1e-3  # relative, of metrics

@@ -5,13 +5,12 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import jax
-
 from open_bench.environments.base import episodes_per_copy
 from open_bench.errors import UserError
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.store import Store
 from open_bench.text import duration
+from open_bench.training.devices import Device, is_remote
 from open_bench.training.task import Task
 
 LONG_SECONDS = 3_600.0  # work that is longer is announced
@@ -31,15 +30,13 @@ class Estimate(NamedTuple):
     seconds: float | None  # rough; None on accelerators
 
 
-def estimate(
-    experiments: Sequence[Experiment], num_seeds: int, store: Store, devices: Sequence[jax.Device]
-) -> Estimate:
+def estimate(experiments: Sequence[Experiment], num_seeds: int, store: Store, devices: Sequence[Device]) -> Estimate:
     """The work ahead for seeds 0 … n−1 of some experiments."""
     missing = ((each, num_seeds - sum(seed < num_seeds for seed in store.seeds(each))) for each in experiments)
     return estimate_missing(missing, devices)
 
 
-def estimate_missing(work: Iterable[tuple[Experiment, int]], devices: Sequence[jax.Device]) -> Estimate:
+def estimate_missing(work: Iterable[tuple[Experiment, int]], devices: Sequence[Device]) -> Estimate:
     """The work ahead for experiments with so many lifetimes missing."""
     lifetimes, env_steps, total = 0, 0, 0.0
     for each, missing in work:
@@ -51,7 +48,7 @@ def estimate_missing(work: Iterable[tuple[Experiment, int]], devices: Sequence[j
     return Estimate(lifetimes, env_steps, total if devices[0].platform == "cpu" else None)
 
 
-def lifetime_seconds(task: Task, learned: bool, devices: Sequence[jax.Device]) -> float | None:
+def lifetime_seconds(task: Task, learned: bool, devices: Sequence[Device]) -> float | None:
     """Rough duration of one lifetime on one CPU device; None on accelerators."""
     if devices[0].platform != "cpu":
         return None
@@ -60,7 +57,7 @@ def lifetime_seconds(task: Task, learned: bool, devices: Sequence[jax.Device]) -
     return task.lifetime_steps / speed * (LEARNED_FACTOR if learned else 1.0)
 
 
-def announce(ahead: Estimate, experiments: Sequence[Experiment], devices: Sequence[jax.Device]) -> None:
+def announce(ahead: Estimate, experiments: Sequence[Experiment], devices: Sequence[Device]) -> None:
     """Warn of work that takes hours; raises UserError for work that does not fit in memory."""
     for task in {each.task.name: each.task for each in experiments}.values():
         _warn_of_few_episodes(task)
@@ -87,9 +84,9 @@ def _warn_of_few_episodes(task: Task) -> None:
         )
 
 
-def check_memory(experiment: Experiment, devices: Sequence[jax.Device]) -> None:
+def check_memory(experiment: Experiment, devices: Sequence[Device]) -> None:
     """Raise UserError unless lifetimes vmapped on a CPU's devices fit in the machine's memory, which they share."""
-    if devices[0].platform != "cpu":
+    if devices[0].platform != "cpu" or is_remote(devices):
         return
     needed = experiment.task.lifetime_bytes * experiment.vmap_size * len(devices)
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

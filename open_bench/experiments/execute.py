@@ -1,13 +1,14 @@
 """Running what is missing of experiments and other jobs, sharing the work with other processes through locks."""
 
 import contextlib
+import dataclasses
 import functools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from open_bench.experiments.provenance import provenance
 from open_bench.experiments.store import Store
 from open_bench.optimizers.resolve import ResolvedOptimizer
 from open_bench.training import runner
+from open_bench.training.devices import Device, is_remote
 from open_bench.training.lifetime import Lifetime
 from open_bench.training.mesh import Program, broadcast, compile_program
 from open_bench.training.record import MAX_MEASURED, METRICS, curve_ends, metrics_of
@@ -30,14 +32,38 @@ from open_bench.training.record import MAX_MEASURED, METRICS, curve_ends, metric
 CHECKPOINT_SECONDS = 30.0  # how often a device batch under way is saved
 
 
-class Group(NamedTuple):
-    """Lifetimes of a job that share one program."""
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Lifetimes of a job that share one program.
 
-    indices: Sequence[int]  # which of the job's
-    lifetime: Lifetime
-    keys: Any  # (indices,)
-    inputs: Any  # of one lifetime; where each has its own: with a leading axis of lifetimes
-    own_inputs: bool
+    Attributes:
+        indices: which of the job's.
+        experiment: what makes them; its optimizer has their static hyperparameters.
+        seeds: whose keys they have; one a lifetime.
+        own: inputs of each, with a leading axis of lifetimes; None: all have the experiment's.
+        diagnose: whether diagnostics are recorded.
+    """
+
+    indices: Sequence[int]
+    experiment: Experiment
+    seeds: Sequence[int]
+    own: Any = None
+    diagnose: bool = False
+
+    @functools.cached_property
+    def lifetime(self) -> Lifetime:
+        """What is compiled."""
+        return self.experiment.make_lifetime(self.diagnose)
+
+    @property
+    def inputs(self) -> Any:
+        """Of one lifetime, or ``own``."""
+        return self.experiment.inputs if self.own is None else self.own
+
+    @property
+    def keys(self) -> jax.Array:
+        """(indices,)."""
+        return self.experiment.keys(list(self.seeds))
 
 
 class Job(Protocol):
@@ -108,8 +134,7 @@ class SeedsOf:
         self.store.create(self.experiment, description(self.experiment))
 
     def groups(self, missing: Sequence[int]) -> Iterable[Group]:
-        each = self.experiment
-        yield Group(missing, each.make_lifetime(self.diagnose), each.keys(list(missing)), each.inputs, own_inputs=False)
+        yield Group(missing, self.experiment, missing, diagnose=self.diagnose)
 
     def digest(self, indices: Sequence[int]) -> str:
         return ""
@@ -129,7 +154,7 @@ def execute(
     experiments: Sequence[Experiment],
     num_seeds: int,
     store: Store,
-    devices: Sequence[jax.Device],
+    devices: Sequence[Device],
     watcher: Watcher = silent,
     *,
     title: str = "study",
@@ -150,7 +175,7 @@ def execute(
 
 def execute_jobs(
     jobs: Sequence[Job],
-    devices: Sequence[jax.Device],
+    devices: Sequence[Device],
     watcher: Watcher = silent,
     *,
     title: str,
@@ -160,8 +185,13 @@ def execute_jobs(
     """Train what is missing of every job, in order; ``when_done`` is told of each that is complete.
 
     A job that another process is training is left to it and looked at again; when that process dies, its lock falls
-    free and its job is continued here.
+    free and its job is continued here. Workers of a cluster, where those are the devices, save no checkpoints.
     """
+    if is_remote(devices):
+        from open_bench.experiments.remote import spread
+
+        spread(jobs, devices, watcher, title=title, when_done=when_done)
+        return
     run = _Run(devices, watcher, checkpoint_seconds)
     with stream(watcher):
         missing = [(job.experiment, job.lifetimes - len(job.stored())) for job in jobs] if run.leader else []
@@ -268,7 +298,7 @@ class _Run:
         )
         for program, indices, batch in batches:
             if self.leader:
-                facts = _facts(program, len(indices), batch, first=batch.indices.start == 0)
+                facts = facts_of(program, len(indices), batch)
                 job.add(group.lifetime, indices, batch, facts)
                 self._checkpoint(job, indices).remove()
 
@@ -288,8 +318,9 @@ def run_group(
 ) -> Iterator[tuple[Program, list[int], runner.Finished]]:  # fmt: skip
     """Compile a group's program and run its lifetimes a device batch at a time, with their indices; stores nothing."""
     watcher(Compiling(work, tuple(group.indices) if work.counted == "seed" else ()))
-    example = jax.tree.map(lambda leaf: leaf[0], group.inputs) if group.own_inputs else group.inputs
-    program = compile_program(group.lifetime, example, devices, vmap_size, len(group.indices), group.own_inputs)
+    own = group.own is not None
+    example = jax.tree.map(lambda leaf: leaf[0], group.own) if own else group.inputs
+    program = compile_program(group.lifetime, example, devices, vmap_size, len(group.indices), own)
     watcher(Compiled(work, program.compile_seconds))
     told = functools.partial(tell, watcher, work)
     for batch in runner.run_lifetimes(program, group.keys, group.inputs, told, checkpoint, keep_agents):
@@ -324,8 +355,9 @@ def _of_weights(optimizer: ResolvedOptimizer | None) -> dict[str, Any]:
     return {"meta_env_steps": steps, "trained_on": ", ".join(dict.fromkeys(map(str, named)))}
 
 
-def _facts(program: Program, lifetimes: int, batch: runner.Finished, first: bool) -> dict[str, Any]:
-    lifetime = program.lifetime
+def facts_of(program: Program, lifetimes: int, batch: runner.Finished) -> dict[str, Any]:
+    """Where a device batch of so many lifetimes was trained, and what it took, as JSON values."""
+    lifetime, first = program.lifetime, batch.indices.start == 0
     return {
         **provenance(),
         "devices": program.mesh.size,

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from open_bench.config import StudyConfig, build
 from open_bench.environments import registry as environments
 from open_bench.errors import UserError
@@ -14,7 +12,7 @@ from open_bench.evaluation.metrics import ADAM, JOINED, ScalePlan, scale_plan
 from open_bench.experiments.experiment import Experiment
 from open_bench.optimizers import registry as optimizers
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
-from open_bench.training.devices import default_vmap_size
+from open_bench.training.devices import Device, default_vmap_size
 from open_bench.training.task import Settings, Task, make_task
 
 Find = Callable[[Any, Task], ResolvedOptimizer]
@@ -41,7 +39,7 @@ class Plan:
 
 def make_plan(
     study: StudyConfig,
-    devices: Sequence[jax.Device],
+    devices: Sequence[Device],
     steps: int | None = None,
     settings: Settings | None = None,
     vmap_size: int | None = None,
@@ -98,7 +96,7 @@ def _scale(board: Sequence[Task], optimizers: set[str], baseline_returns: Baseli
 def make_experiments(
     optimizers: Sequence[Any],
     tasks: Sequence[Task],
-    devices: Sequence[jax.Device],
+    devices: Sequence[Device],
     root_seed: int,
     vmap_size: int | None = None,
     share_keys: bool = False,

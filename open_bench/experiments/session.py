@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from open_bench.config import Execution, StudyConfig
 from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.evaluation.leaderboard import Leaderboard
@@ -20,11 +18,12 @@ from open_bench.experiments.execute import execute
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.history import curves_logged
 from open_bench.experiments.plan import Find, Plan, make_plan
+from open_bench.experiments.remote import devices_for
 from open_bench.experiments.store import Store
 from open_bench.files import write_atomically
 from open_bench.optimizers.hyperparameters import folder_of
 from open_bench.optimizers.resolve import resolve
-from open_bench.training.devices import start
+from open_bench.training.devices import Device
 from open_bench.training.task import Settings
 
 STUDY_FILE = "study.json"  # which study the folder's board is of
@@ -56,9 +55,9 @@ class Session:
     wandb: str | None = None
 
     @functools.cached_property
-    def devices(self) -> list[jax.Device]:
+    def devices(self) -> list[Device]:
         """The devices to use; JAX starts when they are first asked for."""
-        return start(self.execution.devices, self.execution.executor)
+        return devices_for(self.execution)
 
     @functools.cached_property
     def store(self) -> Store:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pandas as pd
 
@@ -19,6 +18,7 @@ from open_bench.experiments.estimate import announce, estimate
 from open_bench.experiments.execute import execute
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.plan import make_experiments, with_random_policy
+from open_bench.experiments.remote import devices_for
 from open_bench.experiments.session import watcher_of
 from open_bench.experiments.store import Store
 from open_bench.generalization.distribution import Trained, of_weights, place, trained_on
@@ -37,7 +37,7 @@ from open_bench.generalization.study import (
 )
 from open_bench.optimizers.registry import told_apart
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
-from open_bench.training.devices import start
+from open_bench.training.devices import Device
 from open_bench.training.keys import stream
 from open_bench.training.task import Task, make_task
 
@@ -67,7 +67,7 @@ class Plan:
 def make_plan(
     study: GeneralizationConfig,
     optimizers: Sequence[Any],
-    devices: Sequence[jax.Device],
+    devices: Sequence[Device],
     *,
     train_on: Sequence[str] = (),
     axes: Sequence[str] = (),
@@ -127,7 +127,7 @@ def generalize(
     chosen = adjusted(load_generalization(study) if isinstance(study, str) else study, **changes)
     store = Store(execution.folder)
     store.check_writable()
-    devices = start(execution.devices, execution.executor)
+    devices = devices_for(execution)
     plan = make_plan(
         chosen, told_apart(optimizers), devices, train_on=train_on, axes=axes, vmap_size=execution.vmap_size
     )
@@ -138,7 +138,7 @@ def generalize(
 
 
 def run(
-    plan: Plan, store: Store, devices: Sequence[jax.Device], watcher: Watcher, save_agents: bool = False,
+    plan: Plan, store: Store, devices: Sequence[Device], watcher: Watcher, save_agents: bool = False,
     diagnose: bool = False,
 ) -> Evidence:  # fmt: skip
     """Train what is missing, and measure the random policy at every task."""

@@ -60,6 +60,11 @@ def is_ours(parsed: names.ParsedName) -> bool:
     return parsed.attribute is None and (parsed.head in known() or parsed.head.startswith("optax."))
 
 
+def registered_here(spec: OptimizerSpec) -> bool:
+    """Whether ``register`` has added it, in this process alone."""
+    return spec.name in _registered
+
+
 def find(parsed: names.ParsedName) -> OptimizerSpec:
     """The spec that the head of a name means; raises UserError for an unknown one, with near matches."""
     if parsed.head.partition(".")[0] == BRIDGE:

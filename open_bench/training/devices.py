@@ -1,9 +1,11 @@
 """Start-up of JAX: a device per CPU core, the persistent compilation cache, several hosts."""
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias, TypeGuard
 
 import jax
 
@@ -12,7 +14,28 @@ from open_bench.errors import UserError
 from open_bench.machine import available_cores, processor_kind
 
 
-def start(devices: int | None = None, cluster: Cluster | None = None) -> list[jax.Device]:
+@dataclasses.dataclass(frozen=True)
+class RemoteDevice:
+    """What one task of a cluster has, as far as planning needs to know; ``count`` devices of a kind."""
+
+    platform: str  # "cpu", "gpu", …
+    bytes_limit: int | None  # of one device's memory, where it says
+    count: int = 1
+
+    def memory_stats(self) -> dict[str, int]:
+        """As ``jax.Device`` has it."""
+        return {} if self.bytes_limit is None else {"bytes_limit": self.bytes_limit}
+
+
+Device: TypeAlias = jax.Device | RemoteDevice
+
+
+def is_remote(devices: Sequence[Device]) -> TypeGuard[Sequence[RemoteDevice]]:
+    """Whether they are workers' of a cluster."""
+    return isinstance(devices[0], RemoteDevice)
+
+
+def start(devices: int | None = None, cluster: Cluster | str | None = None) -> list[jax.Device]:
     """Prepare JAX for training and return the devices to use. Called when something is about to train.
 
     Args:
@@ -23,6 +46,10 @@ def start(devices: int | None = None, cluster: Cluster | None = None) -> list[ja
     Raises:
         UserError: fewer devices exist than were asked for, or the cluster cannot be joined.
     """
+    if isinstance(cluster, str):
+        raise UserError(
+            f"executor {cluster} is for train, compare, tune and generalize; meta-train joins hosts by --coordinator"
+        )
     if devices is not None and not 1 <= devices <= MAX_DEVICES:
         raise UserError(f"--devices must be from 1 to {MAX_DEVICES}, not {devices}")
     _use_compilation_cache()
@@ -65,7 +92,7 @@ MAX_DEFAULT_VMAP_SIZE = 64
 MAX_DEVICES = 4096
 
 
-def default_vmap_size(devices: Sequence[jax.Device], lifetime_bytes: int) -> int:
+def default_vmap_size(devices: Sequence[Device], lifetime_bytes: int) -> int:
     """1 on CPU; on accelerators the largest power of two up to 64 whose lifetimes fit half of a device's memory.
 
     It does not depend on how many lifetimes are asked for: the vmap size is part of an experiment's identity.

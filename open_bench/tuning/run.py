@@ -22,12 +22,13 @@ from open_bench.experiments.execute import execute, execute_jobs
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.plan import adjust, make_plan, told_apart
 from open_bench.experiments.provenance import revision
+from open_bench.experiments.remote import devices_for
 from open_bench.experiments.session import watcher_of
 from open_bench.experiments.store import Store
 from open_bench.files import write_atomically
 from open_bench.optimizers import hyperparameters, names, registry
 from open_bench.optimizers.resolve import UNTUNED, ResolvedOptimizer, resolve
-from open_bench.training.devices import start
+from open_bench.training.devices import Device
 from open_bench.training.task import Settings, Task
 from open_bench.tuning.selection import best, one_setting, trial_scores
 from open_bench.tuning.space import edge_note
@@ -93,7 +94,7 @@ def tune(
         raise UserError("--ship writes to baselines/hyperparameters of a checkout, and this package is installed: the "
                         "results folder's own hyperparameters can be used with --hyperparameters")  # fmt: skip
     Store(execution.folder).check_writable()
-    devices = start(execution.devices, execution.executor)
+    devices = devices_for(execution)
     if jax.process_count() > 1:
         raise UserError("tune does not join hosts: start the command on each of them, with one results folder for all")
     plan = make_plan(chosen, devices, steps, settings, execution.vmap_size, find=_untuned)
@@ -170,7 +171,7 @@ class _Campaign:
 
     def __init__(
         self, experiments: Sequence[Experiment], amount: TuneConfig, study: StudyConfig, tracks: dict[str, set[str]],
-        execution: Execution, devices: Sequence[jax.Device], family: bool, ship: bool,
+        execution: Execution, devices: Sequence[Device], family: bool, ship: bool,
     ):  # fmt: skip
         self.amount, self.study, self.tracks, self.execution = amount, study, tracks, execution
         self.devices, self.watcher = devices, watcher_of(execution)

@@ -22,7 +22,7 @@ from open_bench.evaluation import schema
 from open_bench.evaluation.schema import BadRows
 from open_bench.evaluation.trials import labeled
 from open_bench.experiments.execute import Group, label_of, rows
-from open_bench.experiments.experiment import Experiment, folder_name, task_lifetime
+from open_bench.experiments.experiment import Experiment, folder_name
 from open_bench.experiments.store import Store, set_aside
 from open_bench.files import write_atomically
 from open_bench.optimizers.resolve import ResolvedOptimizer
@@ -123,8 +123,8 @@ class Trials:
         for indices in by_static.values():
             each = [self.optimizer(self.pairs[index][0]) for index in indices]
             inputs = jax.tree.map(lambda *leaves: np.stack(leaves), *(optimizer.inputs for optimizer in each))
-            keys = self.experiment.keys([self.pairs[index][1] for index in indices])
-            yield Group(indices, task_lifetime(self.experiment.task, each[0]), keys, inputs, own_inputs=True)
+            seeds = [self.pairs[index][1] for index in indices]
+            yield Group(indices, dataclasses.replace(self.experiment, optimizer=each[0]), seeds, inputs)
 
     def _static(self, trial: int) -> str:
         optimizer = self.optimizer(trial)

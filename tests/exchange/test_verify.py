@@ -18,13 +18,13 @@ from tiny import PQN_SETTINGS, STEPS, Log, experiments, random_policy, shards
 
 import open_bench
 from open_bench.errors import UserError
-from open_bench.exchange.rebuild import rebuild
 from open_bench.exchange.verify import in_distribution, verify
 from open_bench.experiments.estimate import check_memory
 from open_bench.experiments.execute import description
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.plan import make_experiments
 from open_bench.experiments.provenance import provenance, same_kind
+from open_bench.experiments.rebuild import rebuild
 from open_bench.experiments.store import Store
 from open_bench.optimizers import hyperparameters
 from open_bench.optimizers.resolve import resolve

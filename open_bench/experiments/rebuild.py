@@ -1,5 +1,6 @@
 """An experiment made again from what is stored of it: the same identity, so the same numbers."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -13,36 +14,40 @@ from open_bench.optimizers import names
 from open_bench.optimizers import registry as optimizers
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
 from open_bench.training.task import Task
+from open_bench.weights.format import Theta
 
 _BROKEN = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
-def rebuild(content: Mapping[str, Any], own_code: bool = False) -> Experiment:
+def rebuild(content: Mapping[str, Any], own_code: bool = False, theta: Theta | None = None) -> Experiment:
     """The experiment that an ``experiment.json`` tells of.
 
     Args:
         content: what the file holds.
         own_code: import what it names from outside open-bench (``module:attribute``, plug-ins); without leave such a
             name is an error, and nothing of it is imported.
+        theta: θ, where the weights that the optimizer's name means need not be here.
 
     Raises:
         UserError: why it cannot be made again here: another protocol, code from outside, weights that are not here, or
             whatever else differs from what is stored.
     """
     try:
-        return _rebuilt(content, content["identity"], own_code)
+        return _rebuilt(content, content["identity"], own_code, theta)
     except _BROKEN as error:  # a folder of somebody else's may hold anything
         raise UserError(f"its identity makes no experiment ({type(error).__name__}: {error})") from None
 
 
-def _rebuilt(content: Mapping[str, Any], identity: Mapping[str, Any], own_code: bool) -> Experiment:
+def _rebuilt(
+    content: Mapping[str, Any], identity: Mapping[str, Any], own_code: bool, theta: Theta | None
+) -> Experiment:
     if identity["protocol"] != PROTOCOL_VERSION:
         raise UserError(f"it follows protocol {identity['protocol']}, and this is protocol {PROTOCOL_VERSION}")
     foreign = _from_outside(identity)
     if foreign and not own_code:
         raise UserError(f"it runs code from outside open-bench ({', '.join(foreign)}): --own-code allows that")
     task = _task(content, identity)
-    optimizer = _optimizer(identity, task)
+    optimizer = _optimizer(identity, task, theta)
     keys_of = identity.get("keys_of", "")
     experiment = Experiment(task, optimizer, identity["root_seed"], identity["vmap_size"], keys_of)
     here = json.loads(json.dumps(experiment.identity))
@@ -79,7 +84,12 @@ def _task(content: Mapping[str, Any], identity: Mapping[str, Any]) -> Task:
     return Task(config, algorithm, settings, budget, env_steps, name)
 
 
-def _optimizer(identity: Mapping[str, Any], task: Task) -> ResolvedOptimizer | None:
+def _optimizer(identity: Mapping[str, Any], task: Task, theta: Theta | None) -> ResolvedOptimizer | None:
     if not find_algorithm(task.algorithm).learns:
         return None
-    return resolve(_name(identity), task, track=identity.get("track"), stored=identity["hyperparameters"])
+    name, track, stored = _name(identity), identity.get("track"), identity["hyperparameters"]
+    if theta is None:
+        return resolve(name, task, track=track, stored=stored)
+    unnamed = str(dataclasses.replace(names.parse(name), source=None))
+    found = resolve(unnamed, task, require_weights=False, track=track, stored=stored)
+    return dataclasses.replace(found.with_theta(theta), label=identity["optimizer"])

@@ -9,8 +9,9 @@ memory, which differs between optimizers; so they may mix, and a note says so. O
 environment at several vmap sizes is there a board for each vmap size.
 
 **Told apart.** Two θ of one optimizer in one environment are two rows, ``open (1a2b3c4d)``, and so are
-hyperparameters of two origins, ``lion (default)`` and ``lion (tuned)``. Experiments that differ in nothing but their
-names (the best known setting, and the same one asked for by its track) are one: the one with more seeds.
+hyperparameters of two origins, ``lion (default)`` and ``lion (tuned)``. Of two tunings it is the number of trials, else
+the values, ``lion (tuned, 8 trials)`` and ``lion (tuned, learning_rate=0.002)``. Experiments that differ in nothing but
+their names (the best known setting, and the same one asked for by its track) are one: the one with more seeds.
 
 **Tracks.** A row's track is what the optimizer was given: ``learned`` for a θ, else the origin of its hyperparameters.
 Where that differs between environments it is ``mixed``, and a note says what it was where.
@@ -26,6 +27,7 @@ as is defined in ``metrics`` too. All of it is counted, and noted.
 
 import dataclasses
 import functools
+import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
@@ -40,11 +42,10 @@ from open_bench.evaluation.metrics import RandomReturns, Scale, ScalePlan, Score
 from open_bench.evaluation.schema import LEARNED, MIXED, ORIGINS, RANDOM, SETTINGS, Runs, tracks, validate, with_absent
 
 BOARD_COLUMNS = ("algorithm", "budget", "protocol", "root_seed")
+_TUNED = ("tuned", "one setting")  # origins that took trials
+# Of several Adams the first of these is the board's 1.
+_ADAMS = ("tuned", "one setting", "published", "default", "given")
 # What is measured and no one's choice, so no difference between two experiments.
-_ADAMS = (
-    metrics.ADAM,
-    *(f"{metrics.ADAM} ({each})" for each in ("tuned", "one setting", "published", "default", "given")),
-)
 _MEASURED = ("experiment", "steps_per_second", "run_seconds", "compile_seconds", "hardware", "revision")
 
 
@@ -257,16 +258,45 @@ def _by_vmap_size(experiments: pd.DataFrame) -> list[tuple[int | None, pd.DataFr
 
 
 def _label(experiments: pd.DataFrame) -> pd.DataFrame:
-    """Tell apart an optimizer's θ, and its hyperparameters' origins, where it has several in one environment.
+    """Tell apart what an optimizer was given, where it has several experiments in one environment.
 
     Those that differ only between environments stay one row: weights and tuned values may belong to an environment.
     """
-    for column, nothing in (("theta", "no θ"), ("hyperparameter_origin", "")):
-        counts = experiments.groupby(["optimizer", "environment"])[column].nunique()
-        several = experiments["optimizer"].isin(set(counts[counts > 1].index.get_level_values("optimizer")))
-        named = experiments["optimizer"] + " (" + experiments[column].where(experiments[column] != "", nothing) + ")"
-        experiments = experiments.assign(optimizer=named.where(several, experiments["optimizer"]))
-    return experiments
+    given = pd.Series("", index=experiments.index)
+    for differing in (_thetas, _origins, _trials, _values):
+        label = experiments["optimizer"] + given
+        text = differing(experiments, label)
+        places = [label, experiments["environment"]]
+        several = (text.groupby(places).transform("nunique") > 1).groupby(label).transform("any") & (text != "")
+        given = given.where(~several, given + text.radd(", "))
+    label = experiments["optimizer"] + given.str.replace("^, (.*)$", r" (\1)", regex=True)
+    return experiments.assign(optimizer=label)
+
+
+def _thetas(experiments: pd.DataFrame, label: pd.Series) -> pd.Series:
+    return experiments["theta"].where(experiments["theta"] != "", "no θ")
+
+
+def _origins(experiments: pd.DataFrame, label: pd.Series) -> pd.Series:
+    return experiments["hyperparameter_origin"]
+
+
+def _trials(experiments: pd.DataFrame, label: pd.Series) -> pd.Series:
+    """How many trials a tuning had; where that is not known its values tell."""
+    known = experiments["hyperparameter_origin"].isin(_TUNED) & (experiments["tuning_trials"] > 0)
+    return experiments["tuning_trials"].astype(str).add(" trials").where(known, "")
+
+
+def _values(experiments: pd.DataFrame, label: pd.Series) -> pd.Series:
+    """Of tunings that nothing else tells apart: the hyperparameters that differ."""
+    found = pd.Series("", index=experiments.index)
+    tuned = experiments[experiments["hyperparameter_origin"].isin(_TUNED)]
+    for _, group in tuned.groupby([label.loc[tuned.index], tuned["environment"]]):
+        values = pd.DataFrame([json.loads(each) for each in group["hyperparameters"]], index=group.index)
+        values = values[[name for name in values if values[name].astype(str).nunique() > 1]]
+        for row, each in values.iterrows():
+            found[row] = ", ".join(f"{name}={value}" for name, value in each.dropna().items())
+    return found
 
 
 def _without_twins(experiments: pd.DataFrame, num_seeds: pd.Series) -> pd.DataFrame:
@@ -284,8 +314,14 @@ def _row_tracks(experiments: pd.DataFrame) -> dict[str, str]:
 
 def _adam(experiments: pd.DataFrame) -> str:
     """The Adam that scores are measured against, where they are by the board's own."""
-    ran = {name: int((experiments["optimizer"] == name).sum()) for name in _ADAMS}
-    return max(_ADAMS, key=lambda name: ran[name])  # the first of the most
+    labels = experiments["optimizer"]
+    ran = labels[(labels == metrics.ADAM) | labels.str.startswith(f"{metrics.ADAM} (")].value_counts()
+
+    def order(label: str) -> tuple[int, int, str]:
+        origin = label.removeprefix(f"{metrics.ADAM} (").rstrip(")").split(", ")[0]
+        return -int(ran[label]), _ADAMS.index(origin) if origin in _ADAMS else -1, label
+
+    return min(ran.index, key=order, default=metrics.ADAM)
 
 
 def _check_comparable(experiments: pd.DataFrame, budget: str) -> None:

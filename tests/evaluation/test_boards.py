@@ -100,6 +100,26 @@ def test_two_origins_of_hyperparameters_are_two_rows():
     assert board.rows.set_index("optimizer")["value"].to_dict() == {"adam": 9, "lion (default)": 1, "lion (tuned)": 2}
 
 
+def test_two_tunings_are_told_apart_by_their_trials_else_by_their_values():
+    tuned = {"hyperparameter_origin": "tuned"}
+    runs = join(
+        make_runs({("adam", "a"): [1]}, **tuned, hyperparameters='{"b1": 0.9, "learning_rate": 0.1}'),
+        make_runs({("adam", "a"): [2]}, **tuned, hyperparameters='{"b1": 0.9, "learning_rate": 0.2}', tuning_trials=8),
+    )
+    (board,) = boards(runs, {})
+    assert board.rows.set_index("optimizer")["value"].to_dict() == {"adam": 1, "adam (8 trials)": 2}
+    third = make_runs({("adam", "a"): [3]}, **tuned, hyperparameters='{"b1": 0.9, "learning_rate": 0.3}')
+    others = join(make_runs({("adam", "a"): [4]}), random_runs(a=[0.0]))
+    (board,) = boards(join(runs, third, others), {})
+    assert board.rows.set_index("optimizer")["value"].to_dict() == {
+        "adam (default)": 4,
+        "adam (tuned, 8 trials)": 2,
+        "adam (tuned, learning_rate=0.1)": 1,
+        "adam (tuned, learning_rate=0.3)": 3,
+    }
+    assert "1 is adam (tuned, 8 trials), of these runs" in " ".join(board.notes)
+
+
 def test_one_optimizer_at_two_vmap_sizes_makes_two_boards():
     narrow = make_runs({("adam", "a"): [1, 2], ("lion", "a"): [3, 4]})
     found = boards(join(make_runs({("adam", "a"): [5, 6]}, vmap_size=4), narrow), {})

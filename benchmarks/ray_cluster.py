@@ -91,6 +91,9 @@ def main(
             execute(plan, num_seeds, stores[1], jax.devices())
             told["identical"] = rows(stores[0]) == rows(stores[1])
         click.echo(json.dumps(told))
+    import ray
+
+    ray.shutdown()  # a cluster does not remove the node that its driver is at
     cluster.shutdown()
 
 

@@ -30,8 +30,8 @@ from open_bench.training.devices import start
 SEEDS = 4
 
 
-def bare(chosen: Experiment, updates: int) -> Callable[[], float]:
-    """A function that times ``updates`` updates of the bare loop: seconds."""
+def bare(chosen: Experiment, updates: int, lifetimes: int = 1) -> Callable[[], float]:
+    """A function that times ``updates`` updates of the bare loop, vmapped where there are several: seconds."""
     from bare_ppo import make_bare_ppo  # gymnax starts JAX when imported, which must wait for start()
 
     task, ppo = chosen.task, chosen.task.settings
@@ -40,10 +40,11 @@ def bare(chosen: Experiment, updates: int) -> Callable[[], float]:
         ppo.hidden, ppo.activation == "relu", bool(task.environment.options.get("binary_observations")),
         task.num_updates, float(chosen.optimizer.hyperparameters.get("learning_rate", 1e-3)),
     )  # fmt: skip
-    device = jax.devices()[0]
-    state = jax.jit(init)(jax.device_put(jax.random.key(0), device))
+    key = jax.device_put(jax.random.key(0), jax.devices()[0])
+    if lifetimes > 1:
+        key, init, train = jax.random.split(key, lifetimes), jax.vmap(init), jax.vmap(train, (0, None))
     compiled = jax.jit(train, donate_argnums=0)
-    state, _ = compiled(state, 1)
+    state, _ = compiled(jax.jit(init)(key), 1)
     held = [state]
 
     def run() -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from open_bench.experiments.experiment import Experiment
 from open_bench.optimizers.resolve import resolve
-from open_bench.training.mesh import compile_program, gather
+from open_bench.training.mesh import Program, compile_program, gather
 from open_bench.training.task import make_task
 
 
@@ -18,10 +18,17 @@ def experiment(optimizer: str, environment: str, **task: Any) -> Experiment:
     return Experiment(chosen, resolve(optimizer, chosen), 0, 1)
 
 
-def harness(chosen: Experiment, devices: list[Any], lifetimes: int, updates: int) -> tuple[Callable[[], float], float]:
+def harness(
+    chosen: Experiment, devices: list[Any], lifetimes: int, updates: int, vmap_size: int = 1
+) -> tuple[Callable[[], float], float]:
     """A function that times ``updates`` updates of ``lifetimes`` lifetimes, and the seconds to compile."""
+    program = compile_program(chosen.make_lifetime(), chosen.inputs, devices, vmap_size, lifetimes)
+    return timing(chosen, program, lifetimes, updates), program.compile_seconds
+
+
+def timing(chosen: Experiment, program: Program, lifetimes: int, updates: int) -> Callable[[], float]:
+    """A function that runs ``updates`` more updates of ``lifetimes`` lifetimes: seconds."""
     inputs = chosen.inputs
-    program = compile_program(chosen.make_lifetime(), inputs, devices, 1, lifetimes)
     batches = -(-lifetimes // program.batch_size)
     keys = chosen.keys(list(range(program.batch_size)))
     states = [program.run(program.init(keys, inputs), inputs, 1)[0] for _ in range(batches)]
@@ -33,7 +40,7 @@ def harness(chosen: Experiment, devices: list[Any], lifetimes: int, updates: int
             gather(progress)
         return time.perf_counter() - begin
 
-    return run, program.compile_seconds
+    return run
 
 
 def median_interval(ratios: np.ndarray) -> tuple[float, float]:

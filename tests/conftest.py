@@ -43,9 +43,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _optimized() -> Iterator[None]:
     """Programs are compiled as users have them."""
+    from open_bench.experiments import programs
+
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
+    programs.forget()
     yield
+    programs.forget()
     jax.config.update("jax_disable_most_optimizations", before)
 
 

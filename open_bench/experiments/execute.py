@@ -20,6 +20,7 @@ from open_bench.experiments.agents import saved_agents
 from open_bench.experiments.checkpoint import BatchCheckpoint, remove_batches
 from open_bench.experiments.estimate import estimate_missing
 from open_bench.experiments.experiment import Experiment
+from open_bench.experiments.programs import shared_program
 from open_bench.experiments.provenance import provenance
 from open_bench.experiments.store import Store
 from open_bench.optimizers.resolve import ResolvedOptimizer
@@ -320,7 +321,9 @@ def run_group(
     watcher(Compiling(work, tuple(group.indices) if work.counted == "seed" else ()))
     own = group.own is not None
     example = jax.tree.map(lambda leaf: leaf[0], group.own) if own else group.inputs
-    program = compile_program(group.lifetime, example, devices, vmap_size, len(group.indices), own)
+    make = lambda: compile_program(group.lifetime, example, devices, vmap_size, len(group.indices), own)
+    devices_used = tuple(devices[: -(-len(group.indices) // vmap_size)])
+    program = shared_program(group.experiment, example, (devices_used, vmap_size, own, group.diagnose), make)
     watcher(Compiled(work, program.compile_seconds))
     told = functools.partial(tell, watcher, work)
     for batch in runner.run_lifetimes(program, group.keys, group.inputs, told, checkpoint, keep_agents):

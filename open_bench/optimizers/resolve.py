@@ -76,10 +76,14 @@ class ResolvedOptimizer:
         traced = {key: np.float32(value) for key, value in self.hyperparameters.items() if self._is_traced(key)}
         return {**self.theta, "hyperparameters": traced}
 
+    @property
+    def static(self) -> dict[str, Any]:
+        """The hyperparameters that a program is compiled for."""
+        return {key: value for key, value in self.hyperparameters.items() if not self._is_traced(key)}
+
     def learning(self, length: TrainingLength, inputs: Mapping[str, Any]) -> Learning:
         """What an algorithm receives; ``inputs`` may be tracers."""
-        static = {key: value for key, value in self.hyperparameters.items() if not self._is_traced(key)}
-        optimizer = self.spec.build(dict(inputs), length, **static, **inputs["hyperparameters"])
+        optimizer = self.spec.build(dict(inputs), length, **self.static, **inputs["hyperparameters"])
         loss = self.policy_loss
         of_theta = functools.partial(loss, inputs["policy_loss"]) if loss is not None else None
         return Learning(optimizer, self.spec.eval_params or params_themselves, of_theta)

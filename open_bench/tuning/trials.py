@@ -119,17 +119,12 @@ class Trials:
         """One program, or one for each combination of static hyperparameters."""
         by_static: dict[str, list[int]] = {}
         for index in missing:
-            by_static.setdefault(self._static(self.pairs[index][0]), []).append(index)
+            by_static.setdefault(repr(self.optimizer(self.pairs[index][0]).static), []).append(index)
         for indices in by_static.values():
             each = [self.optimizer(self.pairs[index][0]) for index in indices]
             inputs = jax.tree.map(lambda *leaves: np.stack(leaves), *(optimizer.inputs for optimizer in each))
             seeds = [self.pairs[index][1] for index in indices]
             yield Group(indices, dataclasses.replace(self.experiment, optimizer=each[0]), seeds, inputs)
-
-    def _static(self, trial: int) -> str:
-        optimizer = self.optimizer(trial)
-        traced = optimizer.inputs["hyperparameters"]
-        return repr([value for key, value in optimizer.hyperparameters.items() if key not in traced])
 
     def digest(self, indices: Sequence[int]) -> str:
         told = [(*self.pairs[index], self.settings[self.pairs[index][0]]) for index in indices]

@@ -1,0 +1,58 @@
+"""The accelerator's ladder (benchmarks/accelerator.py): it resumes, ends in time, and stops where memory does."""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield runpy.run_path(str(BENCHMARKS / "accelerator.py"))
+    for name in ("throughput", "timed"):
+        sys.modules.pop(name, None)
+
+
+def test_a_ladder_goes_on_and_ends_where_memory_does(accelerator: Any) -> None:
+    measured: list[str] = []
+
+    def rung(ladder: str, name: str, fails: str = "") -> Any:
+        def measure() -> dict[str, Any]:
+            measured.append(name)
+            if fails:
+                raise jax.errors.JaxRuntimeError(fails)
+            return {"env_steps_per_second": 1000}
+
+        return accelerator["Rung"](ladder, name, measure)
+
+    rungs = [rung("a", "a1"), rung("a", "a2", "RESOURCE_EXHAUSTED: 9 GiB"), rung("b", "b1"), rung("a", "a3")]
+    known: dict[str, Any] = {}
+    saved: list[int] = []
+    assert accelerator["climb"](iter(rungs), known, 60.0, lambda: saved.append(len(known))) == "complete"
+    assert (measured, saved) == (["a1", "a2", "b1"], [1, 2, 3])
+    assert known["a2"] == {"error": "does not fit the device's memory"}
+    ended = accelerator["climb"](iter([*rungs, rung("c", "c1")]), known, 0.0, lambda: None)
+    assert ended == "out of time before c1: run it again to go on"
+    assert measured == ["a1", "a2", "b1"]
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another reason"):
+        accelerator["climb"](iter([rung("d", "d1", "another reason")]), known, 60.0, lambda: None)
+    table = accelerator["markdown"](
+        {"hardware": "1 × cpu", "packages": {"jax": "1"}, "revision": "abc"},
+        known | {"r": {"ratio": 1.5, "low": 1.4, "high": 1.6, "compile_seconds": 2.0, "gib": 0.5}},
+    )
+    assert "| a1 | 1,000 |  |  |  |" in table
+    assert "| r |  | 1.50 [1.40, 1.60] | 2.0 s | 0.50 GiB |" in table
+
+
+@pytest.mark.slow
+def test_figures_are_of_lifetimes(accelerator: Any) -> None:
+    figures = accelerator["throughput"]("sgd", "cartpole", 1, jax.devices()[0], 1)
+    assert min(figures["env_steps_per_second"], figures["gib"], figures["compile_seconds"]) > 0
+    assert accelerator["ratio"](lambda: 3.0, lambda: 2.0, 3) == {"ratio": 1.5, "low": 1.5, "high": 1.5}

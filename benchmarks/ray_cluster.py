@@ -3,8 +3,8 @@
 python benchmarks/ray_cluster.py                                   40 experiments, four nodes, two killed
 python benchmarks/ray_cluster.py --experiments 10000 --kills 0 --steps 1280 --no-verify
 
-Prints, as JSON, the time for each experiment, the driver's part of it and its memory, and whether scores and curves are byte for byte
-those of one process.
+Prints, as JSON, the time for each experiment, the driver's part of it and its memory, and whether scores and curves are
+byte for byte those of one process.
 """
 
 import json

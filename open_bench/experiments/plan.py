@@ -171,9 +171,10 @@ def _check_distinct(experiments: Sequence[Experiment]) -> None:
 
 
 def _unique(values: Sequence[Any], kind: str) -> list[Any]:
-    seen: list[Any] = []
+    seen: set[Any] = set()
     for value in values:
-        if any(value is other or (isinstance(value, str) and value == other) for other in seen):
+        key = value if isinstance(value, str) else id(value)
+        if key in seen:
             raise UserError(f"{kind} '{value}' is listed twice")
-        seen.append(value)
-    return seen
+        seen.add(key)
+    return list(values)

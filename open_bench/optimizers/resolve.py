@@ -302,8 +302,8 @@ _dry_runs: set[tuple[Any, ...]] = set()  # what has passed
 def _dry_run(found: ResolvedOptimizer, task: Task | None) -> None:
     """Trace one step on an agent of the task's algorithm, so that what cannot work says so before anything trains."""
     algorithm = find_algorithm(task.algorithm) if task is not None else None
-    static = tuple(sorted((key, str(x)) for key, x in found.hyperparameters.items()))
-    done = (found.label, found.spec.make, static, found.theta_hash, algorithm)
+    static = tuple(sorted((key, str(x)) for key, x in found.static.items()))
+    done = (found.spec.name, found.spec.make, static, tuple(found.hyperparameters), found.theta_hash, algorithm)
     if done in _dry_runs:
         return
     params = task.params() if task is not None and task.algorithm not in ALGORITHMS else None

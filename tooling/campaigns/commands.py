@@ -44,11 +44,11 @@ class Subject:
     arguments: Callable[[Path], list[object]]
     prepare: Callable[[Path], object] = lambda folder: None
 
-    def start(self, folder: Path, around: Surroundings | None = None) -> Run:
-        """The command, whether for the first time or again."""
+    def start(self, folder: Path, around: Surroundings | None = None, *more: object) -> Run:
+        """The command, whether for the first time or again, with ``more`` arguments."""
         around = around or Surroundings()
         variables = {"OPEN_BENCH_WEIGHTS": str(folder / "library"), **around.variables}
-        return Run(self.arguments(folder), folder / "messages.txt", dataclasses.replace(around, variables=variables))
+        return Run([*self.arguments(folder), *more], folder / "messages.txt", dataclasses.replace(around, variables=variables))
 
 
 def _results(folder: Path) -> list[object]:
@@ -96,7 +96,8 @@ def _timeless(path: Path) -> bytes:
     if path.suffix == ".safetensors":
         from open_bench.weights.format import load_weights
 
-        return load_weights(path).hash.encode()
+        found = load_weights(path)
+        return json.dumps([found.hash, _without_times(dict(found.metadata))], sort_keys=True).encode()
     if path.suffix == ".json":
         return json.dumps(_without_times(json.loads(path.read_bytes())), sort_keys=True).encode()
     if path.suffix == ".csv":

@@ -27,6 +27,7 @@ settings = {{ {", ".join(f"{key} = {value}" for key, value in SETTINGS.items() i
 vary = ["settings.hidden"]
 values = [[4], [8]]
 """
+_TIMED = (".png", ".md", ".lock")  # tables for people say how long it took; their numbers are in the CSV, too
 _TIMES = re.compile(r"^(seconds|.*_seconds|steps_per_second|hardware|revision)$")
 
 
@@ -81,13 +82,13 @@ SUBJECTS = (
 
 
 def outcome(folder: Path) -> dict[str, str]:
-    """Digests of everything that a command left but for the times it took and figures: what must not differ.
+    """Digests of everything that a command left but for figures and the times it took: what must not differ.
 
     Tables lose their columns of times, JSON such keys.
     """
     found = {}
     for path in sorted([*(folder / "results").rglob("*"), *(folder / "library").rglob("*")]):
-        if path.is_file() and not path.name.startswith(".") and path.suffix != ".png":
+        if path.is_file() and not path.name.startswith(".") and path.suffix not in _TIMED:
             found[path.relative_to(folder).as_posix()] = hashlib.sha256(_timeless(path)).hexdigest()
     return found
 

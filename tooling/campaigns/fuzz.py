@@ -21,6 +21,7 @@ from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError
 from open_bench.evaluation.trials import read_trials
 from open_bench.exchange.archive import write_archive
+from open_bench.experiments.agents import saved_agents
 from open_bench.experiments.rebuild import rebuild
 from open_bench.experiments.store import Damaged, Store
 from open_bench.generalization.study import load_generalization, make_points
@@ -56,7 +57,7 @@ class Names:
         known = registry.known()
         self._heads = [*known, *self.heads]
         self._keys = [*sorted({key for spec in known.values() for key in spec.hyperparameters}), "track", "lr", "", "é"]
-        self._task = make_task(load_environment("cartpole"), "quick")
+        self._task = make_task(load_environment("cartpole"), budget="quick")
 
     def name(self, dice: Random) -> str:
         """A name."""
@@ -92,7 +93,7 @@ class Tomls:
     def _environments(self, file: str) -> None:
         config = load_environment(file)
         for budget in config.budgets:
-            make_task(config, budget)
+            make_task(config, budget=budget)
 
     def _studies(self, file: str) -> None:
         prepare(load_study(file), execution=Execution(self._folder / "results", devices=1))
@@ -108,6 +109,7 @@ class Weights:
     """Files of every format that weights are read from, spoiled."""
 
     def __init__(self, folder: Path):
+        import jax
         from flax import serialization
 
         from open_bench.optimizers.learned import celo2
@@ -118,8 +120,7 @@ class Weights:
         save_weights(folder / "open.safetensors", theta, {"optimizer": "open", "environments": {"cartpole": {}}})
         np.save(folder / "open.npy", np.zeros(1211, np.float32))
         np.savez(folder / "lpo.npz", kernel_0=np.ones((8, 5), np.float32), kernel_1=np.ones((5, 1), np.float32))
-        arrays = {name: {key: np.asarray(array) for key, array in layer.items()}
-                  for name, layer in celo2.init_theta(_key()).items()}  # fmt: skip
+        arrays = jax.tree.map(np.asarray, celo2.init_theta(jax.random.key(0)))
         (folder / "celo2.state").write_bytes(serialization.msgpack_serialize(arrays))
         shutil.copytree(ROOT / "tests" / "golden" / "velo_small_checkpoint", folder / "velo")
         specs = {
@@ -146,12 +147,6 @@ class Weights:
                 library.inspect(path)
             finally:
                 library.import_file(path, spec)
-
-
-def _key() -> Any:
-    import jax
-
-    return jax.random.key(0)
 
 
 def _spoil(path: Path, dice: Random) -> None:
@@ -183,21 +178,21 @@ class Results:
             if dice.random() < 0.8:
                 _make_fit(there)
             self._read(there)
-            if dice.random() < 0.05:
+            if dice.random() < 0.02:
                 open_bench.leaderboard(there)
                 open_bench.report(there)
 
     def _read(self, there: Path) -> None:
-        board(there)
-        read_trials(there)
-        report_contents.read(there)
         store = Store(there)
         for name in store.names():
             with contextlib.suppress(Damaged, UserError):
                 rebuild(store.read(name).content)
-        for shard in sorted(there.glob("experiments/*/shard-*")):
             with contextlib.suppress(UserError):
-                open_bench.load_agent(shard.parent.name, 0, results=there)
+                open_bench.load_agent(store.experiments / name)
+            saved_agents(store.experiments / name)
+        report_contents.read(there)
+        read_trials(there)
+        board(there)
 
 
 def _make_fit(there: Path) -> None:

@@ -55,7 +55,7 @@ def spoiled_bytes(data: bytes, dice: Random, within: int | None = None) -> bytes
 def spoiled_value(value: Any, dice: Random, odd: tuple[Any, ...] = ODD) -> Any:
     """A copy of nested dicts and lists with one to three places replaced, removed, renamed or joined by another."""
     value = copy.deepcopy(value)
-    for _ in range(dice.choice((1, 1, 2, 3))):
+    for _ in range(dice.choice((1, 1, 1, 1, 2, 3))):
         places = list(_places(value))
         if not places:
             return dice.choice(odd)

@@ -17,7 +17,7 @@ from tooling.campaigns import ROOT
 
 COLUMNS = ("case kind", "cases", "right results", "clear refusals", "faults", "seconds", "seed", "revision")
 PAGE = ROOT / "docs" / "reliability.md"
-MOST_SECONDS = 60  # a case that takes longer hangs
+MOST_COMPUTED, MOST_WAITED = 60.0, 1800.0  # seconds; a case that takes longer hangs
 
 
 class Hangs(Exception):
@@ -68,18 +68,21 @@ def dice(kind: str, seed: int, number: int) -> random.Random:
 
 @contextlib.contextmanager
 def _in_time() -> Iterator[None]:
-    """Raise Hangs in what takes too long."""
+    """Raise Hangs in what computes or waits too long; again and again, should somebody swallow it."""
 
-    def hangs(*_: Any) -> None:
-        raise Hangs(f"longer than {MOST_SECONDS} s")
+    def hangs(number: int, _: Any) -> None:
+        raise Hangs(f"longer than {MOST_COMPUTED if number == signal.SIGPROF else MOST_WAITED} s")
 
-    before = signal.signal(signal.SIGALRM, hangs)
-    signal.alarm(MOST_SECONDS)
+    limits = ((signal.SIGPROF, signal.ITIMER_PROF, MOST_COMPUTED), (signal.SIGALRM, signal.ITIMER_REAL, MOST_WAITED))
+    before = [signal.signal(number, hangs) for number, _, _ in limits]
     try:
+        for _, timer, seconds in limits:
+            signal.setitimer(timer, seconds, 1.0)
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for (number, timer, _), handler in zip(limits, before, strict=True):
+            signal.setitimer(timer, 0.0)
+            signal.signal(number, handler)
 
 
 def revision() -> str:

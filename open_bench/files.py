@@ -31,7 +31,7 @@ def _find(name: str) -> Path:
 def write_atomically(path: str | Path, data: str | bytes) -> Path:
     """Write ``data`` (text as UTF-8) under a temporary name beside ``path``, then rename it; returns ``path``.
 
-    Parent folders are made. A reader sees the old file or the new one, never a part. Raises OSError.
+    Parent folders are made. A reader sees the old file or the new one, never a part. Raises OSError that names a file.
     """
     with file_written_whole(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
@@ -50,6 +50,8 @@ def file_written_whole(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())  # a machine that stops leaves the old file or the new one, too
         os.replace(temporary, path)
+    except OSError as error:
+        raise _naming(error, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -72,6 +74,12 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         folder.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise
+        raise (_naming(error, path) if isinstance(error, OSError) else error)
+
+
+def _naming(error: OSError, path: Path) -> OSError:
+    """The error, which says what could not be written: a full disk does not."""
+    error.filename = error.filename or str(path)
+    return error

@@ -23,7 +23,7 @@ def write_agents(path: Path, params: Any, seeds: list[int]) -> None:
         for index, seed in enumerate(seeds)
         for name, array in flat.items()
     }
-    safetensors.numpy.save_file(arrays, path)
+    path.write_bytes(safetensors.numpy.save(arrays))  # which raises OSError where the disk is full
 
 
 def saved_agents(experiment: str | Path) -> set[int]:

@@ -49,7 +49,9 @@ class Subject:
         """The command, whether for the first time or again, with ``more`` arguments."""
         around = around or Surroundings()
         variables = {"OPEN_BENCH_WEIGHTS": str(folder / "library"), **around.variables}
-        return Run([*self.arguments(folder), *more], folder / "messages.txt", dataclasses.replace(around, variables=variables))
+        return Run(
+            [*self.arguments(folder), *more], folder / "messages.txt", dataclasses.replace(around, variables=variables)
+        )
 
 
 def _results(folder: Path) -> list[object]:

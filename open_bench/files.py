@@ -51,7 +51,8 @@ def file_written_whole(path: str | Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())  # a machine that stops leaves the old file or the new one, too
         os.replace(temporary, path)
     except OSError as error:
-        raise _naming(error, path)
+        _name_file(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -76,10 +77,11 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
         folder.rename(path)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise (_naming(error, path) if isinstance(error, OSError) else error)
+        if isinstance(error, OSError):
+            _name_file(error, path)
+        raise
 
 
-def _naming(error: OSError, path: Path) -> OSError:
-    """The error, which says what could not be written: a full disk does not."""
+def _name_file(error: OSError, path: Path) -> None:
+    """Let the error say what could not be written: a full disk's does not."""
     error.filename = error.filename or str(path)
-    return error

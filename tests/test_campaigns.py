@@ -142,8 +142,9 @@ def test_whatever_differs_is_seen(tmp_path: Path) -> None:
 
 
 def test_damage_is_drawn_from_dice() -> None:
-    for spoil, sound in ((mutations.spoiled_bytes, b"0123456789"), (mutations.spoiled_text, "adam:learning_rate=1"),
-                         (mutations.spoiled_json, b'{"a": [1, {"b": 2}]}'), (mutations.spoiled_table, b"a,b\n1,2\n")):  # fmt: skip
+    table = ((mutations.spoiled_bytes, b"0123456789"), (mutations.spoiled_text, "adam:learning_rate=1"),
+             (mutations.spoiled_json, b'{"a": [1, {"b": 2}]}'), (mutations.spoiled_table, b"a,b\n1,2\n"))  # fmt: skip
+    for spoil, sound in table:
         twice = [[spoil(sound, dice("x", 0, number)) for number in range(30)] for _ in range(2)]
         assert twice[0] == twice[1]
         assert len({hashlib.sha256(repr(each).encode()).digest() for each in twice[0]}) > 10

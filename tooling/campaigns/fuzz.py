@@ -85,7 +85,8 @@ class Tomls:
         if dice.random() < 0.3:
             content = spoiled_bytes(path.read_bytes(), dice)
         else:
-            content = tomli_w.dumps(spoiled_value(tomllib.loads(path.read_text()), dice, ODD_TOML)).encode()
+            table = {**tomllib.loads(path.read_text()), "name": "mine"}  # a shipped name must not mean something else
+            content = tomli_w.dumps(spoiled_value(table, dice, ODD_TOML)).encode()
         file = self._folder / "x.toml"
         file.write_bytes(content)
         getattr(self, f"_{kind}")(str(file))

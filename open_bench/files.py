@@ -1,6 +1,7 @@
 """Files: where those that ship are found, and how others are written, whole or not at all."""
 
 import contextlib
+import json
 import os
 import shutil
 import uuid
@@ -26,6 +27,14 @@ def _find(name: str) -> Path:
     """The folder inside the installed package (put there by the wheel), else beside it in the checkout."""
     installed = _PACKAGE / "_shipped" / name
     return installed if installed.is_dir() else _PACKAGE.parent / name
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, whoever wrote it; raises OSError, or ValueError for anything that is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
 
 
 def write_atomically(path: str | Path, data: str | bytes) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from open_bench.files import file_written_whole, folder_written_whole, write_atomically
+from open_bench.files import file_written_whole, folder_written_whole, read_json, write_atomically
 
 
 @pytest.fixture
@@ -40,3 +40,12 @@ def test_a_block_that_fails_writes_nothing(tmp_path: Path) -> None:
         (folder / "x").write_text("x")
         raise KeyError
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xfe"])
+def test_what_is_no_json_is_a_value_error(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r".+"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(OSError, match="No such file"):
+        read_json(tmp_path / "y.json")

@@ -25,18 +25,23 @@ class Disturbed:
     def __init__(self, folder: Path):
         self._folder = folder
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
-        self._undisturbed: dict[str, tuple[dict[str, str], float]] = {}
+        self._undisturbed: dict[str, dict[str, str]] = {}
+        self._seconds: dict[str, float] = {}
 
-    def undisturbed(self, subject: Subject) -> tuple[dict[str, str], float]:
-        """Outcome and seconds of a run that finds its programs compiled."""
+    def undisturbed(self, subject: Subject) -> dict[str, str]:
+        """What a run gives."""
         if subject.name not in self._undisturbed:
-            for name in ("compiling", "undisturbed"):
-                place, begun = self._prepared(subject, name), time.monotonic()
-                expect(subject.start(place), 0)
+            place = self._prepared(subject, "undisturbed")
+            self.finish(subject, place)
             assert not leftovers(place), leftovers(place)
-            self._undisturbed[subject.name] = outcome(place), time.monotonic() - begun
-            shutil.rmtree(self._folder / subject.name)
+            self._undisturbed[subject.name] = outcome(place)
         return self._undisturbed[subject.name]
+
+    def finish(self, subject: Subject, place: Path) -> None:
+        """Run to the end, and learn how long that takes; the first run compiles."""
+        begun = time.monotonic()
+        expect(subject.start(place), 0)
+        self._seconds[subject.name] = min(time.monotonic() - begun, self._seconds.get(subject.name, SECONDS))
 
     def _prepared(self, subject: Subject, name: str) -> Path:
         place = self._folder / subject.name / name
@@ -55,13 +60,13 @@ class Disturbed:
 
     def check(self, subject: Subject, place: Path) -> None:
         """What is there is what an undisturbed run gives, and nothing else."""
-        differing = differences(self.undisturbed(subject)[0], outcome(place))
+        differing = differences(self.undisturbed(subject), outcome(place))
         assert not differing, f"{subject.name}: these differ: {differing}"
         assert not leftovers(place), f"{subject.name}: these are left: {leftovers(place)}"
 
     def goes_on(self, subject: Subject, place: Path) -> None:
         """The same command, undisturbed, mends and finishes everything."""
-        expect(subject.start(place), 0)
+        self.finish(subject, place)
         self.check(subject, place)
 
 
@@ -79,24 +84,21 @@ class Kills(Disturbed):
     def __call__(self, dice: Random) -> None:
         subject = dice.choice(self.subjects)
         with self.place(subject) as place:
-            seconds = self.undisturbed(subject)[1]
             for _ in range(dice.choice((1, 1, 2, 3))):
-                self.kill(subject, place, dice, seconds)
+                self.kill(subject, place, dice)
             self.goes_on(subject, place)
 
-    def kill(self, subject: Subject, place: Path, dice: Random, seconds: float) -> bool:
-        """Start and kill; whether the command was still running then."""
+    def kill(self, subject: Subject, place: Path, dice: Random) -> None:
+        """Start, and kill at a moment of the run or as soon as a temporary name is seen."""
         before = set(leftovers(place))
         written = dice.random() < 0.5
-        moment = time.monotonic() + (SECONDS if written else dice.uniform(0.0, seconds))
+        moment = time.monotonic() + (SECONDS if written else dice.uniform(0.0, self._seconds[subject.name]))
         with several([subject.start(place)]) as (run,):
             while run.running and time.monotonic() < moment:
                 if written and set(leftovers(place)) - before:
                     break
                 time.sleep(0.001)
-            killed = run.running
             run.kill()
-        return bool(killed)
 
 
 class FullDisk(Disturbed):
@@ -160,7 +162,7 @@ class Clock(Disturbed):
         subject = dice.choice(self.subjects)
         with self.place(subject) as place:
             around = Surroundings(clock=dice.choice(self.ranges))
-            run, end = subject.start(place, around), time.monotonic() + dice.uniform(0.2, self.undisturbed(subject)[1])
+            run, end = subject.start(place, around), time.monotonic() + dice.uniform(0.0, self._seconds[subject.name])
             while run.running and time.monotonic() < end:
                 time.sleep(0.01)
             run.kill()
@@ -180,10 +182,9 @@ class Shared(Disturbed):
     def __call__(self, dice: Random) -> None:
         subject, several_of = dice.choice(self.subjects), dice.choice((2, 2, 4))
         with self.place(subject) as place:
-            seconds = self.undisturbed(subject)[1]
             with several([subject.start(place) for _ in range(several_of)]) as runs:
                 if dice.random() < 0.5:
-                    time.sleep(dice.uniform(0.0, 2 * seconds))
+                    time.sleep(dice.uniform(0.0, 2 * self._seconds[subject.name]))
                     runs.pop().kill()
                 for run in runs:
                     expect(run, 0)

@@ -101,6 +101,8 @@ def _study(folder: Path) -> Study | None:
             raise ValueError(f"columns are missing: {', '.join(sorted(missing))}")
         texts = dict.fromkeys(("axis", "point", "optimizer", "distribution"), "string")
         points = points.astype(texts).astype(dict.fromkeys(texts, object))
+        if points.duplicated(["axis", "point", "optimizer"]).any():
+            raise ValueError("an optimizer appears twice at a point")
         numbers = sorted(_POINTS - set(texts))
         points[numbers] = points[numbers].astype(float)
         scores = [name for name in summary if name.startswith(("in_score", "out_score", "gap"))]

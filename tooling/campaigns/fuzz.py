@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-from exchanged import board, chosen, invented, redigest, renamed, searched
+from exchanged import chosen, invented, redigest, renamed, searched
 
 import open_bench
 from open_bench.api import prepare
 from open_bench.config import Execution, load_study, shipped
 from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError
-from open_bench.evaluation.trials import read_trials
+from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.exchange.archive import write_archive
 from open_bench.experiments.agents import saved_agents
 from open_bench.experiments.rebuild import rebuild
@@ -29,6 +29,7 @@ from open_bench.meta_training.spec import load_meta
 from open_bench.optimizers import names, registry
 from open_bench.optimizers.resolve import resolve
 from open_bench.report import contents as report_contents
+from open_bench.report.page import render
 from open_bench.training.task import make_task
 from open_bench.weights import library
 from open_bench.weights.format import save_weights
@@ -156,10 +157,25 @@ def _spoil(path: Path, dice: Random) -> None:
     path.write_bytes(spoil(path.read_bytes(), dice))
 
 
+_TABLES = {
+    "generalization/tiny/points.csv": "axis,point,x,optimizer,mean,score,score_low,score_high,distribution\n"
+    "width,cartpole,8,adam,1.5,1,0.9,1.1,in\nwidth,cartpole[hidden=4],4,adam,1.5,1,0.9,1.1,out\n",
+    "generalization/tiny/summary.csv": "optimizer,in_score,out_score,gap,worst_axis,worst_point\nadam,1,1,0,width,4\n",
+    "generalization/tiny/generalization.md": "# tiny\n\nScores: Adam is 1.\n\n## Notes\n\n- one\n",
+    "meta/mine/history.csv": "generation,fitness_mean,fitness_std,fitness_best,sigma,lifetimes,env_steps,seconds,"
+    "return.cartpole\n1,2,1,3,0.1,4,1000,1.5,20\n2,3,1,4,0.1,8,2000,3.0,\n",
+}
+
+
 def _runs(folder: Path) -> Path:
-    """A results folder with two optimizers and the random policy, agents, diagnoses and trials."""
+    """A results folder with all that there can be: runs with agents and diagnoses, trials, studies, an evolution."""
     invented(folder, chosen(), [0, 1, 2], size=2, beside=True)
     searched(folder, [(0, 0), (0, 1), (1, 0), (2, 1)])
+    experiments = [path.name for path in folder.glob("experiments/*--*")]
+    (folder / "study.json").write_text(json.dumps({"study": "mine", "experiments": experiments, "joined": True}))
+    for name, text in _TABLES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
     return folder
 
 
@@ -169,6 +185,7 @@ class Results:
     def __init__(self, folder: Path):
         self._whole = _runs(folder / "whole")
         self._folder = folder
+        self._returns = load_baseline_returns()
 
     def __call__(self, dice: Random) -> None:
         with _temporary(self._folder) as place:
@@ -181,7 +198,6 @@ class Results:
             self._read(there)
             if dice.random() < 0.02:
                 open_bench.leaderboard(there)
-                open_bench.report(there)
 
     def _read(self, there: Path) -> None:
         store = Store(there)
@@ -191,9 +207,7 @@ class Results:
             with contextlib.suppress(UserError):
                 open_bench.load_agent(store.experiments / name)
             saved_agents(store.experiments / name)
-        report_contents.read(there)
-        read_trials(there)
-        board(there)
+        render(report_contents.read(there), self._returns, resamples=20)
 
 
 def _make_fit(there: Path) -> None:

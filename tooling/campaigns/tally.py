@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
 import random
-import re
 import signal
 import subprocess
 import time
@@ -98,6 +98,6 @@ def write_row(tally: Tally, page: Path = PAGE) -> None:
     before, found, rest = page.read_text().partition(head)
     if not found:
         raise SystemExit(f"{page} has no table with the columns {', '.join(COLUMNS)}")
-    rows, _, after = re.match(r"((\|.*\n)*)(.*)", rest, re.DOTALL).groups()  # type: ignore[union-attr]
-    kept = [line for line in rows.splitlines() if not line.startswith(f"| {tally.kind} |")]
-    page.write_text(before + head + "".join(f"{line}\n" for line in [*kept, tally.row()]) + after)
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), rest.splitlines(keepends=True)))
+    kept = [line for line in rows if not line.startswith(f"| {tally.kind} |")]
+    page.write_text("".join([before, head, *kept, f"{tally.row()}\n", rest[len("".join(rows)) :]]))

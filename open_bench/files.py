@@ -9,6 +9,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can remove a file that is open
+    fcntl = None  # type: ignore[assignment]
+
 TEMPORARY = ".tmp-"  # begins the names of folders that are being written
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -49,12 +54,16 @@ def write_atomically(path: str | Path, data: str | bytes) -> Path:
 
 @contextlib.contextmanager
 def file_written_whole(path: str | Path) -> Iterator[BinaryIO]:
-    """The same for what is written piece by piece: a file that takes its name when the block ends well."""
+    """The same for what is written piece by piece: a file that takes its name when the block ends well.
+
+    What killed writers of ``path`` left is removed; one that is at work holds a lock on what it writes.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _begun(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # a machine that stops leaves the old file or the new one, too
@@ -64,6 +73,27 @@ def file_written_whole(path: str | Path) -> Iterator[BinaryIO]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _begun(temporary: Path) -> BinaryIO:
+    """A new file, open and locked."""
+    while True:
+        file = temporary.open("wb")
+        with contextlib.suppress(OSError):  # a file system without locks
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():  # nobody has taken it for a leftover before it was locked
+            return file
+        file.close()
+
+
+def _clear_leftovers(path: Path) -> None:
+    for left in path.parent.iterdir():
+        if left.name.startswith(f".{path.name}.") and left.name.endswith(".tmp"):
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
 
 
 def write_toml(path: str | Path, content: Mapping[str, Any]) -> Path:

@@ -32,6 +32,19 @@ def test_a_full_disk_leaves_what_was_there_and_names_the_file(tmp_path: Path, fu
     assert path.read_text() == "before"
 
 
+def test_what_killed_writers_left_goes_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    left = tmp_path / ".a[1].csv.123-abcdef01.tmp"
+    for name in (left.name, ".b.csv.123-abcdef01.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    with file_written_whole(tmp_path / "a[1].csv") as slow:
+        assert not left.exists()
+        slow.write(b"slow")
+        write_atomically(tmp_path / "a[1].csv", "fast")
+        assert len(list(tmp_path.glob(".a*"))) == 1
+    assert (tmp_path / "a[1].csv").read_bytes() == b"slow"
+    assert sorted(os.listdir(tmp_path)) == [".b.csv.123-abcdef01.tmp", "a[1].csv"]
+
+
 def test_a_block_that_fails_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyError), file_written_whole(tmp_path / "file") as file:
         file.write(b"x")

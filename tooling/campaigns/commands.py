@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import safetensors.numpy
 from exchanged import chosen, invented
 from tiny import SETTINGS, STEPS
 
+from open_bench.weights.format import load_weights
 from tooling.campaigns.processes import Run, Surroundings
 
 SET = [f"--set={key}={value}" for key, value in SETTINGS.items()]
@@ -96,11 +98,10 @@ def outcome(folder: Path) -> dict[str, str]:
 
 
 def _timeless(path: Path) -> bytes:
-    if path.suffix == ".safetensors":
-        from open_bench.weights.format import load_weights
-
-        found = load_weights(path)
-        return json.dumps([found.hash, _without_times(dict(found.metadata))], sort_keys=True).encode()
+    if path.suffix == ".safetensors":  # arrays, and of weights what is told of them
+        told = load_weights(path).metadata if path.parent.name == "library" else {}
+        arrays = [(name, array.tobytes()) for name, array in sorted(safetensors.numpy.load_file(path).items())]
+        return repr((arrays, json.dumps(_without_times(dict(told)), sort_keys=True))).encode()
     if path.suffix == ".json":
         return json.dumps(_without_times(json.loads(path.read_bytes())), sort_keys=True).encode()
     if path.suffix == ".csv":

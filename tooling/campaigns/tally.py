@@ -24,6 +24,13 @@ class Hangs(Exception):
     """A case took too long."""
 
 
+def revision() -> str:
+    """The commit, with a + where files differ from it."""
+    git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "open_bench", "tooling", "tests", "configs")
+    return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed.strip() else "")
+
+
 @dataclasses.dataclass
 class Tally:
     """Outcomes of one campaign's cases."""
@@ -34,6 +41,7 @@ class Tally:
     refused: int = 0
     faults: list[str] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
+    revision: str = dataclasses.field(default_factory=revision)
 
     @property
     def cases(self) -> int:
@@ -58,7 +66,7 @@ class Tally:
     def row(self) -> str:
         """The row of the table."""
         numbers = (self.cases, self.right, self.refused, len(self.faults), round(self.seconds), self.seed)
-        return f"| {self.kind} | {' | '.join(f'{number:,}' for number in numbers)} | {revision()} |"
+        return f"| {self.kind} | {' | '.join(f'{number:,}' for number in numbers)} | {self.revision} |"
 
 
 def dice(kind: str, seed: int, number: int) -> random.Random:
@@ -83,13 +91,6 @@ def _in_time() -> Iterator[None]:
         for (number, timer, _), handler in zip(limits, before, strict=True):
             signal.setitimer(timer, 0.0)
             signal.signal(number, handler)
-
-
-def revision() -> str:
-    """The commit, with a + where files differ from it."""
-    git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "open_bench", "tooling", "tests", "configs")
-    return git("rev-parse", "--short", "HEAD").strip() + ("+" if changed.strip() else "")
 
 
 def write_row(tally: Tally, page: Path = PAGE) -> None:

@@ -45,14 +45,29 @@ from tooling.campaigns.mutations import (
 
 
 class Names:
-    """Names of optimizers, made of the grammar's parts with wrong ones among them, half of them misspelt."""
+    """Names of optimizers, made of the grammar's parts with wrong ones among them, a third of them misspelt."""
 
     heads = ("optax.adabelief", "optax.contrib.muon", "optax.adma", "optax", "math:pi", "json:dumps", "no.such:thing",
              "open_bench.optimizers.template:SPEC", "open_bench.optimizers.template:nothing", "")  # fmt: skip
     values = ("1e-3", "0.5", "1", "0", "-1", "True", "none", "nan", "inf", "1e999", "9" * 400, "fast", "", "[1,2]",
               "'a'", "1e-3+dpo", "{1e-3,1e-2}", "{}", "{", "tuned", "one_setting")  # fmt: skip
-    losses = ("", "", "+ppo", "+dpo", "+lpo", "+nothing", "+")
-    sources = ("", "", "@zero", "@init", "@nothing", "@no/file.npy", "@", "@~nobody", "@/", "@a\0b", "@" + "x" * 5000)
+    losses = ("", "", "", "", "+ppo", "+dpo", "+lpo", "+nothing", "+")
+    sources = (
+        "",
+        "",
+        "",
+        "",
+        "",
+        "@zero",
+        "@init",
+        "@nothing",
+        "@no/file.npy",
+        "@",
+        "@~nobody",
+        "@/",
+        "@a\0b",
+        "@" + "x" * 5000,
+    )
 
     def __init__(self, folder: Path):
         known = registry.known()
@@ -62,10 +77,14 @@ class Names:
 
     def name(self, dice: Random) -> str:
         """A name."""
-        given = [f"{dice.choice(self._keys)}={dice.choice(self.values)}" for _ in range(dice.choice((0, 0, 1, 1, 2)))]
-        name = dice.choice(self._heads) + (":" + ",".join(given) if given else "")
-        name += dice.choice(self.losses) + dice.choice(self.sources)
-        return spoiled_text(name, dice) if dice.random() < 0.5 else name
+        head = dice.choice(self._heads)
+        spec = registry.known().get(head)
+        keys = list(spec.hyperparameters) if spec is not None and dice.random() < 0.8 else self._keys
+        given = [
+            f"{dice.choice(keys or self._keys)}={dice.choice(self.values)}" for _ in range(dice.choice((0, 1, 1, 2)))
+        ]
+        name = head + (":" + ",".join(given) if given else "") + dice.choice(self.losses) + dice.choice(self.sources)
+        return spoiled_text(name, dice) if dice.random() < 0.3 else name
 
     def __call__(self, dice: Random) -> None:
         for each in names.expand(self.name(dice))[:2]:

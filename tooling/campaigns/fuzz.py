@@ -51,23 +51,8 @@ class Names:
              "open_bench.optimizers.template:SPEC", "open_bench.optimizers.template:nothing", "")  # fmt: skip
     values = ("1e-3", "0.5", "1", "0", "-1", "True", "none", "nan", "inf", "1e999", "9" * 400, "fast", "", "[1,2]",
               "'a'", "1e-3+dpo", "{1e-3,1e-2}", "{}", "{", "tuned", "one_setting")  # fmt: skip
-    losses = ("", "", "", "", "+ppo", "+dpo", "+lpo", "+nothing", "+")
-    sources = (
-        "",
-        "",
-        "",
-        "",
-        "",
-        "@zero",
-        "@init",
-        "@nothing",
-        "@no/file.npy",
-        "@",
-        "@~nobody",
-        "@/",
-        "@a\0b",
-        "@" + "x" * 5000,
-    )
+    losses = ("+ppo", "+dpo", "+lpo", "+nothing", "+")
+    sources = ("@zero", "@init", "@nothing", "@no/file.npy", "@", "@~nobody", "@/", "@a\0b", "@" + "x" * 5000)
 
     def __init__(self, folder: Path):
         known = registry.known()
@@ -80,10 +65,11 @@ class Names:
         head = dice.choice(self._heads)
         spec = registry.known().get(head)
         keys = list(spec.hyperparameters) if spec is not None and dice.random() < 0.8 else self._keys
-        given = [
-            f"{dice.choice(keys or self._keys)}={dice.choice(self.values)}" for _ in range(dice.choice((0, 1, 1, 2)))
-        ]
-        name = head + (":" + ",".join(given) if given else "") + dice.choice(self.losses) + dice.choice(self.sources)
+        values = self.values if dice.random() < 0.5 else ("1e-3", "0.5", "0.9")
+        given = [f"{dice.choice(keys or self._keys)}={dice.choice(values)}" for _ in range(dice.choice((0, 1, 1, 2)))]
+        name = head + (":" + ",".join(given) if given else "")
+        for odd in (self.losses, self.sources):
+            name += dice.choice(odd) if dice.random() < 0.3 else ""
         return spoiled_text(name, dice) if dice.random() < 0.3 else name
 
     def __call__(self, dice: Random) -> None:

@@ -1,12 +1,18 @@
 """Files: where those that ship are found, and how others are written, whole or not at all."""
 
 import contextlib
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can remove a file that is open
+    fcntl = None  # type: ignore[assignment]
 
 TEMPORARY = ".tmp-"  # begins the names of folders that are being written
 _PACKAGE = Path(__file__).resolve().parent
@@ -28,10 +34,18 @@ def _find(name: str) -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / name
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, whoever wrote it; raises OSError, or ValueError for anything that is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+
+
 def write_atomically(path: str | Path, data: str | bytes) -> Path:
     """Write ``data`` (text as UTF-8) under a temporary name beside ``path``, then rename it; returns ``path``.
 
-    Parent folders are made. A reader sees the old file or the new one, never a part. Raises OSError.
+    Parent folders are made. A reader sees the old file or the new one, never a part. Raises OSError that names a file.
     """
     with file_written_whole(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
@@ -40,18 +54,46 @@ def write_atomically(path: str | Path, data: str | bytes) -> Path:
 
 @contextlib.contextmanager
 def file_written_whole(path: str | Path) -> Iterator[BinaryIO]:
-    """The same for what is written piece by piece: a file that takes its name when the block ends well."""
+    """The same for what is written piece by piece: a file that takes its name when the block ends well.
+
+    What killed writers of ``path`` left is removed; one that is at work holds a lock on what it writes.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _begun(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())  # a machine that stops leaves the old file or the new one, too
         os.replace(temporary, path)
+    except OSError as error:
+        _name_file(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _begun(temporary: Path) -> BinaryIO:
+    """A new file, open and locked."""
+    while True:
+        file = temporary.open("wb")
+        with contextlib.suppress(OSError):  # a file system without locks
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+        if temporary.exists():  # nobody has taken it for a leftover before it was locked
+            return file
+        file.close()
+
+
+def _clear_leftovers(path: Path) -> None:
+    for left in path.parent.iterdir():
+        if left.name.startswith(f".{path.name}.") and left.name.endswith(".tmp"):
+            with contextlib.suppress(OSError), left.open("rb") as file:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
 
 
 def write_toml(path: str | Path, content: Mapping[str, Any]) -> Path:
@@ -72,6 +114,13 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         folder.rename(path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            _name_file(error, path)
         raise
+
+
+def _name_file(error: OSError, path: Path) -> None:
+    """Let the error say what could not be written: a full disk's does not."""
+    error.filename = error.filename or str(path)

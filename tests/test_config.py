@@ -115,6 +115,16 @@ def test_bad_syntax_names_file_and_line(tmp_path: Path) -> None:
         load_environment(str(path))
 
 
+@pytest.mark.parametrize("value", ["[" * 5000, "9" * 5000], ids=["deep", "long"])
+def test_what_no_parser_takes_is_named(value: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"{GOOD}full = {value}\n")
+    with pytest.raises(UserError, match=re.escape(f"{path}: ")):
+        load_environment(str(path))
+    assert names.parse_value(value) in (value, float("inf"))
+    with pytest.raises(UserError, match="learning_rate"):
+        resolve(f"adam:learning_rate={value}")
+
+
 def test_a_file_that_is_not_text_or_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     with pytest.raises(UserError, match=re.escape(str(path)) + ": no such file"):

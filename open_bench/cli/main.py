@@ -1,5 +1,6 @@
 """Entry point of ``openbench``: the commands, and how errors reach people."""
 
+import errno
 import os
 import sys
 import warnings
@@ -13,6 +14,9 @@ from open_bench.cli.options import Stopped
 from open_bench.config import quiet_xla
 from open_bench.errors import UserError
 
+# What can become true of a disk at any moment: full, over quota, too large a file, read-only, not ours.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+MEND = "What is stored is whole: mend that, and the same command goes on"
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 OUT_OF_MEMORY = (
@@ -41,6 +45,8 @@ def main() -> None:
         console.ERR.print(str(stopped) or "Interrupted.", markup=False, highlight=False, soft_wrap=True)
         sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            _fail(f"{error.filename or 'writing'}: {error.strerror}. {MEND}")
         if not _out_of_memory(error):
             raise
         _fail(OUT_OF_MEMORY)

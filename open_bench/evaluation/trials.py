@@ -20,7 +20,6 @@ Intervals are 95 % percentile bootstrap intervals over trials, drawn again with 
 environments. A draw holds fewer different trials than there are, so they are honest for k well below N, and low at N.
 """
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +31,7 @@ import pandas as pd
 from open_bench.evaluation.bootstrap import CONFIDENCE, RESAMPLES, Estimate, columns_of
 from open_bench.evaluation.schema import TRIAL_LABELS, TRIALS, BadRows, check_trials
 from open_bench.evaluation.schema import read_trials as read_table
+from open_bench.files import read_json
 
 ALL = "all environments"  # in place of an environment: means of Γ over all
 BOARD = ["algorithm", "budget"]
@@ -56,7 +56,7 @@ def read_trials(results: str | Path) -> pd.DataFrame:
     frames = []
     for path in sorted((Path(results) / "tuning").glob("*/trials.csv")):
         try:
-            identity = json.loads((path.parent / "tuning.json").read_text("utf-8"))["identity"]
+            identity = read_json(path.parent / "tuning.json")["identity"]
             frame = check_trials(labeled(read_table(path, TRIALS, ["trial", "seed"]), path.parent.name, identity))
             key = tuple(str(identity[name]) for name in TRIAL_LABELS)
             if key in found:

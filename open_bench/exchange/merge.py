@@ -127,7 +127,7 @@ def _cut(file: Path, target: Path, seeds: list[int]) -> None:
     if file.name == AGENTS:
         arrays = safetensors.numpy.load_file(file)
         kept = {name: array for name, array in arrays.items() if int(name.partition("/")[0]) in seeds}
-        safetensors.numpy.save_file(kept, target)
+        target.write_bytes(safetensors.numpy.save(kept))
         return
     frame = pd.read_csv(file, dtype=str, keep_default_na=False)
     frame[frame["seed"].astype(int).isin(seeds)].to_csv(target, index=False, lineterminator="\n")

@@ -26,7 +26,7 @@ from open_bench.exchange.archive import unpack
 from open_bench.exchange.merge import Incoming, merged, refusal, seeds_in, write
 from open_bench.experiments.session import STUDY_FILE
 from open_bench.experiments.store import EXPERIMENTS, Damaged, Shard, Store, Stored
-from open_bench.files import TEMPORARY, write_atomically
+from open_bench.files import TEMPORARY, read_json, write_atomically
 from open_bench.tuning.trials import FOLDER
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
@@ -194,11 +194,11 @@ def _check_files(shard: Shard) -> None:
 def _study(folder: Path) -> dict[str, Any] | None:
     """The study that a folder tells of; None where it tells of none, or of one that has no proper name."""
     try:
-        content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / STUDY_FILE)
         study = {"study": content["study"], "joined": bool(content["joined"]),
                  "experiments": sorted(map(str, content["experiments"]))}  # fmt: skip
         return study if _WORD.fullmatch(study["study"]) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -1,6 +1,5 @@
 """Trials of tuning in an exchange: they merge trial by trial and seed by seed, as experiments do seed by seed."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from open_bench.evaluation.trials import labeled
 from open_bench.exchange.merge import refusal
 from open_bench.experiments.experiment import folder_name
 from open_bench.experiments.store import UNREADABLE, Damaged, Store
-from open_bench.files import write_atomically
+from open_bench.files import read_json, write_atomically
 from open_bench.text import listed
 from open_bench.tuning import trials
 from open_bench.tuning.trials import KEYS
@@ -50,7 +49,7 @@ def paths(store: Store) -> list[Path]:
 def read(path: Path) -> Stored:
     """A folder of trials that is as tuning leaves it; raises Damaged."""
     try:
-        identity = json.loads((path / trials.DESCRIPTION).read_text(encoding="utf-8"))["identity"]
+        identity = read_json(path / trials.DESCRIPTION)["identity"]
         name, rows, curves = folder_name(identity), trials.read_rows(path), trials.read_curves(path)
         check_trials(labeled(rows, name, identity))
     except (BadRows, *UNREADABLE) as error:

@@ -20,7 +20,7 @@ from open_bench.experiments.history import curves_logged
 from open_bench.experiments.plan import Find, Plan, make_plan
 from open_bench.experiments.remote import devices_for
 from open_bench.experiments.store import Store
-from open_bench.files import write_atomically
+from open_bench.files import read_json, write_atomically
 from open_bench.optimizers.hyperparameters import folder_of
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.devices import Device
@@ -160,7 +160,7 @@ def stored_board(
 def _study_of(folder: Path, runs: Runs) -> tuple[str | None, bool]:
     """Name of the study that all of the folder's runs belong to, None where there is none; whether Adam joined it."""
     try:
-        content = json.loads((folder / STUDY_FILE).read_text(encoding="utf-8"))
+        content = read_json(folder / STUDY_FILE)
         if set(runs.experiments["experiment"]) <= set(content["experiments"]):
             return str(content["study"]), bool(content.get("joined"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -126,7 +126,7 @@ def parse_value(text: str) -> Any:
         return {"true": True, "false": False, "none": None}[lowered]
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, thousands of digits; nested too deeply
         pass
     try:
         return float(text)  # spellings that TOML lacks, such as 1. and .5

@@ -1,6 +1,5 @@
 """What a results folder holds for a report. Reading it runs no code of it; what is damaged is named and left out."""
 
-import json
 import re
 import warnings
 from pathlib import Path
@@ -14,6 +13,7 @@ from open_bench.evaluation.schema import Runs
 from open_bench.evaluation.trials import read_trials
 from open_bench.experiments.session import load_runs, stored_board
 from open_bench.experiments.store import DESCRIPTION, EXPERIMENTS
+from open_bench.files import read_json
 
 _POINTS = {"axis", "point", "x", "optimizer", "mean", "score", "score_low", "score_high", "distribution"}
 _HISTORY = {"generation", "fitness_mean", "fitness_std", "fitness_best", "sigma", "lifetimes", "env_steps", "seconds"}
@@ -78,7 +78,7 @@ def _source(path: Path) -> Source:
     shards = []
     for file in sorted(path.glob("shard-*/provenance.json")):
         try:
-            shard = json.loads(file.read_text(encoding="utf-8"))
+            shard = read_json(file)
             shards.append({"shard": file.parent.name, **shard, "files": dict(shard["files"])})
         except (OSError, ValueError, KeyError, TypeError):
             continue  # a damaged shard, which loading has named
@@ -87,7 +87,7 @@ def _source(path: Path) -> Source:
 
 def _identity(path: Path) -> dict[str, Any]:
     """What a description that has been read holds as identity, with the settings that are none as {}."""
-    identity = json.loads(path.read_text(encoding="utf-8"))["identity"]
+    identity = read_json(path)["identity"]
     settings = identity.get("settings")
     return {**identity, "settings": settings if isinstance(settings, dict) else {}}
 
@@ -101,6 +101,8 @@ def _study(folder: Path) -> Study | None:
             raise ValueError(f"columns are missing: {', '.join(sorted(missing))}")
         texts = dict.fromkeys(("axis", "point", "optimizer", "distribution"), "string")
         points = points.astype(texts).astype(dict.fromkeys(texts, object))
+        if points.duplicated(["axis", "point", "optimizer"]).any():
+            raise ValueError("an optimizer appears twice at a point")
         numbers = sorted(_POINTS - set(texts))
         points[numbers] = points[numbers].astype(float)
         scores = [name for name in summary if name.startswith(("in_score", "out_score", "gap"))]

@@ -286,7 +286,7 @@ def _study_summary(study: Study) -> Table:
         Row([
             Head(str(row["optimizer"])),
             *(named(row, name, 2) for name in ("in_score", "out_score", "gap")),
-            "" if pd.isna(row.get("worst_axis")) else f"{row['worst_axis']} {row['worst_point']}",
+            "" if pd.isna(row.get("worst_axis")) else f"{row['worst_axis']} {row.get('worst_point', '')}",
         ])
         for row in study.summary.to_dict("records")
     ]  # fmt: skip

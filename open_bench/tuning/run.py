@@ -25,7 +25,7 @@ from open_bench.experiments.provenance import revision
 from open_bench.experiments.remote import devices_for
 from open_bench.experiments.session import watcher_of
 from open_bench.experiments.store import Store
-from open_bench.files import write_atomically
+from open_bench.files import read_json, write_atomically
 from open_bench.optimizers import hyperparameters, names, registry
 from open_bench.optimizers.resolve import UNTUNED, ResolvedOptimizer, resolve
 from open_bench.training.devices import Device
@@ -316,7 +316,7 @@ class _Campaign:
         wanted = apart(json.loads(json.dumps(experiment.identity)))
         for path in self.store.experiments.glob("*/experiment.json"):
             try:
-                identity = json.loads(path.read_text("utf-8"))["identity"]
+                identity = read_json(path)["identity"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             if path.parent.name != experiment.name and apart(identity) == wanted:

@@ -24,7 +24,7 @@ from open_bench.evaluation.trials import labeled
 from open_bench.experiments.execute import Group, label_of, rows
 from open_bench.experiments.experiment import Experiment, folder_name
 from open_bench.experiments.store import Store, set_aside
-from open_bench.files import write_atomically
+from open_bench.files import read_json, write_atomically
 from open_bench.optimizers.resolve import ResolvedOptimizer
 from open_bench.training.lifetime import Lifetime
 from open_bench.training.runner import Finished
@@ -171,7 +171,7 @@ def read_curves(path: Path) -> pd.DataFrame:
 
 def read_provenance(path: Path) -> list[Any]:
     try:
-        found = json.loads((path / PROVENANCE).read_text("utf-8"))
+        found = read_json(path / PROVENANCE)
         return found if isinstance(found, list) else []
     except (OSError, ValueError):
         return []

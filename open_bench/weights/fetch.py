@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from open_bench.errors import near_matches
+from open_bench.files import read_json
 from open_bench.optimizers import registry
 from open_bench.weights import library
 from open_bench.weights.format import WeightsError, load_weights, save_weights, write
@@ -275,7 +276,7 @@ def _read_record(path: Path, published: Published) -> Digests | None:
     if not path.is_file():
         return None
     try:
-        files = json.loads(path.read_text("utf-8"))["files"]
+        files = read_json(path)["files"]
         return {
             name: {"bytes": int(files[name]["bytes"]), "sha256": str(files[name]["sha256"])}
             for name in (file.name for file in published.files)

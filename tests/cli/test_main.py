@@ -1,5 +1,6 @@
 """How the command line starts and ends: help, versions, errors, streams that cannot show everything, pipes."""
 
+import errno
 import os
 import shutil
 import signal
@@ -176,6 +177,18 @@ def test_out_of_memory_says_what_to_do(error: Exception, openbench: OpenBench, m
     answer = openbench("train", "adam", "-e", "cartpole")
     assert answer.code == 2
     assert answer.err.startswith("error: out of memory. Make the agents smaller (--set hidden=")
+    assert answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_fails_is_named(number: int, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(**_: Any) -> None:
+        raise OSError(number, os.strerror(number), "results/scores.csv")
+
+    monkeypatch.setattr("open_bench.api.train", train)
+    answer = openbench("train", "adam", "-e", "cartpole")
+    assert answer.code == 2
+    assert answer.err.startswith(f"error: results/scores.csv: {os.strerror(number)}. What is stored is whole")
     assert answer.err.count("\n") == 1
 
 

@@ -239,14 +239,20 @@ def _per_environment(scores: BoardScores, baseline: str, steps: pd.DataFrame, re
     cells = counts.to_dict("index")
     matrices = [scores.matrix(optimizer, (environment,), "value") for optimizer, environment in cells]
     means = bootstrap.mean_estimates(matrices, resamples)
-    for ((optimizer, environment), counted), mine, mean in zip(cells.items(), matrices, means, strict=True):
-        theirs = scores.matrix(baseline, (environment,), "value") if optimizer != baseline else None
+    compared = {environment: scores.matrix(baseline, (environment,), "value") for environment in scores.environments}
+    pairs = [
+        (mine, compared[environment] if optimizer != baseline else None)
+        for mine, (optimizer, environment) in zip(matrices, cells, strict=True)
+    ]
+    differences = bootstrap.paired_differences(pairs)
+    times = steps.to_dict()
+    for ((optimizer, environment), counted), mean, difference in zip(cells.items(), means, differences, strict=True):
         rows.append(
             {"optimizer": optimizer, "environment": environment}
             | {"mean": mean.value, "low": mean.low, "high": mean.high}
             | counted
-            | bootstrap.columns_of({"difference": bootstrap.paired_difference(mine, theirs)})
-            | {"steps_to_target": steps[optimizer].get(environment, np.nan) if optimizer in steps else np.nan}
+            | bootstrap.columns_of({"difference": difference})
+            | {"steps_to_target": times.get(optimizer, {}).get(environment, np.nan)}
         )
     return pd.DataFrame(rows)
 
@@ -271,7 +277,7 @@ def _returns(scores: BoardScores, per_environment: pd.DataFrame, optimizer: str)
 
 
 def _counts(scores: BoardScores, optimizer: str) -> dict[str, int]:
-    mine = scores.rows[scores.rows["optimizer"] == optimizer]
+    mine = scores.rows_of(optimizer)
     return {
         "num_seeds": _common_seeds(scores, optimizer),
         "lifetimes": len(mine),
@@ -282,7 +288,7 @@ def _counts(scores: BoardScores, optimizer: str) -> dict[str, int]:
 
 def _common_seeds(scores: BoardScores, optimizer: str) -> int:
     """Seeds that all environments which the optimizer ran in, and which count, have."""
-    mine = scores.rows[scores.rows["optimizer"] == optimizer]
+    mine = scores.rows_of(optimizer)
     counted = mine[mine["environment"].isin(scores.normalized or scores.observed or scores.environments)]
     if scores.normalized:
         counted = counted[counted["score"].notna()]  # a seed without Adam's has none
@@ -340,7 +346,7 @@ def _own_notes(scores: BoardScores, optimizer: str) -> list[str]:
         counts = set(lacking) & set(scores.normalized or scores.observed)
         blank = "its aggregate is left blank" if counts else "it has no win rate and no mean rank"
         notes.append(f"has not run in {', '.join(lacking)}; {blank}")
-    mine = scores.rows[scores.rows["optimizer"] == optimizer]
+    mine = scores.rows_of(optimizer)
     sizes = mine.groupby("environment")["seed"].nunique()
     common = _common_seeds(scores, optimizer)
     if sizes.nunique() > 1 or common < sizes.min():

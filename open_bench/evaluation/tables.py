@@ -214,8 +214,9 @@ def _board_tables(board: "Board", width: int) -> list[Any]:
 
 def packed(title: str, first: Sequence[Column], rest: Sequence[Column], width: int) -> list[Any]:
     """Rich tables that each begin with ``first`` and hold as many of ``rest`` as fit in ``width`` columns."""
-    begin, alone = _width(first), _width(first[:1])
-    added = [_width([*first[:1], each]) - alone for each in rest]  # each column's part of a table's width
+    beside = [_widest(first[0])]
+    begin, alone = _width(first), _width(beside)
+    added = [_width([*beside, _widest(each)]) - alone for each in rest]  # each column's part of a table's width
     tables: list[Any] = []
     at = 0
     while at < len(rest):
@@ -242,6 +243,15 @@ def _table(title: str, columns: Sequence[Column]) -> Any:
     for row in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*map(Text, row))  # as it stands: names hold brackets
     return table
+
+
+def _widest(column: Column) -> Column:
+    """The column with those of its cells alone that its width follows from."""
+    from rich.cells import cell_len
+
+    in_cells = max(column.cells, key=lambda cell: max(map(cell_len, cell.splitlines()), default=0), default="")
+    in_letters = max(column.cells, key=lambda cell: max(map(len, cell.split("\n"))), default="")
+    return dataclasses.replace(column, cells=[in_cells, in_letters])
 
 
 def _width(columns: Sequence[Column]) -> int:

@@ -14,7 +14,8 @@ else is counted over all seeds.
 """
 
 import dataclasses
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from open_bench.evaluation.baseline_returns import BaselineReturns
 from open_bench.evaluation.boards import BOARD_COLUMNS, BoardScores, boards
 from open_bench.evaluation.bootstrap import AGGREGATES, NO_ESTIMATE, RESAMPLES, Estimate
 from open_bench.evaluation.schema import MIXED, Runs, tracks
+from open_bench.evaluation.style import aliases
 from open_bench.files import write_atomically
 from open_bench.text import compact
 
@@ -51,6 +53,7 @@ class Board:
         notes: about the board, then about single optimizers.
         baseline: the optimizer that the others are compared with.
         study: name that heads it, or None.
+        aliases: short names that were chosen, by optimizer or environment.
     """
 
     scores: BoardScores
@@ -59,6 +62,17 @@ class Board:
     notes: tuple[str, ...]
     baseline: str
     study: str | None = None
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def short(self) -> dict[str, str]:
+        """What each optimizer, and the baseline, is called where people look: in tables, figures and the report."""
+        return aliases([*self.scores.optimizers, *({self.baseline} - {*self.scores.optimizers})], self.aliases)
+
+    @functools.cached_property
+    def places(self) -> dict[str, str]:
+        """The same of each environment."""
+        return aliases(self.scores.environments, self.aliases)
 
     @property
     def title(self) -> str:
@@ -161,6 +175,7 @@ def leaderboard(
     resamples: int = RESAMPLES,
     title: str | None = None,
     joined: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> Leaderboard:
     """Rank the optimizers in ``runs``.
 
@@ -176,14 +191,24 @@ def leaderboard(
         resamples: bootstrap resamples of each interval.
         title: name of the study, which heads every board.
         joined: whether Adam was not named and joined where scores need it; boards say so.
+        names: short names to show, by optimizer or environment (``style.aliases``).
 
     Raises:
-        UserError: there is nothing to rank, the budget, metric or a track is unknown, or experiments do not compare.
+        UserError: there is nothing to rank, the budget, metric or a track is unknown, experiments do not compare, or a
+            short name would name two rows.
         BadRows: the tables break the schema.
     """
     found = boards(runs, baseline_returns, budget, metric, only)
-    made = tuple(_make_board(scores, runs.curves, baseline, resamples, title, joined) for scores in found)
-    return Leaderboard(made, metric)
+    made = (_make_board(scores, runs.curves, baseline, resamples, title, joined) for scores in found)
+    return Leaderboard(tuple(_named(board, names or {}) for board in made), metric)
+
+
+def _named(board: Board, names: Mapping[str, str]) -> Board:
+    """The board with short names, and notes on what they stand for."""
+    board = dataclasses.replace(board, aliases=names)
+    told = [f"{short} is {name}" for each in (board.short, board.places) for name, short in each.items()
+            if short != name]  # fmt: skip
+    return dataclasses.replace(board, notes=(*board.notes, *told))
 
 
 def _make_board(

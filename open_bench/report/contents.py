@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +49,8 @@ class Contents(NamedTuple):
     histories: dict[str, pd.DataFrame]  # of evolutions, by name
 
 
-def read(results: Path, budget: str | None = None) -> Contents:
-    """Everything below ``results``; ``budget``: only its boards.
+def read(results: Path, budget: str | None = None, aliases: Mapping[str, str] | None = None) -> Contents:
+    """Everything below ``results``; ``budget``: only its boards; ``aliases``: see ``stored_board``.
 
     Raises:
         UserError: there is nothing to show, the budget is unknown, or experiments do not compare.
@@ -58,7 +59,7 @@ def read(results: Path, budget: str | None = None) -> Contents:
         raise UserError(f"{results}: there is no such folder")
     runs = load_runs(results) if (results / EXPERIMENTS).is_dir() else Runs.empty()
     ranked = (runs.experiments["algorithm"] != "random").any()
-    board = stored_board(results, runs, budget) if ranked or budget is not None else None
+    board = stored_board(results, runs, budget, aliases=aliases) if ranked or budget is not None else None
     sources = {name: _source(results / EXPERIMENTS / name) for name in runs.experiments["experiment"]}
     studies = [_study(path.parent) for path in sorted(results.glob("generalization/*/points.csv"))]
     histories = {path.parent.name: _history(path) for path in sorted(results.glob("meta/*/history.csv"))}

@@ -44,7 +44,7 @@ class Page:
     def board(self, board: Board, place: int) -> dict[str, Any]:
         """One board: leaderboard, charts of aggregates, pairs, a panel an environment."""
         scores, group = board.scores, f"board{place}"
-        self.charts.legends[group] = legend(list(board.table["optimizer"]))
+        self.charts.legends[group] = legend(list(board.table["optimizer"]), board.short)
         rates = ranks.win_rates(scores, list(board.table["optimizer"][: tables.MOST_PAIRED]), self.resamples)
         return {
             "id": group,
@@ -90,7 +90,7 @@ class Page:
         for place, name in enumerate(board.scores.environments):
             found.append({
                 "id": f"{group}-{place}",
-                "name": name,
+                "name": board.places[name],
                 "charts": [self._learning(board, group, name, drawn[name])] if drawn[name] else [],
                 "table": tables.environment(board, name, returns.get(name), identities, seeds),
                 "diagnosis": [
@@ -103,7 +103,7 @@ class Page:
 
     def _learning(self, board: Board, group: str, name: str, drawn: dict[str, Curve]) -> int:
         levels = curves.levels(board, self.returns, name)
-        return self.charts.lines(group, f"learning curves, {name}", "env steps", "episode return", drawn,
+        return self.charts.lines(group, f"learning curves, {board.places[name]}", "env steps", "episode return", drawn,
                                  levels=levels, from_zero=True)  # fmt: skip
 
     # --- tuning ---

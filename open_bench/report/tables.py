@@ -38,9 +38,10 @@ class Head(NamedTuple):
 
 
 class Commands(NamedTuple):
-    """What makes the row again."""
+    """What makes the row again, or why nothing does."""
 
     lines: tuple[str, ...]
+    otherwise: str = "none: options of the environment"
     kind: str = "commands"
 
 

@@ -38,13 +38,13 @@ def test_latex_has_two_tables_a_board_and_takes_no_name_for_a_command():
             assert len(re.findall(r"(?<!\\)&", line)) in (1, len(re.findall(r"(?<!\\)&", written.split("\n")[5])))
 
 
-HOSTILE = "=<b>|&_[x](y)"
+ODD = "=<b>|&_[x](y)"
 
 
 def test_people_see_short_names_and_csv_has_labels():
-    names = {"my.rules:mine:rate=0.1#cddb1c18": "mine:rate=0.1", "lion": HOSTILE, "adam": "adam"}
+    names = {"my.rules:mine:rate=0.1#cddb1c18": "mine:rate=0.1", "lion": ODD, "adam": "adam"}
     runs = make_runs({(name, "a"): [place, place + 1] for place, name in enumerate(names)})
-    made = leaderboard(runs, SCALES, resamples=FEW, names={"lion": HOSTILE, "a": "world", "sgd": "elsewhere"})
+    made = leaderboard(runs, SCALES, resamples=FEW, names={"lion": ODD, "a": "world", "sgd": "elsewhere"})
     assert made.boards[0].short == names
     assert set(made.table["optimizer"]) == set(names)
     assert set(pd.read_csv(io.StringIO(made.to_csv()))["optimizer"]) == set(names)

@@ -10,7 +10,7 @@ Rows of one experiment that break any of this are a ``BadRows``, so that a reade
 import dataclasses
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -96,6 +96,7 @@ _SCALARS: dict[str, tuple[type, ...]] = {
 _FLAG_TYPES = (bool, np.bool_)
 _SCALAR = (bool, int, float, str, np.generic)
 _FLAGS = {"True": True, "False": False}
+_READ: dict[str, Callable[[str], Any]] = {"number": float, "integer": int, "flag": _FLAGS.__getitem__}  # of cells
 
 
 Table: TypeAlias = pd.DataFrame | Mapping[str, np.ndarray]  # columns by name
@@ -258,8 +259,7 @@ def read_csv(name: str, data: bytes, columns: Mapping[str, Column]) -> dict[str,
 def _parsed(kind: str, cells: Sequence[str]) -> np.ndarray:
     if kind == "number" and "" in cells:
         return np.array([float(cell) if cell else math.nan for cell in cells], float)
-    read = {"number": float, "integer": int, "flag": _FLAGS.__getitem__}[kind]
-    return np.array(list(map(read, cells)), _DTYPES[kind])
+    return np.array(list(map(_READ[kind], cells)), _DTYPES[kind])
 
 
 def read_trials(path: Path, columns: Mapping[str, Column], keys: list[str]) -> pd.DataFrame:
@@ -339,7 +339,8 @@ def check_values(values: Mapping[str, Any]) -> None:
             raise BadRows(f"experiments: column {name!r} must hold {kind} values, and has {value!r}")
         if isinstance(value, int) and abs(value) >= 2**63:
             raise BadRows(f"experiments: {name} is out of range")
-        if value < low or value > high:
+        number: Any = value
+        if number < low or number > high:
             raise BadRows(f"experiments: {name} must be finite, from {low:g} to {high:g}, and is {value}")
 
 

@@ -116,8 +116,8 @@ def _study(folder: Path) -> Study | None:
         return None
     scale = re.search(r"^Scores: .*$", told, re.MULTILINE)
     notes = told.partition("## Notes\n")[2]
-    told = tuple(re.findall(r"^- (.*)$", notes, re.MULTILINE))
-    return Study(folder.name, points, summary, scale[0] if scale else "", told, _request(folder / REQUEST))
+    found = tuple(re.findall(r"^- (.*)$", notes, re.MULTILINE))
+    return Study(folder.name, points, summary, scale[0] if scale else "", found, _request(folder / REQUEST))
 
 
 def _request(path: Path) -> dict[str, Any] | None:

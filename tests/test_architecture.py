@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["experiments"] = {*MAY_IMPORT} - {"experiments"}
 for study in ("tuning", "meta_training", "generalization"):
     MAY_IMPORT[study] = {*MAY_IMPORT["experiments"], "experiments"}
-MAY_IMPORT["report"] = {*BASE, "text", "evaluation", "experiments"}  # reads results folders
+MAY_IMPORT["report"] = {*BASE, "text", "evaluation", "experiments", "meta_training", "generalization", "weights.format"}  # reads folders
 MAY_IMPORT["exchange"] = {*MAY_IMPORT} - {"report"}
 for whole in ("api", "cli"):
     MAY_IMPORT[whole] = {*MAY_IMPORT}

@@ -87,7 +87,7 @@ def prepare(
     num_seeds: int | None = None, root_seed: int | None = None, settings: "Settings | None" = None,
     meta_train: "str | MetaConfig | bool | None" = None, baseline: bool = True,
     hyperparameters: str | Path | None = None, tensorboard: bool = False, wandb: str | None = None,
-    execution: Execution = HERE, **where: Any,
+    aliases: Mapping[str, str] | None = None, execution: Execution = HERE, **where: Any,
 ) -> "Session":  # fmt: skip
     """A study that is ready to run: everything in it has been checked, and nothing is trained.
 
@@ -99,9 +99,11 @@ def prepare(
             False: not at all. Environments and length of a lifetime are the study's unless that has its own. The
             library keeps the weights under a name that follows from the settings.
         baseline: let Adam join where scores need it: the study lacks it, and stored returns do not fit.
+        aliases: short names to show for optimizers and environments, by name; they come before the study's.
     """
     quiet_xla()
     from open_bench.algorithms.registry import algorithm_name
+    from open_bench.evaluation.style import check_aliases
     from open_bench.experiments.plan import adjust
 
     chosen = study if isinstance(study, StudyConfig) else load_study(study or DEFAULT_STUDY)
@@ -109,12 +111,16 @@ def prepare(
         "optimizers": several(optimizers), "environments": several(environments),
         "algorithm": algorithm_name(algorithm), "budget": budget, "num_seeds": num_seeds, "root_seed": root_seed,
         "name": CUSTOM if optimizers and environments else None,
+        "aliases": {**chosen.aliases, **aliases} if aliases else None,
     }  # fmt: skip
     chosen = adjust(chosen, **changes, meta=None if isinstance(meta_train, bool) else meta_train)
     if isinstance(meta_train, bool):
         chosen = chosen.model_copy(update={"meta": (chosen.meta or {}) if meta_train else None})
-    return _session(chosen, steps, settings, execution, where, baseline=baseline, hyperparameters=hyperparameters,
-                    tensorboard=tensorboard, wandb=wandb)  # fmt: skip
+    session = _session(chosen, steps, settings, execution, where, baseline=baseline, hyperparameters=hyperparameters,
+                       tensorboard=tensorboard, wandb=wandb)  # fmt: skip
+    labels = {name for each in session.experiments for name in (each.label, each.task.name)}
+    check_aliases(sorted(labels), aliases or {})
+    return session
 
 
 def _session(study: StudyConfig, steps: int | None, settings: "Settings | None", execution: Execution,
@@ -239,7 +245,7 @@ def tune(
 
 def leaderboard(
     results: str | Path = "results", budget: str | None = None, *, tracks: Sequence[str] | str = (),
-    metric: str = "final_return", figures: Sequence[str] | str = ("png",),
+    metric: str = "final_return", figures: Sequence[str] | str = ("png",), aliases: Mapping[str, str] | None = None,
 ) -> "Leaderboard":  # fmt: skip
     """Write the leaderboard (CSV, Markdown) and figures of a folder anew, from its stored runs and trials.
 
@@ -250,9 +256,11 @@ def leaderboard(
         metric: column to rank by: final_return, mean_return (the area under the learning curve divided by its length),
             or another that experiments list.
         figures: forms of the figures: png, svg, pdf.
+        aliases: short names to show for optimizers and environments, by name.
 
     Raises:
-        UserError: there are no runs, or a budget, track, metric or form of figures is unknown.
+        UserError: there are no runs, a budget, track, metric, form of figures or a name of ``aliases`` is unknown, or
+            two rows would have one short name.
     """
     from open_bench.errors import check_known
     from open_bench.evaluation.style import FORMATS
@@ -261,16 +269,20 @@ def leaderboard(
     forms = several(figures) or ()
     for form in forms:
         check_known("form of figures", form, FORMATS)
-    return write_board(Path(results), load_runs(results), budget, several(tracks) or (), metric, forms)
+    return write_board(Path(results), load_runs(results), budget, several(tracks) or (), metric, forms, aliases)
 
 
-def report(results: str | Path = "results", path: str | Path | None = None, budget: str | None = None) -> Path:
+def report(
+    results: str | Path = "results", path: str | Path | None = None, budget: str | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> Path:  # fmt: skip
     """Write one self-contained HTML page of a results folder. See docs/report.md.
 
     Args:
         results: the folder: its runs, trials, studies of generalization and evolutions, whatever there is.
         path: of the page; by default ``<results>/report.html``.
         budget: only boards of this one.
+        aliases: see ``leaderboard``.
 
     Returns:
         Where the page lies.
@@ -280,7 +292,7 @@ def report(results: str | Path = "results", path: str | Path | None = None, budg
     """
     from open_bench.report.page import write
 
-    return write(Path(results), None if path is None else Path(path), budget)
+    return write(Path(results), None if path is None else Path(path), budget, aliases)
 
 
 def verify(

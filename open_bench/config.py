@@ -38,6 +38,15 @@ Positive = Annotated[int, Field(gt=0, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[Positive, AfterValidator(check_count)]  # of seeds
 RootSeed = Annotated[int, Field(ge=0, strict=True), AfterValidator(check_root_seed)]
+
+
+def _check_alias(text: str) -> str:
+    if not text.strip() or not text.isprintable() or len(text) > 60:
+        raise ValueError(f"{text!r} is no short name: it has 1 to 60 printable characters")
+    return text
+
+
+Alias = Annotated[str, AfterValidator(_check_alias)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
 
 PROTOCOL_VERSION = 2  # raised whenever results stop being comparable; see CHANGELOG.md
@@ -62,7 +71,13 @@ class TrainingLength(NamedTuple):
         return self.updates * self.epochs * self.minibatches
 
 
-class StudyConfig(Config):
+class Aliases(Config):
+    """Short names of optimizers and environments on boards and figures, by what they are called else."""
+
+    aliases: dict[str, Alias] = Field(default_factory=dict)
+
+
+class StudyConfig(Aliases):
     """A set of experiments: every optimizer on every environment, with one algorithm, at one budget."""
 
     name: Name

@@ -99,6 +99,7 @@ def write_study(results: Path, optimizers: Sequence[str], axis: str = "width") -
     ).to_csv(folder / "summary.csv", index=False)  # fmt: skip
     notes = "# Generalization\n\nScores: 0 is a random policy and 1 Adam.\n\n## Notes\n\n- a note\n"
     (folder / "generalization.md").write_text(notes)
+    (folder / "request.json").write_text(json.dumps({"optimizers": list(optimizers), "study": SCRIPT, "num_seeds": 2}))
 
 
 def write_everything(results: Path) -> Path:

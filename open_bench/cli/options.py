@@ -43,6 +43,15 @@ def _settings(_: click.Context, __: click.Parameter, values: tuple[str, ...]) ->
     return settings
 
 
+def _aliases(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """``--alias NAME=SHORT`` → short names by name, which may have settings."""
+    split = {item: item.rpartition("=") for item in values}
+    for item, (name, _equals, short) in split.items():
+        if not name.strip() or not short.strip():
+            raise UserError(f"--alias {item}: expected NAME=SHORT, such as --alias mine:signed_momentum=SM")
+    return {name.strip(): short.strip() for name, _, short in split.values()}
+
+
 def shipped(kind: str) -> Callable[[Any, Any, str], list[str]]:
     """Completes names that ship: environments, studies, meta or generalize."""
 
@@ -63,6 +72,8 @@ def optimizer_names(_: Any, __: Any, incomplete: str) -> list[str]:
 
 SET = click.option("--set", "settings", multiple=True, callback=_settings, metavar="KEY=VALUE",
                    help="Change a setting of the algorithm, as num_envs=32 or hidden=[64,64]; repeatable.")  # fmt: skip
+ALIAS = click.option("--alias", "aliases", multiple=True, callback=_aliases, metavar="NAME=SHORT",
+                     help="Show an optimizer or environment under a short name of yours; repeatable.")  # fmt: skip
 RESULTS = click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True,
                        help="Folder of experiments, tables and figures.")  # fmt: skip
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON in place of tables.")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from open_bench.cli import console
-from open_bench.cli.options import JSON, RESULTS, runs
+from open_bench.cli.options import ALIAS, JSON, RESULTS, runs
 from open_bench.config import Execution
 
 WRITTEN = ("leaderboard.csv", "leaderboard.md", "figures/")
@@ -24,6 +24,7 @@ WRITTEN = ("leaderboard.csv", "leaderboard.md", "figures/")
 @click.option("--figures", default="png", show_default=True, metavar="FORM,…", help="Forms of figures: png, svg, pdf.")
 @click.option("--format", "form", type=click.Choice(["csv", "md", "tex"]),
               help="Print the board so, and nothing else.")  # fmt: skip
+@ALIAS
 @JSON
 def leaderboard(results: Path, figures: str, form: str | None, as_json: bool, **request: Any) -> None:
     """Write the leaderboard and the figures of a results folder anew, from its stored experiments and trials.
@@ -45,6 +46,7 @@ def leaderboard(results: Path, figures: str, form: str | None, as_json: bool, **
 @click.argument("results", type=click.Path(path_type=Path), default=Path("results"))
 @click.option("--output", "path", type=click.Path(path_type=Path), help="In place of RESULTS/report.html.")
 @click.option("--budget", help="Only boards of this budget.")
+@ALIAS
 def report(results: Path, **request: Any) -> None:
     """Write RESULTS, a results folder, as one HTML page: boards, curves, tuning and whatever else it holds.
 

@@ -7,6 +7,7 @@ import click
 from open_bench.cli import console
 from open_bench.cli.options import (
     ALGORITHM,
+    ALIAS,
     BUDGET,
     KEEP,
     LOGS,
@@ -69,6 +70,7 @@ def train(execution: Execution, as_json: bool, **request: Any) -> None:
               help="Adam does not join where scores need it: rank raw returns.")  # fmt: skip
 @click.option("--meta-train", is_flag=False, flag_value="", metavar="[STUDY]",
               help="Meta-train learned optimizers that have no weights first, with a study's settings.")  # fmt: skip
+@ALIAS
 @_REQUEST
 @reports
 def compare(

@@ -103,9 +103,17 @@ class BoardScores:
     def _table(self) -> ScoreTable:
         return ScoreTable(self.rows)
 
+    @functools.cached_property
+    def _by_optimizer(self) -> dict[str, pd.DataFrame]:
+        return dict(tuple(self.rows.groupby("optimizer")))
+
+    def rows_of(self, optimizer: str) -> pd.DataFrame:
+        """The optimizer's lifetimes."""
+        return self._by_optimizer[optimizer]
+
     def lacking(self, optimizer: str, environments: tuple[str, ...]) -> tuple[str, ...]:
         """Those of ``environments`` in which the optimizer has not run."""
-        ran = set(self.rows.loc[self.rows["optimizer"] == optimizer, "environment"])
+        ran = set(self.rows_of(optimizer)["environment"])
         return tuple(name for name in environments if name not in ran)
 
     def matrix(self, optimizer: str, environments: tuple[str, ...], column: str = "score") -> ScoreMatrix | None:
@@ -361,6 +369,8 @@ def _failure_notes(
     """Lifetimes without a return of one environment (not filled in yet), in a fixed order."""
     if rows["unfinished"].all():
         return [f"{where}: no episode finished within the budget; left out of every aggregate"]
+    if not (rows["diverged"] | rows["unfinished"]).any():
+        return []
     rows, notes = rows[rows["optimizer"].isin(shown)], []
     for column, what in (("diverged", "diverged"), ("unfinished", "finished no episode")):
         counts = rows[rows[column]].groupby("optimizer").size()

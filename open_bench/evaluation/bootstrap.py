@@ -138,11 +138,37 @@ def paired_difference(x: ScoreMatrix | None, y: ScoreMatrix | None) -> Estimate:
     return NO_ESTIMATE if difference is None else difference_interval(difference)
 
 
+def paired_differences(pairs: Sequence[tuple[ScoreMatrix | None, ScoreMatrix | None]]) -> list[Estimate]:
+    """``paired_difference`` of many pairs of one environment each, those with equally many seeds at once."""
+    found = [NO_ESTIMATE] * len(pairs)
+    values = {place: each[:, 0] for place, pair in enumerate(pairs) if (each := differences(*pair)) is not None}
+    for seeds in {len(each) for each in values.values()}:
+        alike = {place: each for place, each in values.items() if len(each) == seeds}
+        intervals = _difference_intervals(np.stack(list(alike.values())))
+        for place, *numbers in zip(alike, *(each.tolist() for each in intervals), strict=True):
+            found[place] = Estimate(*numbers)
+    return found
+
+
+def _difference_intervals(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``difference_interval`` of each row of (n, seeds), one environment's differences: (n,) each, the same bits."""
+    from scipy.special import stdtrit
+
+    seeds, means = differences.shape[1], differences.mean(axis=1)
+    if seeds < 2:
+        return means, np.full_like(means, np.nan), np.full_like(means, np.nan)
+    errors = np.array([(variance / seeds) ** 0.5 for variance in differences.var(axis=1, ddof=1).tolist()])
+    half = stdtrit(seeds - 1.0, _TAILS[1]) * errors
+    return means, means - half, means + half
+
+
 def differences(x: ScoreMatrix | None, y: ScoreMatrix | None) -> np.ndarray | None:
     """X − Y, (shared seeds, environments); None where no seed is shared. Raises as ``paired_difference`` does."""
     if x is None or y is None:
         return None
     _same_environments(x, y)
+    if x.seeds == y.seeds:
+        return x.values - y.values
     shared = tuple(seed for seed in x.seeds if seed in y.seeds)
     return x.only(shared).values - y.only(shared).values if shared else None
 

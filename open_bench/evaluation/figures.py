@@ -19,7 +19,6 @@ from open_bench.evaluation.schema import Runs
 from open_bench.evaluation.style import (
     GRAY,
     LEVEL,
-    aliases,
     draw_line,
     figure_legend,
     finish_axis,
@@ -101,9 +100,9 @@ def learning_curves(
         lines = _draw_curves(axis, board, mine) | lines
         for name, level in curves.levels(board, baseline_returns, environment).items():
             lines[name] = axis.axhline(level, color=GRAY, linewidth=1.1, linestyle=_LEVELS[name], zorder=1)
-        finish_axis(axis, environment, "env steps")
+        finish_axis(axis, board.places[environment], "env steps")
     figure.supylabel("episode return", fontsize=10)
-    short = aliases(board.scores.optimizers)
+    short = board.short
     order = [*board.table["optimizer"], *_LEVELS]
     figure_legend(figure, {short.get(name, name): lines[name] for name in order if name in lines})
     return figure
@@ -114,7 +113,7 @@ def diagnosis(found: Mapping[str, Mapping[str, curves.Curve]], board: Board, env
 
     A diagnostic that is positive and varies by more than 100 times has a logarithmic axis.
     """
-    short = aliases(board.scores.optimizers)
+    short = board.short
     figure, axes = panel_grid(len(found), panel=(3.1, 2.3))
     lines: dict[str, Any] = {}
     for axis, (name, mine) in zip(axes, found.items(), strict=True):
@@ -122,7 +121,7 @@ def diagnosis(found: Mapping[str, Mapping[str, curves.Curve]], board: Board, env
         finish_axis(axis, name.replace("_", " "), "env steps")
         if curves.needs_log(mine):
             axis.set_yscale("log")
-    figure.suptitle(environment, fontsize=10)
+    figure.suptitle(board.places[environment], fontsize=10)
     figure_legend(figure, {short[name]: lines[name] for name in board.table["optimizer"] if name in lines})
     return figure
 
@@ -131,7 +130,7 @@ def return_intervals(board: Board) -> "Figure":
     """Mean return of each optimizer, a panel an environment, with 95 % intervals; best-ranked on top."""
     scores = board.scores
     panels = {
-        name: board.per_environment[board.per_environment["environment"] == name].set_index("optimizer")
+        board.places[name]: board.per_environment[board.per_environment["environment"] == name].set_index("optimizer")
         for name in scores.environments
     }
     return _interval_figure(
@@ -182,7 +181,7 @@ def _profile_figure(board: Board, found: Mapping[str, curves.Curve]) -> "Figure 
     """Fractions against a limit, with a legend; the axis is to be finished."""
     if not found:
         return None
-    look, short = styles(board.scores.optimizers), aliases(board.scores.optimizers)
+    look, short = styles(board.scores.optimizers), board.short
     figure, (axis,) = panel_grid(1, panel=(6.0, 3.8))
     lines = {short[name]: _draw_curve(axis, curve, look[name]) for name, curve in found.items()}
     limits = next(iter(found.values())).x
@@ -237,7 +236,7 @@ def _interval_figure(
 ) -> "Figure":
     """Panels of horizontal intervals; each frame has value, low and high by optimizer."""
     optimizers = [name for name in board.table["optimizer"] if only is None or name in only]
-    look, short = styles(board.scores.optimizers), aliases(board.scores.optimizers)
+    look, short = styles(board.scores.optimizers), board.short
     height = 0.75 + 0.34 * len(optimizers)
     figure, axes = panel_grid(len(panels), panel=(2.9, height), columns=columns, share_y=True)
     for axis, (title, (what, frame)) in zip(axes, panels.items(), strict=True):

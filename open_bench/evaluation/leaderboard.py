@@ -14,7 +14,8 @@ else is counted over all seeds.
 """
 
 import dataclasses
-from collections.abc import Collection
+import functools
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from open_bench.evaluation.baseline_returns import BaselineReturns
 from open_bench.evaluation.boards import BOARD_COLUMNS, BoardScores, boards
 from open_bench.evaluation.bootstrap import AGGREGATES, NO_ESTIMATE, RESAMPLES, Estimate
 from open_bench.evaluation.schema import MIXED, Runs, tracks
+from open_bench.evaluation.style import aliases
 from open_bench.files import write_atomically
 from open_bench.text import compact
 
@@ -51,6 +53,7 @@ class Board:
         notes: about the board, then about single optimizers.
         baseline: the optimizer that the others are compared with.
         study: name that heads it, or None.
+        aliases: short names that were chosen, by optimizer or environment.
     """
 
     scores: BoardScores
@@ -59,6 +62,17 @@ class Board:
     notes: tuple[str, ...]
     baseline: str
     study: str | None = None
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def short(self) -> dict[str, str]:
+        """What each optimizer, and the baseline, is called where people look: in tables, figures and the report."""
+        return aliases([*self.scores.optimizers, *({self.baseline} - {*self.scores.optimizers})], self.aliases)
+
+    @functools.cached_property
+    def places(self) -> dict[str, str]:
+        """The same of each environment."""
+        return aliases(self.scores.environments, self.aliases)
 
     @property
     def title(self) -> str:
@@ -161,6 +175,7 @@ def leaderboard(
     resamples: int = RESAMPLES,
     title: str | None = None,
     joined: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> Leaderboard:
     """Rank the optimizers in ``runs``.
 
@@ -176,14 +191,24 @@ def leaderboard(
         resamples: bootstrap resamples of each interval.
         title: name of the study, which heads every board.
         joined: whether Adam was not named and joined where scores need it; boards say so.
+        names: short names to show, by optimizer or environment (``style.aliases``).
 
     Raises:
-        UserError: there is nothing to rank, the budget, metric or a track is unknown, or experiments do not compare.
+        UserError: there is nothing to rank, the budget, metric or a track is unknown, experiments do not compare, or a
+            short name would name two rows.
         BadRows: the tables break the schema.
     """
     found = boards(runs, baseline_returns, budget, metric, only)
-    made = tuple(_make_board(scores, runs.curves, baseline, resamples, title, joined) for scores in found)
-    return Leaderboard(made, metric)
+    made = (_make_board(scores, runs.curves, baseline, resamples, title, joined) for scores in found)
+    return Leaderboard(tuple(_named(board, names or {}) for board in made), metric)
+
+
+def _named(board: Board, names: Mapping[str, str]) -> Board:
+    """The board with short names, and notes on what they stand for."""
+    board = dataclasses.replace(board, aliases=names)
+    told = [f"{short} is {name}" for each in (board.short, board.places) for name, short in each.items()
+            if short != name]  # fmt: skip
+    return dataclasses.replace(board, notes=(*board.notes, *told))
 
 
 def _make_board(
@@ -239,14 +264,20 @@ def _per_environment(scores: BoardScores, baseline: str, steps: pd.DataFrame, re
     cells = counts.to_dict("index")
     matrices = [scores.matrix(optimizer, (environment,), "value") for optimizer, environment in cells]
     means = bootstrap.mean_estimates(matrices, resamples)
-    for ((optimizer, environment), counted), mine, mean in zip(cells.items(), matrices, means, strict=True):
-        theirs = scores.matrix(baseline, (environment,), "value") if optimizer != baseline else None
+    compared = {environment: scores.matrix(baseline, (environment,), "value") for environment in scores.environments}
+    pairs = [
+        (mine, compared[environment] if optimizer != baseline else None)
+        for mine, (optimizer, environment) in zip(matrices, cells, strict=True)
+    ]
+    differences = bootstrap.paired_differences(pairs)
+    times = steps.to_dict()
+    for ((optimizer, environment), counted), mean, difference in zip(cells.items(), means, differences, strict=True):
         rows.append(
             {"optimizer": optimizer, "environment": environment}
             | {"mean": mean.value, "low": mean.low, "high": mean.high}
             | counted
-            | bootstrap.columns_of({"difference": bootstrap.paired_difference(mine, theirs)})
-            | {"steps_to_target": steps[optimizer].get(environment, np.nan) if optimizer in steps else np.nan}
+            | bootstrap.columns_of({"difference": difference})
+            | {"steps_to_target": times.get(optimizer, {}).get(environment, np.nan)}
         )
     return pd.DataFrame(rows)
 
@@ -271,7 +302,7 @@ def _returns(scores: BoardScores, per_environment: pd.DataFrame, optimizer: str)
 
 
 def _counts(scores: BoardScores, optimizer: str) -> dict[str, int]:
-    mine = scores.rows[scores.rows["optimizer"] == optimizer]
+    mine = scores.rows_of(optimizer)
     return {
         "num_seeds": _common_seeds(scores, optimizer),
         "lifetimes": len(mine),
@@ -282,7 +313,7 @@ def _counts(scores: BoardScores, optimizer: str) -> dict[str, int]:
 
 def _common_seeds(scores: BoardScores, optimizer: str) -> int:
     """Seeds that all environments which the optimizer ran in, and which count, have."""
-    mine = scores.rows[scores.rows["optimizer"] == optimizer]
+    mine = scores.rows_of(optimizer)
     counted = mine[mine["environment"].isin(scores.normalized or scores.observed or scores.environments)]
     if scores.normalized:
         counted = counted[counted["score"].notna()]  # a seed without Adam's has none
@@ -340,7 +371,7 @@ def _own_notes(scores: BoardScores, optimizer: str) -> list[str]:
         counts = set(lacking) & set(scores.normalized or scores.observed)
         blank = "its aggregate is left blank" if counts else "it has no win rate and no mean rank"
         notes.append(f"has not run in {', '.join(lacking)}; {blank}")
-    mine = scores.rows[scores.rows["optimizer"] == optimizer]
+    mine = scores.rows_of(optimizer)
     sizes = mine.groupby("environment")["seed"].nunique()
     common = _common_seeds(scores, optimizer)
     if sizes.nunique() > 1 or common < sizes.min():

@@ -165,7 +165,7 @@ def lifetimes(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 def filled(rows: pd.DataFrame, random: RandomReturns) -> pd.Series:
     """``value`` of all lifetimes of one task with what stands in where there is none; NaN where nothing can."""
-    if rows["unfinished"].all():
+    if rows["unfinished"].all() or rows["value"].notna().all():
         return rows["value"]
     own = rows["seed"].map(random.by_seed)
     return rows["value"].fillna(own).fillna(stand_in(rows, random))

@@ -10,7 +10,7 @@ Rows of one experiment that break any of this are a ``BadRows``, so that a reade
 import dataclasses
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -89,8 +89,14 @@ ABSENT = {"tuning_trials": 0, "tuning_env_steps": 0, "meta_env_steps": 0, "train
 
 _DTYPES = {"text": "object", "number": "float64", "integer": "int64", "flag": "bool"}
 _KINDS = {"number": "iuf", "integer": "iu", "flag": "b", "text": ""}  # of numpy's dtypes
-_SCALARS = {"text": str, "integer": int | np.integer, "number": int | float | np.number}  # of experiments' columns
+# Of experiments' columns. Tuples, which are checked in a third of the time that unions take.
+_SCALARS: dict[str, tuple[type, ...]] = {
+    "text": (str,), "integer": (int, np.integer), "number": (int, float, np.number),
+}  # fmt: skip
+_FLAG_TYPES = (bool, np.bool_)
+_SCALAR = (bool, int, float, str, np.generic)
 _FLAGS = {"True": True, "False": False}
+_READ: dict[str, Callable[[str], Any]] = {"number": float, "integer": int, "flag": _FLAGS.__getitem__}  # of cells
 
 
 Table: TypeAlias = pd.DataFrame | Mapping[str, np.ndarray]  # columns by name
@@ -173,6 +179,8 @@ def _labeled(parts: Sequence[tuple[Table, Mapping[str, Any]]]) -> pd.DataFrame:
 
 def stacked(tables: Sequence[Table]) -> dict[str, np.ndarray]:
     """The columns of tables with seeds, one under the other; NaN where one has no such column."""
+    if len(tables) == 1:
+        return {name: np.asarray(tables[0][name]) for name in tables[0]}
     names = dict.fromkeys(name for table in tables for name in table)
     columns = {name: [table.get(name) for table in tables] for name in names}
     lengths = [len(table["seed"]) for table in tables]
@@ -248,10 +256,10 @@ def read_csv(name: str, data: bytes, columns: Mapping[str, Column]) -> dict[str,
         raise BadRows(f"{name}: {error}") from None
 
 
-def _parsed(kind: str, cells: Iterable[str]) -> np.ndarray:
-    if kind == "number":
+def _parsed(kind: str, cells: Sequence[str]) -> np.ndarray:
+    if kind == "number" and "" in cells:
         return np.array([float(cell) if cell else math.nan for cell in cells], float)
-    return np.array([_FLAGS[cell] if kind == "flag" else int(cell) for cell in cells], _DTYPES[kind])
+    return np.array(list(map(_READ[kind], cells)), _DTYPES[kind])
 
 
 def read_trials(path: Path, columns: Mapping[str, Column], keys: list[str]) -> pd.DataFrame:
@@ -297,8 +305,9 @@ def check_diagnosis(table: Table, scores: Table) -> None:
 
 
 def _check_seeds(name: str, table: Table, scores: Table) -> None:
-    alone = ~np.isin(np.asarray(table["seed"]), np.asarray(scores["seed"]))
-    _refuse(name, table, alone, "these seeds have no scores", ["seed"])
+    mine, known = (np.asarray(each["seed"]) for each in (table, scores))
+    if not {*mine.tolist()} <= {*known.tolist()}:  # of few rows this is told in a tenth of what isin takes
+        _refuse(name, table, ~np.isin(mine, known), "these seeds have no scores", ["seed"])
 
 
 def experiment_row(**values: Any) -> dict[str, Any]:
@@ -310,21 +319,29 @@ def experiment_row(**values: Any) -> dict[str, Any]:
     missing = [name for name, column in EXPERIMENTS.items() if column.required and name not in row]
     if missing:
         raise BadRows(f"experiments: columns are missing: {', '.join(missing)}")
-    for name, value in row.items():
-        kind, low, high, _ = EXPERIMENTS[name]
-        if not isinstance(value, bool | int | float | str | np.generic):
-            raise BadRows(f"experiments: {name} = {value!r} is no single value")
-        if not isinstance(value, _SCALARS[kind]) or isinstance(value, bool | np.bool_):
-            raise BadRows(f"experiments: column {name!r} must hold {kind} values, and has {value!r}")
-        if isinstance(value, int) and abs(value) >= 2**63:
-            raise BadRows(f"experiments: {name} is out of range")
-        if isinstance(value, int | float | np.number) and (value < low or value > high):
-            raise BadRows(f"experiments: {name} must be finite, from {low:g} to {high:g}, and is {value}")
+    check_values(row)
     if row["hyperparameter_origin"] not in ORIGINS:
         raise BadRows(f"experiments: hyperparameter_origin must be one of {', '.join(ORIGINS)}")
     if "metrics" in row:
         read_metrics(row["metrics"])
     return row
+
+
+def check_values(values: Mapping[str, Any]) -> None:
+    """Raise BadRows unless these columns of the experiments table hold what they may."""
+    for name, value in values.items():
+        kind, low, high, _ = EXPERIMENTS[name]
+        if kind == "text" and isinstance(value, str):
+            continue
+        if not isinstance(value, _SCALAR):
+            raise BadRows(f"experiments: {name} = {value!r} is no single value")
+        if not isinstance(value, _SCALARS[kind]) or isinstance(value, _FLAG_TYPES):
+            raise BadRows(f"experiments: column {name!r} must hold {kind} values, and has {value!r}")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise BadRows(f"experiments: {name} is out of range")
+        number: Any = value
+        if number < low or number > high:
+            raise BadRows(f"experiments: {name} must be finite, from {low:g} to {high:g}, and is {value}")
 
 
 def check_experiment(row: Mapping[str, Any], scores: Table, curves: Table) -> None:
@@ -392,7 +409,8 @@ def _check(name: str, table: Table, columns: Mapping[str, Column], keys: list[st
             raise BadRows(f"{name}: column {key!r} must hold {kind} values; it has dtype {values.dtype}")
         if kind in ("number", "integer"):
             outside = (values < low) | (values > high)
-            _refuse(name, arrays, outside, f"{key} must be finite, from {low:g} to {high:g}", [*keys, key])
+            if outside.any():
+                _refuse(name, arrays, outside, f"{key} must be finite, from {low:g} to {high:g}", [*keys, key])
     if not _differ([arrays[key] for key in keys]):
         _refuse(name, arrays, pd.DataFrame({key: arrays[key] for key in keys}).duplicated(), problem, keys)
 
@@ -401,8 +419,7 @@ def _differ(keys: list[np.ndarray]) -> bool:
     """Whether no two rows are the same, where that is seen at once: in integers."""
     if any(key.dtype.kind != "i" for key in keys):
         return False
-    order = np.lexsort(keys)
-    return not np.logical_and.reduce([key[order][1:] == key[order][:-1] for key in keys]).any()
+    return len({*zip(*(key.tolist() for key in keys), strict=True)}) == len(keys[0])
 
 
 def _check_labels(table: str, frame: pd.DataFrame, experiments: pd.DataFrame) -> None:

@@ -8,10 +8,11 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from open_bench.errors import UserError, near_matches
 from open_bench.files import write_atomically
 
 if TYPE_CHECKING:
@@ -99,11 +100,46 @@ def styles(optimizers: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def aliases(optimizers: Iterable[str]) -> dict[str, str]:
-    """Short names for figures: ``signed:signed_momentum#cddb1c18`` is ``signed_momentum`` where no other would be."""
-    short = {name: _short(name) for name in optimizers}
+def aliases(names: Iterable[str], chosen: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Short names, no two alike: ``signed:signed_momentum#cddb1c18`` is ``signed_momentum`` where no other would be.
+
+    Args:
+        names: of optimizers, or of environments, that are shown together.
+        chosen: short names by name, which may be without the digest of its file, and without what a board adds in
+            brackets, which stays. What is not among ``names`` is passed over.
+
+    Raises:
+        UserError: a chosen one would name two.
+    """
+    names = list(names)
+    given = {name: alias for name in names if (alias := _chosen(name, chosen or {})) is not None}
+    short = {name: given.get(name, _short(name)) for name in names}
     counts = Counter([*short.values(), *short])
-    return {name: alias if alias == name or counts[alias] == 1 else name for name, alias in short.items()}
+    found = {
+        name: alias if name in given or alias == name or counts[alias] == 1 else name for name, alias in short.items()
+    }
+    for alias in given.values():
+        alike = [name for name in found if found[name] == alias]
+        if len(alike) > 1:
+            raise UserError(f"alias {alias!r} would name {' and '.join(alike)}: choose others")
+    return found
+
+
+def check_aliases(names: Collection[str], chosen: Mapping[str, str]) -> None:
+    """Raise UserError for an alias of what is not among ``names``."""
+    for name in chosen:
+        if not any(_chosen(each, {name: ""}) is not None for each in names):
+            known = [_without_digest(each) for each in names]
+            raise UserError(f"alias {chosen[name]!r}: nothing here is called {name!r}.{near_matches(name, known)}")
+
+
+def _chosen(name: str, chosen: Mapping[str, str]) -> str | None:
+    base, bracket, rest = name.partition(" (")
+    for each, end in ((name, ""), (base, bracket + rest)):
+        for key in (each, _without_digest(each)):
+            if key in chosen:
+                return chosen[key] + end
+    return None
 
 
 def in_file_names(name: str) -> str:
@@ -113,8 +149,11 @@ def in_file_names(name: str) -> str:
 
 def _short(name: str) -> str:
     """Without the digest of its file, and an attribute without its module; settings and weights stay."""
-    name = re.sub(r"#[0-9a-f]{6,}", "", name)
-    return re.sub(r"^[\w.\-]+:(?=[A-Za-z_][\w.]*(?:$|[:+@ ]))", "", name)
+    return re.sub(r"^[\w.\-]+:(?=[A-Za-z_][\w.]*(?:$|[:+@ ]))", "", _without_digest(name))
+
+
+def _without_digest(name: str) -> str:
+    return re.sub(r"#[0-9a-f]{6,}", "", name)
 
 
 def draw_line(axis: "Axes", x: Any, y: Any, look: dict[str, Any], **changes: Any) -> Any:

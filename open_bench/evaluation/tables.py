@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from open_bench.evaluation.schema import METRICS
-from open_bench.evaluation.style import aliases
 from open_bench.text import duration, interval, number, rate
 
 if TYPE_CHECKING:
@@ -64,22 +63,21 @@ def _tables(board: "Board") -> Iterator[tuple[str, list[str], list[list[str]]]]:
     yield "", list(cells), [list(row) for row in zip(*cells.values(), strict=True)]
     yield f"Mean {board.scores.label} per environment, with 95 % bootstrap intervals", *_returns(board)
     if board.per_environment["steps_to_target"].notna().any():
-        about = f"Env steps to the median {board.scores.label} of {board.scores.adam}, median over seeds"
+        adam = board.short.get(board.scores.adam, board.scores.adam)
+        about = f"Env steps to the median {board.scores.label} of {adam}, median over seeds"
         yield about, *_steps_to_target(board)
 
 
 def latex(leaderboard: "Leaderboard") -> str:
-    """Every board as tables of LaTeX (package booktabs), its notes as comments; optimizers by short names."""
+    """Every board as tables of LaTeX (package booktabs), its notes as comments."""
     return "\n".join(map(_board_latex, leaderboard.boards))
 
 
 def _board_latex(board: "Board") -> str:
-    short, parts = aliases(board.scores.optimizers), []
+    parts = []
     for about, headings, rows in _tables(board):
         kept = [place for place, name in enumerate(headings) if name not in _NOT_FOR_PAPERS]
         lines = [[line[place] for place in kept] for line in (headings, *rows)]
-        at = lines[0].index("optimizer")
-        lines[1:] = [[*line[:at], short[line[at]], *line[at + 1 :]] for line in lines[1:]]
         # After a row's end, LaTeX would take a bracket for a distance and a star for a variant.
         top, *body = (re.sub(r"^(?=[\[*])", "{}", " & ".join(map(latex_text, line))) + r" \\" for line in lines)
         caption = latex_text(f"{board.title}. {about}".removesuffix(". "))
@@ -96,11 +94,12 @@ def summary(board: "Board") -> dict[str, list[str]]:
     """Cells by heading; an estimate that no optimizer has gets no column."""
     ranges = zip(board.table["rank_low"], board.table["rank_high"], strict=True)
     ranks = ["" if pd.isna(low) else str(low) if low == high else f"{low}–{high}" for low, high in ranges]
-    columns = {"rank": ranks, "optimizer": list(board.table["optimizer"]), "track": list(board.table["track"])}
+    columns = {"rank": ranks, "optimizer": [board.short[name] for name in board.table["optimizer"]],
+               "track": list(board.table["track"])}  # fmt: skip
     for name, label in LABELS.items():
         if board.table[name].notna().any():
             ends = (board.table[f"{name}{end}"] for end in ("", "_low", "_high"))
-            columns[label.format(baseline=board.baseline)] = [
+            columns[label.format(baseline=board.short[board.baseline])] = [
                 interval(value, low, high, 2) for value, low, high in zip(*ends, strict=True)
             ]
     ends = (board.table[f"mean_rank{end}"] for end in ("", "_low", "_high"))
@@ -129,17 +128,17 @@ def _returns(board: "Board") -> tuple[list[str], list[list[str]]]:
     found = board.per_environment.set_index(["optimizer", "environment"])[["mean", "low", "high"]].to_dict("index")
     cells = {key: interval(*values.values()) for key, values in found.items()}
     rows = [
-        [optimizer, *(cells.get((optimizer, environment), "") for environment in board.scores.environments)]
+        [board.short[optimizer], *(cells.get((optimizer, name), "") for name in board.scores.environments)]
         for optimizer in board.table["optimizer"]
     ]
-    return ["optimizer", *board.scores.environments], rows
+    return ["optimizer", *board.places.values()], rows
 
 
 def _steps_to_target(board: "Board") -> tuple[list[str], list[list[str]]]:
     found = board.per_environment.pivot(index="optimizer", columns="environment", values="steps_to_target")
     found = found.loc[list(board.table["optimizer"])].dropna(axis="columns", how="all")
-    rows = [[name, *map(_steps, found.loc[name])] for name in found.index]
-    return ["optimizer", *found.columns], rows
+    rows = [[board.short[name], *map(_steps, found.loc[name])] for name in found.index]
+    return ["optimizer", *(board.places[name] for name in found)], rows
 
 
 def _steps(steps: float) -> str:
@@ -204,7 +203,7 @@ def _board_tables(board: "Board", width: int) -> list[Any]:
     track = Column("track", cells["track"], "left")
     counts = [Column(name, cells[name]) for name in ("seeds", "diverged", "steps/s")]
     of_environment = {name: board.table[f"{board.scores.metric}:{name}"] for name in board.scores.environments}
-    returns = [Column(name, list(map(number, values))) for name, values in of_environment.items()]
+    returns = [Column(board.places[name], list(map(number, values))) for name, values in of_environment.items()]
     whole = packed(board.title, first, [track, merit, *returns, *counts], width)
     if len(whole) == 1:
         return whole
@@ -214,8 +213,9 @@ def _board_tables(board: "Board", width: int) -> list[Any]:
 
 def packed(title: str, first: Sequence[Column], rest: Sequence[Column], width: int) -> list[Any]:
     """Rich tables that each begin with ``first`` and hold as many of ``rest`` as fit in ``width`` columns."""
-    begin, alone = _width(first), _width(first[:1])
-    added = [_width([*first[:1], each]) - alone for each in rest]  # each column's part of a table's width
+    beside = [_widest(first[0])]
+    begin, alone = _width(first), _width(beside)
+    added = [_width([*beside, _widest(each)]) - alone for each in rest]  # each column's part of a table's width
     tables: list[Any] = []
     at = 0
     while at < len(rest):
@@ -242,6 +242,15 @@ def _table(title: str, columns: Sequence[Column]) -> Any:
     for row in zip(*(column.cells for column in columns), strict=True):
         table.add_row(*map(Text, row))  # as it stands: names hold brackets
     return table
+
+
+def _widest(column: Column) -> Column:
+    """The column with those of its cells alone that its width follows from."""
+    from rich.cells import cell_len
+
+    in_cells = max(column.cells, key=lambda cell: max(map(cell_len, cell.splitlines()), default=0), default="")
+    in_letters = max(column.cells, key=lambda cell: max(map(len, cell.split("\n"))), default="")
+    return dataclasses.replace(column, cells=[in_cells, in_letters])
 
 
 def _width(columns: Sequence[Column]) -> int:

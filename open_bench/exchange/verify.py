@@ -44,7 +44,7 @@ class Verification:
         rows: one a seed: experiment, environment, optimizer, seed, ``stored`` and ``again`` (final returns), agreement:
             "bitwise", "tolerance", "distribution", "unknown" (nothing can be said) or "disagrees".
         root_seed: the sample's; the same gives the same sample.
-        skipped: experiments that cannot be run again here, and why.
+        skipped: experiments whose seeds were drawn and cannot be run again here, and why; others took their place.
         damaged: what the digests or the schema say is not what was written.
     """
 
@@ -81,11 +81,10 @@ def verify(
         raise UserError(f"verify {num_seeds}: ask for at least one seed")
     root_seed = int(np.random.SeedSequence().generate_state(1)[0]) if root_seed is None else root_seed
     sound, damaged = _read(store)
-    experiments, skipped = _rebuilt(sound, own_code, devices)
-    if not experiments:
+    sample, experiments, skipped = _sample(sound, num_seeds, root_seed, own_code, devices)
+    if not sample:
         reasons = [*damaged, *(f"{name}: {reason}" for name, reason in skipped.items())]
         raise UserError(f"{store.results}: nothing can be run again: {'; '.join(reasons[:3]) or 'no seed is stored'}")
-    sample = _sample({name: sound[name] for name in experiments}, num_seeds, root_seed)
     parts = [(experiments[name], len(seeds)) for name, seeds in sample.items()]
     ahead = estimate_missing(parts, devices)
     announce(ahead, [each for each, _ in parts], devices)
@@ -113,30 +112,35 @@ def _read(store: Store) -> tuple[dict[str, Stored], list[str]]:
     return {name: stored for name, stored in found.items() if stored.shards}, damaged
 
 
-def _rebuilt(
-    sound: Mapping[str, Stored], own_code: bool, devices: Sequence[jax.Device]
-) -> tuple[dict[str, Experiment], dict[str, str]]:
-    """Experiments by name; and why others cannot be run again."""
-    found, skipped = {}, {}
-    for name, stored in sound.items():
-        try:
-            experiment = rebuild(stored.content, own_code)
-            check_memory(experiment, devices)
-            found[name] = experiment
-        except UserError as problem:
-            skipped[name] = str(problem)
-    return found, skipped
+def _sample(
+    sound: Mapping[str, Stored], num_seeds: int, root_seed: int, own_code: bool, devices: Sequence[jax.Device]
+) -> tuple[dict[str, list[int]], dict[str, Experiment], dict[str, str]]:
+    """So many of the stored seeds that can be run again, by experiment, each as likely as any other; their experiments,
+    by name; and why others that were drawn cannot be run again.
 
-
-def _sample(sound: Mapping[str, Stored], num_seeds: int, root_seed: int) -> dict[str, list[int]]:
-    """So many of all stored seeds, by experiment; every seed is as likely as any other."""
+    An experiment is made again when a seed of it is drawn, so that a large folder takes no longer than a small one.
+    """
     stored = [(name, int(seed)) for name in sound for shard in sound[name].shards for seed in shard.scores["seed"]]
     stored.sort()
-    chosen = np.random.default_rng(root_seed).choice(len(stored), min(num_seeds, len(stored)), replace=False)
+    experiments: dict[str, Experiment] = {}
+    skipped: dict[str, str] = {}
+    drawn: list[tuple[str, int]] = []
+    for name, seed in (stored[index] for index in np.random.default_rng(root_seed).permutation(len(stored))):
+        if len(drawn) == num_seeds:
+            break
+        if name not in experiments and name not in skipped:
+            try:
+                experiment = rebuild(sound[name].content, own_code)
+                check_memory(experiment, devices)
+                experiments[name] = experiment
+            except UserError as problem:
+                skipped[name] = str(problem)
+        if name in experiments:
+            drawn.append((name, seed))
     sample: dict[str, list[int]] = {}
-    for name, seed in (stored[index] for index in sorted(chosen)):
+    for name, seed in sorted(drawn):
         sample.setdefault(name, []).append(seed)
-    return sample
+    return sample, experiments, dict(sorted(skipped.items()))
 
 
 @dataclasses.dataclass(frozen=True)

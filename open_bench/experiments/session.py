@@ -4,14 +4,16 @@ import dataclasses
 import functools
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from open_bench.config import Execution, StudyConfig
+from open_bench.config import Aliases, Execution, StudyConfig, build
+from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.evaluation.leaderboard import Leaderboard
 from open_bench.evaluation.leaderboard import leaderboard as rank
 from open_bench.evaluation.schema import Runs
+from open_bench.evaluation.style import check_aliases
 from open_bench.events import Watcher, silent
 from open_bench.experiments.estimate import Estimate, announce, estimate
 from open_bench.experiments.execute import execute
@@ -110,12 +112,14 @@ class Session:
 
     def board(self, runs: Runs) -> Leaderboard:
         """The study's leaderboard."""
-        return rank(runs, load_baseline_returns(), title=self.study.name, joined=bool(self.plan.joined))
+        return rank(runs, load_baseline_returns(), title=self.study.name, joined=bool(self.plan.joined),
+                    names=self.study.aliases)  # fmt: skip
 
     def write(self, runs: Runs, board: Leaderboard) -> None:
         """Write what is returned: tables and figures of this study."""
         names = sorted(each.name for each in self.experiments)
-        content = {"study": self.study.name, "experiments": names, "joined": bool(self.plan.joined)}
+        content = {"study": self.study.name, "experiments": names, "joined": bool(self.plan.joined),
+                   **({"aliases": self.study.aliases} if self.study.aliases else {})}  # fmt: skip
         folder = self.execution.folder
         write_atomically(folder / STUDY_FILE, json.dumps(content, indent=1) + "\n")
         _write(folder, runs, board, None)
@@ -141,31 +145,47 @@ def load_runs(results: str | Path = "results") -> Runs:
 
 def write_board(
     folder: Path, runs: Runs, budget: str | None, tracks: Sequence[str] = (), metric: str = "final_return",
-    formats: Sequence[str] = ("png",),
+    formats: Sequence[str] = ("png",), aliases: Mapping[str, str] | None = None,
 ) -> Leaderboard:  # fmt: skip
     """Rank stored runs and write tables and figures."""
-    board = stored_board(folder, runs, budget, tracks, metric)
+    board = stored_board(folder, runs, budget, tracks, metric, aliases)
     _write(folder, runs, board, budget, formats)
     return board
 
 
 def stored_board(
-    folder: Path, runs: Runs, budget: str | None = None, tracks: Sequence[str] = (), metric: str = "final_return"
-) -> Leaderboard:
-    """The board of stored runs; the study that made all of them names it."""
-    title, joined = _study_of(folder, runs)
-    return rank(runs, load_baseline_returns(), budget, metric=metric, only=tracks, title=title, joined=joined)
+    folder: Path, runs: Runs, budget: str | None = None, tracks: Sequence[str] = (), metric: str = "final_return",
+    aliases: Mapping[str, str] | None = None,
+) -> Leaderboard:  # fmt: skip
+    """The board of stored runs; the study that made all of them names it. ``aliases`` come before the study's.
+
+    Raises UserError for an alias of what is on no board.
+    """
+    given = checked_aliases(aliases)
+    title, joined, before = _study_of(folder, runs)
+    board = rank(runs, load_baseline_returns(), budget, metric=metric, only=tracks, title=title, joined=joined,
+                 names={**before, **given})  # fmt: skip
+    shown = {name for each in board.boards for name in (*each.scores.optimizers, *each.scores.environments)}
+    check_aliases(sorted(shown), given)
+    return board
 
 
-def _study_of(folder: Path, runs: Runs) -> tuple[str | None, bool]:
-    """Name of the study that all of the folder's runs belong to, None where there is none; whether Adam joined it."""
+def checked_aliases(aliases: Mapping[str, str] | None) -> dict[str, str]:
+    """Short names by name; raises UserError for what is none."""
+    return build(Aliases, {"aliases": dict(aliases or {})}, "aliases").aliases
+
+
+def _study_of(folder: Path, runs: Runs) -> tuple[str | None, bool, dict[str, str]]:
+    """Name of the study that all of the folder's runs belong to, None where there is none; whether Adam joined it, and
+    its aliases."""
     try:
         content = read_json(folder / STUDY_FILE)
         if set(runs.experiments["experiment"]) <= set(content["experiments"]):
-            return str(content["study"]), bool(content.get("joined"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            aliases = checked_aliases(content.get("aliases"))
+            return str(content["study"]), bool(content.get("joined")), aliases
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
         pass
-    return None, False
+    return None, False, {}
 
 
 def _write(folder: Path, runs: Runs, board: Leaderboard, budget: str | None, formats: Sequence[str] = ("png",)) -> None:

@@ -60,12 +60,14 @@ class Stored(NamedTuple):
     Attributes:
         path: the folder.
         content: ``experiment.json``.
+        row: of the experiments table, with the cost of no shard.
         shards: the readable ones. Where two hold the same seeds (folders were merged), equal rows count once.
         damaged: what is wrong with the others, which are named.
     """
 
     path: Path
     content: dict[str, Any]
+    row: dict[str, Any]
     shards: list[Shard]
     damaged: list[str]
 
@@ -176,7 +178,8 @@ class Store:
         ``agents`` are trained parameters with a leading axis of lifetimes, the first of which are the seeds'.
         """
         with new_shard(self.path(experiment), scores["seed"], provenance) as folder:
-            schema.write_csv(scores, _scores_columns(_read_description(self.path(experiment))), folder / "scores.csv")
+            content, _ = _read_description(self.path(experiment))
+            schema.write_csv(scores, _scores_columns(content), folder / "scores.csv")
             schema.write_csv(curves, CURVES, folder / "curves.csv")
             if diagnosis is not None:
                 schema.write_csv(diagnosis, schema.diagnosis_columns(diagnosis), folder / DIAGNOSIS)
@@ -187,8 +190,8 @@ class Store:
     def read(self, name: str) -> Stored:
         """One experiment; raises Damaged where the folder is none."""
         path = self.experiments / name
-        content = _read_description(path)
-        return Stored(path, content, *_shards(path, content))
+        content, row = _read_description(path)
+        return Stored(path, content, row, *_shards(path, content))
 
     def names(self) -> list[str]:
         """Names of what lies among the experiments, sorted."""
@@ -222,24 +225,24 @@ class Store:
 
 def _description(path: Path) -> dict[str, Any] | None:
     try:
-        return _read_description(path)
+        return _read_description(path)[0]
     except Damaged:
         return None
 
 
-def _read_description(path: Path) -> dict[str, Any]:
-    """``experiment.json``, checked against the folder's name, which holds the identity's hash."""
-    if not path.is_dir():
-        raise Damaged(f"{path}: not an experiment's folder")
+def _read_description(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``experiment.json``, checked against the folder's name, which holds the identity's hash; and ``Stored.row``."""
     try:
         content = json.loads((path / DESCRIPTION).read_text(encoding="utf-8"))
         name = folder_name(content["identity"])
-        _row(name, content, [])  # whatever a row needs is there
+        row = _row(name, content)  # whatever a row needs is there
     except UNREADABLE as error:
+        if not path.is_dir():
+            raise Damaged(f"{path}: not an experiment's folder") from None
         raise Damaged(f"{path}: no readable {DESCRIPTION} ({type(error).__name__}: {error})") from None
     if name != path.name:
         raise Damaged(f"{path}: its {DESCRIPTION} describes {name}")
-    return content
+    return content, row
 
 
 def _shards(path: Path, content: dict[str, Any]) -> tuple[list[Shard], list[str]]:
@@ -247,9 +250,10 @@ def _shards(path: Path, content: dict[str, Any]) -> tuple[list[Shard], list[str]
     shards: list[Shard] = []
     damaged = []
     known: dict[int, Shard] = {}
+    columns = _scores_columns(content)
     for folder in sorted(path.glob("shard-*")):
         try:
-            shard = _without_known(_read_shard(folder, content), known)
+            shard = _without_known(_read_shard(folder, content["metrics"], columns), known)
         except Damaged as problem:
             damaged.append(str(problem))
             continue
@@ -322,14 +326,14 @@ def _scores_columns(content: dict[str, Any]) -> dict[str, schema.Column]:
     return schema.without_labels(schema.score_columns(content["metrics"]))
 
 
-def _read_shard(path: Path, content: dict[str, Any]) -> Shard:
+def _read_shard(path: Path, metrics: Iterable[str], columns: Mapping[str, schema.Column]) -> Shard:
     """A shard that is whole and, as an experiment of its own, within the schema; raises Damaged."""
     try:
         provenance = json.loads((path / PROVENANCE).read_bytes())
         data = {name: _read_file(path, name, provenance["files"]) for name in _TABLES | provenance["files"].keys()}
-        _row(path.parent.name, content, [provenance])  # what the experiment's sums are made of is there
-        scores = schema.read_csv("scores.csv", data["scores.csv"], _scores_columns(content))
-        schema.check_scores(scores, content["metrics"])
+        schema.check_values(_cost([provenance]))  # what the experiment's sums are made of is there
+        scores = schema.read_csv("scores.csv", data["scores.csv"], columns)
+        schema.check_scores(scores, metrics)
         curves = schema.read_csv("curves.csv", data["curves.csv"], CURVES)
         schema.check_curves(curves, scores)
         diagnosis = schema.read_diagnosis(DIAGNOSIS, data[DIAGNOSIS]) if DIAGNOSIS in data else None
@@ -347,7 +351,7 @@ def _read_shard(path: Path, content: dict[str, Any]) -> Shard:
 
 def _read_file(shard: Path, name: str, digests: dict[str, str]) -> bytes:
     """A file of a shard, as it was written; raises Damaged."""
-    if Path(name).name != name:  # nothing outside is a part of a shard
+    if name not in _TABLES and Path(name).name != name:  # nothing outside is a part of a shard
         raise Damaged(f"{shard}: {name!r} is no name of a file")
     data = (shard / name).read_bytes()
     if hashlib.sha256(data).hexdigest() != digests[name]:
@@ -357,20 +361,21 @@ def _read_file(shard: Path, name: str, digests: dict[str, str]) -> bytes:
 
 def _tables(stored: Stored) -> tuple[dict[str, Any], *tuple[schema.Table | None, ...]] | None:
     """(row of the experiments table, its scores, curves and diagnosis); None when no shard is complete."""
-    path, content, shards, _ = stored
+    path, _, row, shards, _ = stored
     if not shards:
         return None
+    cost = _cost([shard.provenance for shard in shards])
     try:
-        row = _row(path.name, content, [shard.provenance for shard in shards])
+        schema.check_values(cost)
     except BadRows as problem:  # each shard's is within the schema, their sum is not
         raise Damaged(f"{path}: {problem}") from None
     diagnosed = [each.diagnosis for each in shards if each.diagnosis is not None]
     scores, curves = schema.stacked([each.scores for each in shards]), schema.stacked([each.curves for each in shards])
-    return row, scores, curves, schema.stacked(diagnosed) if diagnosed else None
+    return row | cost, scores, curves, schema.stacked(diagnosed) if diagnosed else None
 
 
-def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) -> dict[str, Any]:
-    """The row of the experiments table; a value of another kind than the schema's is BadRows."""
+def _row(name: str, content: dict[str, Any]) -> dict[str, Any]:
+    """``Stored.row``; a value of another kind than the schema's is BadRows."""
     identity = content["identity"]
     told = ("environment", "algorithm", "budget", "optimizer", "theta", "root_seed", "vmap_size", "protocol",
             "environment_version")  # fmt: skip
@@ -381,7 +386,7 @@ def _row(name: str, content: dict[str, Any], provenances: list[dict[str, Any]]) 
         settings=json.dumps({"algorithm": identity["settings"], "options": identity["options"]}, sort_keys=True),
         metrics=json.dumps(content["metrics"], sort_keys=True),
         **{name: content[name] for name in schema.ABSENT if name in content},
-        **_cost(provenances),
+        **_cost([]),
     )
 
 

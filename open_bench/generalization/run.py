@@ -1,6 +1,7 @@
 """A generalization study: its points as ordinary experiments of the store, and what was measured there."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from open_bench.experiments.plan import make_experiments, with_random_policy
 from open_bench.experiments.remote import devices_for
 from open_bench.experiments.session import watcher_of
 from open_bench.experiments.store import Store
+from open_bench.files import write_atomically
 from open_bench.generalization.distribution import Trained, of_weights, place, trained_on
 from open_bench.generalization.report import write
 from open_bench.generalization.scores import NORMALIZERS, Evidence, Generalization, Key, generalization
@@ -43,6 +45,7 @@ from open_bench.training.task import Task, make_task
 
 BASELINE = "adam"
 FOLDER = "generalization"  # below the results folder
+REQUEST = "request.json"  # how a study was asked for, where names can say it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +136,15 @@ def generalize(
     )
     evidence = run(plan, store, devices, watcher_of(execution), execution.save_agents, execution.diagnose)
     scored = generalization(evidence, normalizer, BASELINE)
-    write(scored, folder_of(execution.folder, chosen.name))
+    folder = folder_of(execution.folder, chosen.name)
+    write(scored, folder)
+    (folder / REQUEST).unlink(missing_ok=True)
+    if all(isinstance(each, str) for each in (study, *optimizers)):
+        sizes = {each.vmap_size for each in plan.experiments}
+        request = {"optimizers": list(optimizers), "study": study, "train_on": list(train_on), "axes": list(axes),
+                   "normalize": normalizer, **changes, "num_seeds": chosen.num_seeds, "root_seed": chosen.root_seed,
+                   "vmap_size": max(sizes), "settings": dict(changes.get("settings") or {})}  # fmt: skip
+        write_atomically(folder / REQUEST, json.dumps(request, indent=1) + "\n")
     return scored
 
 

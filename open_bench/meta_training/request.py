@@ -166,6 +166,9 @@ def make_request(
         UserError: an optimizer without θ, no environment, an unknown strategy, too great a vmap size, a teacher or a
             student that is none.
     """
+    if settings:
+        replaced = settings.model_dump(mode="json") if isinstance(settings, AlgorithmConfig) else dict(settings)
+        config = config.model_copy(update={"settings": {**config.settings, **replaced}})  # so that metadata has them
     if not config.environments:
         raise UserError("no environment to meta-train on: name one with -e, or in the study")
     check_known("fitness", config.fitness, METRICS)

@@ -37,9 +37,9 @@ class Entry:
     mark: str  # a character like the marker
 
 
-def legend(names: Sequence[str]) -> list[Entry]:
-    """Of optimizers: the look that they have in all figures."""
-    look, short = styles(names), aliases(names)
+def legend(names: Sequence[str], short: Mapping[str, str] | None = None) -> list[Entry]:
+    """Of optimizers: the look that they have in all figures, and what they are called there."""
+    look, short = styles(names), short or aliases(names)
     return [_entry(name, short[name], **look[name]) for name in names]
 
 

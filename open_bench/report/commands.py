@@ -1,10 +1,15 @@
-"""The command that makes a stored experiment again, from its identity."""
+"""The command that makes a stored experiment again, from its identity; a study of generalization or an evolution, from
+how it was asked for."""
 
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from open_bench.config import build
+from open_bench.errors import UserError
+from open_bench.meta_training.spec import ImitationConfig, MetaConfig
 
 Identity = Mapping[str, Any]
 
@@ -42,6 +47,55 @@ def tune_commands(identities: Iterable[Identity], amounts: Mapping[str, tuple[in
         shlex.join(["openbench", "tune", optimizer, *(w for name in environments for w in ("-e", name)), *options])
         for (optimizer, *options), environments in groups.items()
     )
+
+
+# What `openbench generalize` is asked with, beside optimizers; the file of a request holds what was given.
+_STUDY_OPTIONS = ("study", "train_on", "axes", "num_seeds", "root_seed", "normalize", "algorithm", "budget", "steps",
+                  "vmap_size", "settings")  # fmt: skip
+_SPELLED = {"axes": "axis", "settings": "set", "environments": "env", "env_steps": "steps", "teachers": "imitate"}
+# Of a meta-training: what is no option, or follows from what was found.
+_NOT_ASKED = {"name", "description", "stages", "imitation", "vmap_size"}
+
+
+def generalize_command(request: Mapping[str, Any], axis: str | None = None) -> tuple[str, ...]:
+    """The command of a study of generalization; ``axis``: of that axis alone."""
+    asked = {name: request.get(name) for name in _STUDY_OPTIONS} | ({"axes": [axis]} if axis is not None else {})
+    return (shlex.join(["openbench", "generalize", *map(str, request["optimizers"]), *_spelled(asked)]),)
+
+
+def meta_train_command(name: str, metadata: Mapping[str, Any], generations: int) -> tuple[str, ...]:
+    """The command of an evolution, from the metadata of its weights; none where they do not tell."""
+    try:
+        config = build(MetaConfig, {**metadata["config"], "generations": generations}, name)
+        optimizer = str(metadata["optimizer"])
+        if metadata.get("parent") is not None:
+            optimizer += f"@{metadata['ancestors'][-1]['name']}"
+        vmap_size = int(metadata["identity"]["vmap_size"])
+    except (UserError, KeyError, TypeError, IndexError, ValueError):
+        return ()
+    asked = _differing(config, MetaConfig(), _NOT_ASKED) | {"vmap_size": vmap_size, "name": name}
+    if config.imitation is not None:
+        teachers = config.imitation.teachers
+        changed = _differing(config.imitation, ImitationConfig(teachers=teachers), {"teachers"})
+        asked |= {"teachers": teachers} | {f"imitation_{key}": value for key, value in changed.items()}
+    return (shlex.join(["openbench", "meta-train", optimizer, *_spelled(asked)]),)
+
+
+def _differing(config: Any, usual: Any, left_out: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in config if key not in left_out and value != getattr(usual, key)}
+
+
+def _spelled(asked: Mapping[str, Any]) -> list[str]:
+    """Options with their values, those of tables and lists repeated; what is None was not asked."""
+    words: list[str] = []
+    for key, value in asked.items():
+        option = f"--{_SPELLED.get(key, key).replace('_', '-')}"
+        if isinstance(value, Mapping):
+            several: Sequence[Any] = [f"{name}={_value(each)}" for name, each in value.items()]
+        else:
+            several = value if isinstance(value, list | tuple) else [] if value is None else [value]
+        words += [word for each in several for word in (option, _value(each))]
+    return words
 
 
 def _grouped(wanted: Iterable[tuple[Identity, tuple[str, ...]]]) -> dict[tuple[str, ...], list[str]]:

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from open_bench.evaluation.trials import read_trials
 from open_bench.experiments.session import load_runs, stored_board
 from open_bench.experiments.store import DESCRIPTION, EXPERIMENTS
 from open_bench.files import read_json
+from open_bench.generalization.run import REQUEST
+from open_bench.weights.format import load_weights
 
 _POINTS = {"axis", "point", "x", "optimizer", "mean", "score", "score_low", "score_high", "distribution"}
 _HISTORY = {"generation", "fitness_mean", "fitness_std", "fitness_best", "sigma", "lifetimes", "env_steps", "seconds"}
@@ -34,6 +37,7 @@ class Study(NamedTuple):
     summary: pd.DataFrame
     scale: str
     notes: tuple[str, ...]
+    request: dict[str, Any] | None = None  # how it was asked for, where that is known
 
 
 class Contents(NamedTuple):
@@ -46,10 +50,11 @@ class Contents(NamedTuple):
     tuned: dict[str, dict[str, Any]]  # identities of those trials, by the name of their folder
     studies: tuple[Study, ...]
     histories: dict[str, pd.DataFrame]  # of evolutions, by name
+    weights: dict[str, dict[str, Any]]  # metadata of their weights, {} where they are not there
 
 
-def read(results: Path, budget: str | None = None) -> Contents:
-    """Everything below ``results``; ``budget``: only its boards.
+def read(results: Path, budget: str | None = None, aliases: Mapping[str, str] | None = None) -> Contents:
+    """Everything below ``results``; ``budget``: only its boards; ``aliases``: see ``stored_board``.
 
     Raises:
         UserError: there is nothing to show, the budget is unknown, or experiments do not compare.
@@ -58,7 +63,7 @@ def read(results: Path, budget: str | None = None) -> Contents:
         raise UserError(f"{results}: there is no such folder")
     runs = load_runs(results) if (results / EXPERIMENTS).is_dir() else Runs.empty()
     ranked = (runs.experiments["algorithm"] != "random").any()
-    board = stored_board(results, runs, budget) if ranked or budget is not None else None
+    board = stored_board(results, runs, budget, aliases=aliases) if ranked or budget is not None else None
     sources = {name: _source(results / EXPERIMENTS / name) for name in runs.experiments["experiment"]}
     studies = [_study(path.parent) for path in sorted(results.glob("generalization/*/points.csv"))]
     histories = {path.parent.name: _history(path) for path in sorted(results.glob("meta/*/history.csv"))}
@@ -67,6 +72,7 @@ def read(results: Path, budget: str | None = None) -> Contents:
     contents = Contents(
         board, runs, sources, trials, tuned, tuple(each for each in studies if each is not None),
         {name: frame for name, frame in histories.items() if frame is not None},
+        {name: _metadata(results / "meta" / name / "latest.safetensors") for name in histories},
     )  # fmt: skip
     if board is None and contents.trials.empty and not contents.studies and not contents.histories:
         raise UserError(f"{results}: nothing to report: no stored runs, trials, generalization or meta-training")
@@ -112,9 +118,23 @@ def _study(folder: Path) -> Study | None:
         return None
     scale = re.search(r"^Scores: .*$", told, re.MULTILINE)
     notes = told.partition("## Notes\n")[2]
-    return Study(
-        folder.name, points, summary, scale[0] if scale else "", tuple(re.findall(r"^- (.*)$", notes, re.MULTILINE))
-    )
+    found = tuple(re.findall(r"^- (.*)$", notes, re.MULTILINE))
+    return Study(folder.name, points, summary, scale[0] if scale else "", found, _request(folder / REQUEST))
+
+
+def _request(path: Path) -> dict[str, Any] | None:
+    try:
+        request = read_json(path)
+        return {**request, "optimizers": [str(name) for name in request["optimizers"]]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    try:
+        return dict(load_weights(path).metadata)
+    except UserError:
+        return {}
 
 
 def _history(path: Path) -> pd.DataFrame | None:

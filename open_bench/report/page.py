@@ -9,6 +9,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,16 @@ REPORT = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write(results: Path, path: Path | None = None, budget: str | None = None) -> Path:
+def write(
+    results: Path, path: Path | None = None, budget: str | None = None, aliases: Mapping[str, str] | None = None
+) -> Path:
     """Write the report of a results folder to ``path``, by default into the folder; returns where it lies.
 
     Raises:
         UserError: there is nothing to report, the budget is unknown, experiments do not compare, or nothing can be
             written there.
     """
-    page = render(read(results, budget), load_baseline_returns())
+    page = render(read(results, budget, aliases), load_baseline_returns())
     path = path or results / REPORT
     try:
         return write_atomically(path, page)

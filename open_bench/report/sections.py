@@ -13,14 +13,16 @@ from open_bench.evaluation.bootstrap import AGGREGATES, RESAMPLES
 from open_bench.evaluation.curves import Curve
 from open_bench.evaluation.leaderboard import Board
 from open_bench.evaluation.tables import LABELS
+from open_bench.generalization.study import TRAINING
 from open_bench.report import tables
 from open_bench.report.charts import Charts, legend, plain_legend
-from open_bench.report.commands import tune_commands
+from open_bench.report.commands import generalize_command, meta_train_command, tune_commands
 from open_bench.report.contents import Contents, Study
 from open_bench.report.tables import Commands, Head, Row, Table, headings, named, numeric
 from open_bench.text import duration, interval, number, rate
 
 CURVE_POINTS = 120_000  # of all learning curves of the page together, so that it stays below 5 MB
+UNTOLD = "none: how it was asked for is not stored"
 _MARKS = {"in": "", "out": "°", "unknown": "?"}
 
 
@@ -44,7 +46,7 @@ class Page:
     def board(self, board: Board, place: int) -> dict[str, Any]:
         """One board: leaderboard, charts of aggregates, pairs, a panel an environment."""
         scores, group = board.scores, f"board{place}"
-        self.charts.legends[group] = legend(list(board.table["optimizer"]))
+        self.charts.legends[group] = legend(list(board.table["optimizer"]), board.short)
         rates = ranks.win_rates(scores, list(board.table["optimizer"][: tables.MOST_PAIRED]), self.resamples)
         return {
             "id": group,
@@ -90,7 +92,7 @@ class Page:
         for place, name in enumerate(board.scores.environments):
             found.append({
                 "id": f"{group}-{place}",
-                "name": name,
+                "name": board.places[name],
                 "charts": [self._learning(board, group, name, drawn[name])] if drawn[name] else [],
                 "table": tables.environment(board, name, returns.get(name), identities, seeds),
                 "diagnosis": [
@@ -103,7 +105,7 @@ class Page:
 
     def _learning(self, board: Board, group: str, name: str, drawn: dict[str, Curve]) -> int:
         levels = curves.levels(board, self.returns, name)
-        return self.charts.lines(group, f"learning curves, {name}", "env steps", "episode return", drawn,
+        return self.charts.lines(group, f"learning curves, {board.places[name]}", "env steps", "episode return", drawn,
                                  levels=levels, from_zero=True)  # fmt: skip
 
     # --- tuning ---
@@ -175,7 +177,7 @@ class Page:
             "notes": study.notes,
             "legend": self.charts.legends[group],
             "summary": _study_summary(study),
-            "heat_map": _heat_map(points, names),
+            "heat_map": _heat_map(study, names),
             "charts": [self._sweep(group, axis, mine, names) for axis, mine in points.groupby("axis", sort=False)],
         }
 
@@ -210,9 +212,11 @@ class Page:
                     numeric(duration(last["seconds"]), last["seconds"]),
                     numeric(number(last["fitness_mean"]), last["fitness_mean"]),
                     "; ".join(_evaluations(history)),
+                    Commands(meta_train_command(name, self.contents.weights[name], int(last["generation"])), UNTOLD),
                 ])
             )  # fmt: skip
-        names = ["evolution", "generations", "lifetimes", "env steps", "time", "last mean fitness", "last evaluation"]
+        names = ["evolution", "generations", "lifetimes", "env steps", "time", "last mean fitness", "last evaluation",
+                 "command"]  # fmt: skip
         evolutions = [self._evolution(name, history, place) for place, (name, history) in enumerate(histories.items())]
         return {"table": Table("What the evolutions cost and reached", headings(names), rows), "evolutions": evolutions}
 
@@ -281,21 +285,27 @@ def _curve(frame: pd.DataFrame, x: str, value: str, low: str = "", high: str = "
     return Curve(frame[x].to_numpy(float), frame[value].to_numpy(float), *ends)
 
 
+def _asked(study: Study, axis: str | None = None) -> Commands:
+    return Commands(() if study.request is None else generalize_command(study.request, axis), UNTOLD)
+
+
 def _study_summary(study: Study) -> Table:
     rows = [
         Row([
             Head(str(row["optimizer"])),
             *(named(row, name, 2) for name in ("in_score", "out_score", "gap")),
             "" if pd.isna(row.get("worst_axis")) else f"{row['worst_axis']} {row.get('worst_point', '')}",
+            _asked(study),
         ])
         for row in study.summary.to_dict("records")
     ]  # fmt: skip
-    names = ["optimizer", "IQM in its training distribution", "IQM outside", "gap", "worst point"]
+    names = ["optimizer", "IQM in its training distribution", "IQM outside", "gap", "worst point", "command"]
     return Table("In and out of the training distribution, with 95 % intervals", headings(names), rows)
 
 
-def _heat_map(points: pd.DataFrame, names: Sequence[str]) -> Table:
+def _heat_map(study: Study, names: Sequence[str]) -> Table:
     """A row a point; framed what lies in the training distribution, in brackets returns where there is no scale."""
+    points = study.points
     found = points.set_index(["axis", "point", "optimizer"])
     rows = []
     for axis, point in points[["axis", "point"]].drop_duplicates().itertuples(index=False, name=None):
@@ -312,10 +322,10 @@ def _heat_map(points: pd.DataFrame, names: Sequence[str]) -> Table:
             heat = round(min(max(row["score"] / 2, 0.0), 1.0), 3) if scored else None
             kind = "in" if row["distribution"] == "in" else ""
             cells.append(numeric(text + _MARKS.get(row["distribution"], ""), row["score"], heat, kind))
-        rows.append(Row(cells))
+        rows.append(Row([*cells, _asked(study, None if axis == TRAINING else axis)]))
     caption = ("Mean scores at each point, colored around 1; framed: in the optimizer's training distribution; "
                "°: outside of it; ?: not known; in brackets: the return, where there is no scale")  # fmt: skip
-    return Table(caption, headings(["axis", "point", *names]), rows, "heat")
+    return Table(caption, headings(["axis", "point", *names, "command"]), rows, "heat")
 
 
 def _evaluations(history: pd.DataFrame) -> list[str]:

@@ -30,16 +30,18 @@ class Cell(NamedTuple):
 
 
 class Head(NamedTuple):
-    """A heading of a row."""
+    """A heading of a row; ``whole``: what it is short for."""
 
     text: str
     kind: str = "head"
+    whole: str = ""
 
 
 class Commands(NamedTuple):
-    """What makes the row again."""
+    """What makes the row again, or why nothing does."""
 
     lines: tuple[str, ...]
+    otherwise: str = "none: options of the environment"
     kind: str = "commands"
 
 
@@ -92,7 +94,7 @@ def named(row: Mapping[Any, Any], name: str, places: int | None = None) -> Cell:
 def leaderboard(board: Board, sources: Mapping[str, Source]) -> Table:
     """The board's summary, returns in each environment, and commands."""
     scores, cells = board.scores, summary(board)
-    columns = {label.format(baseline=board.baseline): name for name, label in LABELS.items()} | _NUMBERS
+    columns = {label.format(baseline=board.short[board.baseline]): name for name, label in LABELS.items()} | _NUMBERS
     returns = board.per_environment.set_index(["optimizer", "environment"])[["mean", "low", "high"]].to_dict("index")
     known, seeds = identities(board, sources), num_seeds(board)
     rows = []
@@ -100,7 +102,7 @@ def leaderboard(board: Board, sources: Mapping[str, Source]) -> Table:
         row: list[str | Cell | Head | Commands] = []
         for heading, texts in cells.items():
             if heading == "optimizer":
-                row.append(Head(optimizer))
+                row.append(_head(board, optimizer))
             elif heading in columns:
                 row.append(numeric(texts[place], board.table[columns[heading]].iloc[place]))
             else:
@@ -111,7 +113,7 @@ def leaderboard(board: Board, sources: Mapping[str, Source]) -> Table:
         mine = {environment: seeds[optimizer, environment] for environment in known[optimizer]}
         row.append(Commands(commands(known[optimizer].values(), mine)))
         rows.append(Row(row, optimizer, scores.tracks[optimizer]))
-    about = [Heading(f"{name} ({scores.label})", place) for place, name in enumerate(scores.environments)]
+    about = [Heading(f"{name} ({scores.label})", place) for place, name in enumerate(board.places.values())]
     intervals = "95 % intervals in brackets; returns are means over seeds"
     return Table(f"Leaderboard: {intervals}", [*headings(cells), *about, Heading("command")], rows)
 
@@ -132,7 +134,7 @@ def environment(
         optimizer = one["optimizer"]
         steps = one["steps_to_target"]
         cells: list[str | Cell | Head | Commands] = [
-            Head(optimizer),
+            _head(board, optimizer),
             estimate(one["mean"], one["low"], one["high"]),
             numeric(number(one["score"], 2), one["score"]),
             named(one, "difference"),
@@ -141,9 +143,10 @@ def environment(
             Commands(commands([known[optimizer][name]], {name: seeds[optimizer, name]})),
         ]
         rows.append(Row(cells, optimizer, board.scores.tracks[optimizer]))
-    names = ["optimizer", board.scores.label, "score", f"difference to {board.baseline}", "env steps to target",
-             "seeds", "diverged", "no episode", "command"]  # fmt: skip
-    return Table(f"{name}: means over seeds with 95 % intervals", headings(names), rows)
+    baseline = board.short[board.baseline]
+    names = ["optimizer", board.scores.label, "score", f"difference to {baseline}", "env steps to target", "seeds",
+             "diverged", "no episode", "command"]  # fmt: skip
+    return Table(f"{board.places[name]}: means over seeds with 95 % intervals", headings(names), rows)
 
 
 def pairs(board: Board, rates: Mapping[tuple[str, str], tuple[float, float, float]]) -> Table | None:
@@ -157,9 +160,14 @@ def pairs(board: Board, rates: Mapping[tuple[str, str], tuple[float, float, floa
         cells = [
             numeric(interval(*each, 2), each[0], None if math.isnan(each[0]) else round(each[0], 3)) for each in found
         ]
-        rows.append(Row([Head(x), *cells], x, board.scores.tracks[x]))
+        rows.append(Row([_head(board, x), *cells], x, board.scores.tracks[x]))
     few = f", the best {MOST_PAIRED}" if len(board.table) > MOST_PAIRED else ""
-    return Table(f"P(row > column) with 95 % intervals{few}", headings(["optimizer", *names]), rows, "heat")
+    columns = headings(["optimizer", *(board.short[name] for name in names)])
+    return Table(f"P(row > column) with 95 % intervals{few}", columns, rows, "heat")
+
+
+def _head(board: Board, optimizer: str) -> Head:
+    return Head(board.short[optimizer], whole=optimizer)
 
 
 def identities(board: Board, sources: Mapping[str, Source]) -> dict[str, dict[str, Identity]]:

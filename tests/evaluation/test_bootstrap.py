@@ -111,6 +111,17 @@ def test_probability_of_improvement_known_answers():
         bootstrap.probability_of_improvement(low, matrix([[1], [2]]))
 
 
+@pytest.mark.parametrize("seeds", [1, 2, 5, 8, 17, 130])
+def test_many_paired_differences_are_each_ones_to_the_bit(seeds):
+    def one(shift, environments=("e",)):
+        values = np.random.default_rng(shift).normal(shift, 10.0**shift, (seeds, len(environments)))
+        return ScoreMatrix(values, tuple(range(shift, seeds + shift)), environments)
+
+    pairs = [(one(shift), one(other)) for shift in range(4) for other in range(4)] + [(None, one(1)), (one(1), None)]
+    each = [bootstrap.paired_difference(*pair) for pair in pairs]
+    np.testing.assert_array_equal(np.array(bootstrap.paired_differences(pairs)), np.array(each))
+
+
 def test_paired_differences_cancel_what_the_seed_does():
     """X = Y + 1 in every pair: exactly 1, however much seeds differ; and only shared seeds count."""
     y = np.random.default_rng(0).normal(0, 50, (6, 2)).round()

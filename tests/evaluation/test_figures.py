@@ -245,6 +245,30 @@ def test_aliases_are_short_and_unique(names, short):
     assert style.aliases(names) == dict(zip(names, short, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("names", "chosen", "short"),
+    [
+        (["my:rule#cddb1c18", "adam"], {"my:rule": "mine"}, ["mine", "adam"]),
+        (["my:rule#cddb1c18", "adam"], {"my:rule#cddb1c18": "mine", "lion": "not there"}, ["mine", "adam"]),
+        (["lion (tuned)", "lion (default)"], {"lion": "L", "lion (default)": "plain"}, ["L (tuned)", "plain"]),
+        (["adam:learning_rate=0.1", "adam"], {"adam:learning_rate=0.1": "hot"}, ["hot", "adam"]),
+        (["a:rule", "b:rule", "c:other"], {"a:rule": "A", "c:other": "rule"}, ["A", "b:rule", "rule"]),
+    ],
+)
+def test_aliases_of_ones_own_come_first(names, chosen, short):
+    assert style.aliases(names, chosen) == dict(zip(names, short, strict=True))
+    assert len(set(short)) == len(short)
+
+
+def test_no_two_rows_are_called_alike():
+    with pytest.raises(UserError, match="alias 'lion' would name adam and lion"):
+        style.aliases(["adam", "lion"], {"adam": "lion"})
+    with pytest.raises(UserError, match="alias 'x' would name"):
+        leaderboard(make_runs(RESULTS), SCALES, resamples=FEW, names={"adam": "x", "lion": "x"})
+    with pytest.raises(UserError, match=r"nothing here is called 'lino'\. Did you mean"):
+        style.check_aliases(["adam", "lion#cddb1c18"], {"lino": "x"})
+
+
 def test_figures_are_the_same_bytes_in_every_form(tmp_path):
     board = made_board(make_runs(RESULTS))
     for name in ("one", "two"):

@@ -5,6 +5,8 @@ import re
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from leaderboards import FEW, RESULTS, SCALES, rendered
 from rich.console import Console
 from synthetic import NAN, make_returns, make_runs
@@ -34,6 +36,36 @@ def test_latex_has_two_tables_a_board_and_takes_no_name_for_a_command():
     for line in written.splitlines():
         if line.endswith(r"\\"):
             assert len(re.findall(r"(?<!\\)&", line)) in (1, len(re.findall(r"(?<!\\)&", written.split("\n")[5])))
+
+
+ODD = "=<b>|&_[x](y)"
+
+
+def test_people_see_short_names_and_csv_has_labels():
+    names = {"my.rules:mine:rate=0.1#cddb1c18": "mine:rate=0.1", "lion": ODD, "adam": "adam"}
+    runs = make_runs({(name, "a"): [place, place + 1] for place, name in enumerate(names)})
+    made = leaderboard(runs, SCALES, resamples=FEW, names={"lion": ODD, "a": "world", "sgd": "elsewhere"})
+    assert made.boards[0].short == names
+    assert set(made.table["optimizer"]) == set(names)
+    assert set(pd.read_csv(io.StringIO(made.to_csv()))["optimizer"]) == set(names)
+    shown = {"markdown": made.to_markdown(), "latex": made.to_latex(), "terminal": rendered(made, 200)}
+    for form, written in shown.items():
+        body = written.split("is my.rules")[0]  # a note says what it is
+        assert "my.rules" not in body, form
+        assert "mine:rate=0.1" in body, form
+        assert "world" in body, form
+    assert r"| =&lt;b>\|&_[x]\(y) |" in shown["markdown"]
+    assert "- mine:rate=0.1 is my.rules:mine:rate=0.1#cddb1c18" in shown["markdown"]
+    assert r"=\textless{}b\textgreater{}\textbar{}\&\_[x](y)" in shown["latex"]
+
+
+@given(st.lists(st.text(max_size=12), min_size=1, max_size=6), st.text(max_size=8), st.none() | st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_a_column_is_as_wide_as_its_widest_cell(cells, heading, fold):
+    first = tables.Column("#", ["1"] * len(cells))
+    column = tables.Column(heading, cells, "left", fold)
+    alone = [tables._widest(first), tables._widest(column)]
+    assert tables._width([first, column]) == tables._width(alone)
 
 
 def test_markdown_has_intervals_returns_and_notes():

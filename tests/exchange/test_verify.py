@@ -25,7 +25,7 @@ from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.plan import make_experiments
 from open_bench.experiments.provenance import provenance, same_kind
 from open_bench.experiments.rebuild import rebuild
-from open_bench.experiments.store import Store
+from open_bench.experiments.store import Shard, Store, Stored
 from open_bench.optimizers import hyperparameters
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.task import make_task
@@ -161,12 +161,43 @@ def test_samples_follow_from_their_root_seed(whole: Path) -> None:
     from open_bench.exchange import verify as module
 
     sound = {name: Store(whole).read(name) for name in Store(whole).names()}
-    samples = [module._sample(sound, 3, seed) for seed in range(40)]
-    assert samples == [module._sample(sound, 3, seed) for seed in range(40)]
+
+    def sample(num_seeds: int, root_seed: int) -> dict[str, list[int]]:
+        return module._sample(sound, num_seeds, root_seed, False, jax.devices())[0]
+
+    samples = [sample(3, seed) for seed in range(40)]
+    assert samples == [sample(3, seed) for seed in range(40)]
     assert {(name, seed) for sample in samples for name, seeds in sample.items() for seed in seeds} == {
         (name, seed) for name in sound for seed in range(4)
     }
-    assert sum(map(len, module._sample(sound, 100, 0).values())) == 8
+    assert sum(map(len, sample(100, 0).values())) == 8
+
+
+def test_only_what_is_drawn_is_made_again() -> None:
+    from open_bench.exchange import verify as module
+
+    experiment, read = chosen()[0], []
+
+    class Content(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            read.append(self["name"]) if key == "identity" else None
+            return super().__getitem__(key)
+
+    def stored(name: str, **changes: Any) -> Stored:
+        content = {"name": name, **description(experiment), "identity": {**experiment.identity, **changes}}
+        scores = {"seed": np.arange(4)}
+        return Stored(Path(name), Content(content), {}, [Shard(Path(name), scores, {}, None, {})], [])
+
+    sound = {name: stored(name) for name in map(str, range(500))}
+    sample, experiments, skipped = module._sample(sound, 3, 0, False, jax.devices())
+    assert set(read) == set(sample) == set(experiments)
+    assert sum(map(len, sample.values())) == 3
+    assert skipped == {}
+    sound |= {name: stored(name, protocol=1) for name in sound if name != "7"}  # others are drawn in their place
+    sample, experiments, skipped = module._sample(sound, 3, 0, False, jax.devices())
+    assert list(sample) == list(experiments) == ["7"]
+    assert len(sample["7"]) == 3
+    assert 100 < len(skipped) < 500
 
 
 @pytest.mark.slow
@@ -194,11 +225,11 @@ def test_what_is_damaged_or_cannot_run_is_named(copy: Path, openbench: OpenBench
     (adams(copy, 0) / "scores.csv").write_text("seed\n0\n")
     adam, random = (copy / "experiments" / name for name in Store(copy).names())
     other = renamed(adam, lambda content: content["identity"].update(optimizer="nobodys:rule#01", code="01"))
-    answer = openbench("verify", 4, "--results", copy, "--root-seed", 3, "--devices", 2, "--json", "--quiet")
+    answer = openbench("verify", 7, "--results", copy, "--root-seed", 3, "--devices", 2, "--json", "--quiet")
     assert answer.code == 1
     found = json.loads(answer.out)
     assert not found["passed"]
-    assert [row["agreement"] for row in found["rows"]] == ["bitwise"] * 4
+    assert [row["agreement"] for row in found["rows"]] == ["bitwise"] * 6
     assert list(found["skipped"]) == [other.name]
     assert "nobodys:rule" in found["skipped"][other.name]
     assert "its digest differs" in found["damaged"][0]

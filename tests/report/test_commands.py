@@ -6,9 +6,12 @@ from typing import Any
 import pytest
 
 import open_bench
+from open_bench.cli.generalize import generalize
+from open_bench.cli.meta_train import meta_train
 from open_bench.cli.run import train
 from open_bench.cli.tune import tune
-from open_bench.report.commands import commands, tune_commands
+from open_bench.meta_training.spec import MetaConfig, adjusted
+from open_bench.report.commands import commands, generalize_command, meta_train_command, tune_commands
 
 IDENTITY = {
     "environment": "cartpole", "algorithm": "ppo", "budget": "quick", "optimizer": "adam", "settings": {"num_envs": 4},
@@ -76,3 +79,42 @@ def test_trials_are_run_again_by_tune() -> None:
     for line in several:
         _, _, *arguments = shlex.split(line)
         assert tune.make_context("tune", arguments).params["trials"] == 16
+
+
+def test_studies_of_generalization_are_asked_for_as_they_were() -> None:
+    request = {"optimizers": ["adam", "x; rm -rf ~"], "study": "my study.toml", "train_on": ["cartpole", "breakout"],
+               "axes": ["width", "depth"], "num_seeds": 3, "root_seed": 7, "normalize": "none", "steps": 9000,
+               "budget": None, "vmap_size": 2, "settings": {"hidden": [8, 8]}, "else": "ignored"}  # fmt: skip
+    (line,) = generalize_command(request)
+    assert generalize_command(request, "width") == (line.replace("--axis width --axis depth", "--axis width"),)
+    _, name, *arguments = shlex.split(line)
+    asked = generalize.make_context(name, list(arguments)).params
+    wanted = {key: tuple(x) if isinstance(x, list) else x for key, x in request.items() if key != "else"}
+    assert {key: asked[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"environments": ("cartpole",), "generations": 3, "population": 4, "sigma_decay": 0.5, "env_steps": 4096},
+        {"environments": ("gridworld/rand_all",), "task_sampling": "antithetic", "save_every": 2, "budget": "full"},
+        {"environments": ("cartpole", "breakout"), "held_out": ("acrobot",), "evaluate_every": 2, "algorithm": "ppo",
+         "settings": {"hidden": [8, 8], "activation": "relu"},
+         "imitation": {"teachers": ("adam", "lion:learning_rate=2e-3"), "burn_in": 4, "learning_rate": 0.5}},
+    ],
+)  # fmt: skip
+def test_evolutions_are_asked_for_as_they_were(changes: dict[str, Any]) -> None:
+    config = adjusted(None, changes)
+    told = {"optimizer": "open", "parent": None, "config": config.model_dump(mode="json"), "identity": {"vmap_size": 2}}
+    (line,) = meta_train_command("mine", told, config.generations)
+    _, name, *arguments = shlex.split(line)
+    asked = {key: x for key, x in meta_train.make_context(name, list(arguments)).params.items() if x not in (None, ())}
+    assert (asked["optimizer"], asked["name"], asked["vmap_size"]) == ("open", "mine", 2)
+    imitation = {key.removeprefix("imitation_"): x for key, x in asked.items() if key.startswith("imitation_")}
+    given = {key: x for key, x in asked.items() if key in MetaConfig.model_fields and key not in ("name", "vmap_size")}
+    again = adjusted(None, {**given, "env_steps": asked.get("steps"), "imitation": imitation or None})
+    assert again == config
+    child = told | {"parent": "0123", "ancestors": [{"name": "first"}, {"name": "second"}]}
+    assert shlex.split(meta_train_command("mine", child, 3)[0])[2] == "open@second"
+    assert meta_train_command("mine", {**told, "config": {"population": "many"}}, 3) == ()
+    assert meta_train_command("mine", {}, 3) == ()

@@ -57,6 +57,10 @@ def test_every_part_is_there(html: str) -> None:
     assert sorted(map(int, numbers)) == list(range(len(titles)))  # each is shown
     assert "openbench compare -o adam -e =1+1 -e breakout --algorithm ppo --budget quick" in shown
     assert "openbench train adam -e breakout --algorithm ppo --budget quick" in data["panels"]["board0-1"]
+    study = "--study &#39;&lt;/script&gt;&lt;script&gt;window.hacked=2&lt;/script&gt;&#39; --num-seeds 2"
+    assert f"openbench generalize adam &#39;{IMAGE.replace('<', '&lt;').replace('>', '&gt;')}&#39; {study}" in shown
+    assert shown.count("openbench generalize") == 4
+    assert shown.count("none: how it was asked for is not stored") == 1  # an evolution without its weights
     assert "2 × cpu" in shown
     assert "jax 0.9" in shown
     assert "a note" in shown

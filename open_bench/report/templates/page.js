@@ -295,7 +295,8 @@
     if (!form) return;
     const { optimizer, track, environment, returns } = form.elements;
     const tracks = new Map(all("tr[data-track]", section).map((row) => [row.dataset.optimizer, row.dataset.track]));
-    const keeps = (name) => matches(name, optimizer.value) && (!track.value || tracks.get(name) === track.value);
+    const short = new Map(data.legends[section.dataset.group].map((entry) => [entry.name, entry.short]));
+    const keeps = (name) => matches(`${name} ${short.get(name) || ""}`, optimizer.value) && (!track.value || tracks.get(name) === track.value);
     for (const row of all("tr[data-optimizer]", section)) row.hidden = !keeps(row.dataset.optimizer);
     const id = section.dataset.group;
     group(id).filtered = new Set(data.legends[id].flatMap((entry, i) => (keeps(entry.name) ? [] : [i])));

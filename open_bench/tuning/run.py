@@ -30,7 +30,7 @@ from open_bench.optimizers import hyperparameters, names, registry
 from open_bench.optimizers.resolve import UNTUNED, ResolvedOptimizer, resolve
 from open_bench.training.devices import Device
 from open_bench.training.task import Settings, Task
-from open_bench.tuning.selection import best, one_setting, trial_scores
+from open_bench.tuning.selection import one_setting, trial_scores, winner
 from open_bench.tuning.space import edge_note
 from open_bench.tuning.trials import FOLDER, ROOT_SEED, Trials
 
@@ -204,8 +204,8 @@ class _Campaign:
 
     def _select(self, job: Any) -> None:
         """Choose a complete job's winner, and the one setting where it was the optimizer's last environment."""
-        scores = trial_scores(job.load()[0])
-        trial = best(scores)
+        rows = job.load()[0]
+        scores, trial = trial_scores(rows), winner(rows)
         self.done[job.name] = None if trial is None else Winner(job, TUNED, trial, scores)
         if trial is None:
             task = job.experiment.task

@@ -15,6 +15,17 @@ def trial_scores(rows: pd.DataFrame) -> pd.Series:
     return means.astype(float).sort_index()
 
 
+def winner(rows: pd.DataFrame) -> int | None:
+    """The trial with the highest score; of equals, as at a return that cannot be passed, the one with the highest mean
+    return over the lifetime, then the first; None where all have failed."""
+    scores = trial_scores(rows)
+    if not len(scores) or scores.max() == FAILED:
+        return None
+    equals = scores.index[scores == scores.max()]
+    learned = rows.groupby("trial")["mean_return"].mean().loc[equals]
+    return int(equals[learned.fillna(FAILED).argmax()])
+
+
 def best(scores: pd.Series) -> int | None:
     """The trial with the highest score, of several the first; None where all have failed."""
     return int(scores.index[scores.argmax()]) if len(scores) and scores.max() > FAILED else None

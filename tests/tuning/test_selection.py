@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pandas as pd
 from hypothesis import given, settings
 
-from open_bench.tuning.selection import FAILED, best, one_setting, trial_scores
+from open_bench.tuning.selection import FAILED, best, one_setting, trial_scores, winner
 
 
 def rows(**returns: list[float]) -> pd.DataFrame:
@@ -35,8 +35,14 @@ def test_a_failed_lifetime_makes_its_trial_the_worst() -> None:
     assert best(trial_scores(rows(t0=[math.inf], t1=[math.nan]))) is None
 
 
-def test_of_equals_the_first_wins() -> None:
-    assert best(trial_scores(rows(t0=[1.0], t1=[2.0], t2=[2.0]))) == 1
+def test_of_equals_the_one_that_learned_faster_wins_then_the_first() -> None:
+    found = rows(t0=[1.0, 1.0], t1=[2.0, 2.0], t2=[1.0, 3.0], t3=[2.0, 2.0])
+    assert best(trial_scores(found)) == 1
+    over_lifetimes = [9.0, 9.0, 0.5, 0.5, 0.2, 1.0, 0.7, 0.3]
+    assert winner(found.assign(mean_return=over_lifetimes)) == 2
+    assert winner(found.assign(mean_return=0.0)) == 1
+    assert winner(found.assign(mean_return=math.nan)) == 1
+    assert winner(rows(t0=[math.inf], t1=[math.nan]).assign(mean_return=0.0)) is None
 
 
 def plain(scores: dict[str, dict[int, float]]) -> int | None:

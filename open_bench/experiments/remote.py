@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import queue
 import socket
@@ -41,6 +42,7 @@ STATUS_SECONDS = 30.0  # until it says that it is a cluster's head
 WORKER_SECONDS = 300.0  # until the first worker has started
 WAIT_SECONDS = 0.5  # between two looks at jobs that other processes hold
 PARTS = 4  # tasks of a worker, where lifetimes are enough and long: none waits long for the last
+EVENTS_A_SECOND = 20  # of progress, from all workers together: each takes the driver milliseconds
 LEAST_SECONDS = 30.0  # of training in a task that is not a whole experiment: each compiles its program
 TRIES = 5  # of a part, in a row, without a device batch
 
@@ -57,6 +59,7 @@ class Portion(NamedTuple):
     work: Work
     save_agents: bool
     devices: int
+    tell_seconds: float  # between two events of progress
 
 
 class Batch(NamedTuple):
@@ -214,7 +217,35 @@ def split(group: Group, size: int) -> Iterator[Group]:
 
 
 def train(portion: Portion) -> Iterator[Event | Batch]:
-    """What a worker does: events as they happen, and every device batch."""
+    """What a worker does: events, and every device batch."""
+    yield from thinned(_as_it_happens(portion), portion.tell_seconds)
+
+
+def thinned(
+    told: Iterator[Event | Batch], seconds: float, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Any]:
+    """The same with less progress: what is made within ``seconds`` is told together. Nothing else waits or is lost."""
+    made: Advanced | None = None
+    last = -math.inf
+    for each in told:
+        if isinstance(each, Advanced):
+            if made is not None:
+                each = dataclasses.replace(
+                    each, updates=made.updates + each.updates, seconds=made.seconds + each.seconds
+                )
+            made = each
+            if clock() - last < seconds:
+                continue
+            last, each, made = clock(), made, None
+        elif made is not None:
+            yield made
+            made = None
+        yield each
+    if made is not None:
+        yield made
+
+
+def _as_it_happens(portion: Portion) -> Iterator[Event | Batch]:
     devices = start(portion.devices)
     experiment = rebuild(portion.content, own_code=True, theta=portion.theta)
     group = Group(portion.indices, experiment, portion.seeds, portion.own, portion.diagnose)
@@ -365,7 +396,7 @@ class _Spread:
         group, job = part.group, part.of.job
         return Portion(
             content_of(group.experiment), theta_of(group.experiment), list(group.indices), list(group.seeds), group.own,
-            group.diagnose, part.of.work, job.save_agents, self.each.count,
+            group.diagnose, part.of.work, job.save_agents, self.each.count, self.workers / EVENTS_A_SECOND,
         )  # fmt: skip
 
     def _collect(self) -> None:

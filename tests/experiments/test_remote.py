@@ -27,7 +27,7 @@ from tiny import SETTINGS, STEPS, Log, experiments, random_policy, same, shards,
 import open_bench
 from open_bench.config import Execution
 from open_bench.errors import UserError
-from open_bench.events import Advanced, Ended, Event, Finished, Started, Waiting, silent
+from open_bench.events import Advanced, Compiled, Compiling, Ended, Event, Finished, Started, Waiting, Work, silent
 from open_bench.experiments import remote
 from open_bench.experiments.execute import Group, SeedsOf, execute, execute_jobs
 from open_bench.experiments.experiment import Experiment
@@ -42,6 +42,7 @@ from open_bench.experiments.remote import (
     some_of,
     split,
     theta_of,
+    thinned,
 )
 from open_bench.experiments.store import Store
 from open_bench.optimizers.registry import register
@@ -397,6 +398,18 @@ def test_workers_are_counted_by_what_a_task_takes(stand: Any) -> None:
         connect(devices=5)
     with pytest.raises(UserError, match="--devices 0"):
         devices_for(Execution(executor="ray", devices=0))
+
+
+def test_progress_is_told_less_often_and_none_of_it_is_lost() -> None:
+    work = Work("a", "a", 10, 100, 2, 0, "seed")
+    times = iter([0.0, 0.0, 1.0, 2.0, 2.0, 3.0, 9.0, 9.0, 10.0])  # two looks at the clock where something is told
+    made = [Advanced(work, count, 2, float(count), 0, 0.5) for count in (1, 2, 4, 8, 16, 32)]
+    told = list(thinned(iter([Compiling(work), *made[:5], Compiled(work, 1.0), made[5]]), 2.0, lambda: next(times)))
+    assert [type(each) for each in told] == [Compiling, Advanced, Advanced, Advanced, Compiled, Advanced]
+    advanced = [each for each in told if isinstance(each, Advanced)]
+    assert [each.updates for each in advanced] == [1, 6, 24, 32]
+    assert [each.seconds for each in advanced] == [0.5, 1.0, 1.0, 0.5]
+    assert [each.episode_return for each in advanced] == [1.0, 4.0, 16.0, 32.0]
 
 
 # --- a cluster of several nodes ---------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """A small part of every campaign (``python -m tooling.campaigns``), and that campaigns can find something."""
 
+import dataclasses
+import functools
 import hashlib
 import os
 import shutil
@@ -16,7 +18,7 @@ from open_bench.errors import UserError
 from open_bench.weights import fetch
 from open_bench.weights.format import load_weights
 from tooling.campaigns import disturb, downloads, fuzz, mutations
-from tooling.campaigns.commands import SUBJECTS, differences, outcome
+from tooling.campaigns.commands import SUBJECTS, Subject, differences, outcome
 from tooling.campaigns.tally import COLUMNS, Tally, dice, write_row
 
 SEED = 14
@@ -82,6 +84,12 @@ def test_a_study_on_a_full_disk_goes_on(folder: Path) -> None:
     assert faults("full disk", of(disturb.FullDisk, folder, "compare"), 1) == []
 
 
+def without_devices(subject: Subject, folder: Path) -> list[object]:
+    words = subject.arguments(folder)
+    place = words.index("--devices")
+    return words[:place] + words[place + 2 :]
+
+
 @pytest.mark.slow
 def test_two_processes_of_a_cluster_give_the_same_bits_as_one(folder: Path) -> None:
     (subject,) = (each for each in SUBJECTS if each.name == "meta-train")
@@ -89,6 +97,7 @@ def test_two_processes_of_a_cluster_give_the_same_bits_as_one(folder: Path) -> N
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     disturb.expect(subject.start(folder / "one"), 0)
+    subject = dataclasses.replace(subject, arguments=functools.partial(without_devices, subject))  # a cluster takes all
     cluster = ["--coordinator", address, "--num-processes", 2, "--process-id"]
     workers = [subject.start(folder / "two", None, *cluster, number) for number in (0, 1)]
     with disturb.several(workers):

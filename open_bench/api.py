@@ -290,7 +290,7 @@ def report(
     Raises:
         UserError: there is nothing to report, the budget is unknown, or experiments do not compare.
     """
-    from open_bench.report.page import write
+    from open_bench.reports.page import write
 
     return write(Path(results), None if path is None else Path(path), budget, aliases)
 

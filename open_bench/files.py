@@ -123,4 +123,5 @@ def folder_written_whole(path: Path) -> Iterator[Path]:
 
 def _name_file(error: OSError, path: Path) -> None:
     """Let the error say what could not be written: a full disk's does not."""
-    error.filename = error.filename or str(path)
+    if error.errno is not None:
+        error.filename = error.filename or str(path)

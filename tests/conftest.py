@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # starts do the same. Tests about numbers to the bit have the fixture ``optimized``.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
+import hypothesis
 import jax
 import pytest
 from commands import Answer, OpenBench
@@ -25,6 +26,8 @@ from jaxtyping import install_import_hook
 CHECKED = ["open_bench.algorithms", "open_bench.optimizers.learned", "open_bench.training"]
 install_import_hook(CHECKED, "beartype.beartype")
 
+hypothesis.settings.register_profile("busy", deadline=None)  # a busy machine is no fault of the code's
+hypothesis.settings.load_profile("busy")
 jax.config.update("jax_num_cpu_devices", 4)
 # Programs that several tests or processes compile are compiled once; the folder is shared by all workers of a run.
 _CACHE = os.environ.setdefault(

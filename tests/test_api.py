@@ -388,3 +388,9 @@ def test_diagnosis_is_stored_and_drawn_by_the_commands_that_are_asked_for_it(
     openbench("leaderboard", "--results", tmp_path)
     (again,) = (tmp_path / "figures").glob("*_diagnosis_cartpole*.png")
     assert again.read_bytes() == drawn
+
+
+def test_no_public_name_is_a_part_of_the_package() -> None:
+    """Importing ``open_bench.NAME.…`` would put the part in the name's place."""
+    parts = {path.stem for path in Path(open_bench.__file__).parent.iterdir()}
+    assert not parts & set(open_bench.__all__)

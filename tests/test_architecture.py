@@ -49,9 +49,16 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["experiments"] = {*MAY_IMPORT} - {"experiments"}
 for study in ("tuning", "meta_training", "generalization"):
     MAY_IMPORT[study] = {*MAY_IMPORT["experiments"], "experiments"}
-MAY_IMPORT["report"] = {*BASE, "text", "config", "evaluation", "experiments", "weights.format"}  # reads results folders
-MAY_IMPORT["report"] |= {"meta_training", "generalization"}  # how what was stored is asked for
-MAY_IMPORT["exchange"] = {*MAY_IMPORT} - {"report"}
+MAY_IMPORT["reports"] = {
+    *BASE,
+    "text",
+    "config",
+    "evaluation",
+    "experiments",
+    "weights.format",
+}  # reads results folders
+MAY_IMPORT["reports"] |= {"meta_training", "generalization"}  # how what was stored is asked for
+MAY_IMPORT["exchange"] = {*MAY_IMPORT} - {"reports"}
 for whole in ("api", "cli"):
     MAY_IMPORT[whole] = {*MAY_IMPORT}
 ABOVE = ("experiments", "tuning", "meta_training", "generalization", "exchange", "api", "cli")

@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from open_bench.algorithms.registry import find_algorithm
 from open_bench.experiments.experiment import Experiment
 from open_bench.training.mesh import Program
+from open_bench.training.record import metrics_of
 
 KEPT = 8  # programs; those of one environment, as studies go environment by environment
 
@@ -41,7 +43,8 @@ def shared_program(
     parts = () if optimizer is None else (optimizer.spec.make, optimizer.spec.eval_params, optimizer.policy_loss)
     static = () if optimizer is None else sorted(optimizer.static.items())
     task = json.dumps(experiment.task.identity, sort_keys=True)
-    key = (task, *map(id, parts), repr(static), _shapes(inputs), *others)
+    measured = metrics_of(find_algorithm(experiment.task.algorithm).reports)
+    key = (task, *map(id, parts), repr(static), _shapes(inputs), tuple(measured), *others)
     if key in _kept:
         _kept.move_to_end(key)
         return dataclasses.replace(_kept[key][0], compile_seconds=0.0)

@@ -258,12 +258,15 @@ def _as_it_happens(portion: Portion) -> Iterator[Event | Batch]:
         for program, indices, batch in batches:
             told.put(Batch(indices, batch, facts_of(program, len(indices), batch)))
 
-    with ThreadPoolExecutor(1) as pool:  # events come in the middle of a batch
-        training = pool.submit(run)
+    pool = ThreadPoolExecutor(1)  # events come in the middle of a batch
+    training = pool.submit(run)
+    try:
         while not (training.done() and told.empty()):
             with contextlib.suppress(queue.Empty):
                 yield told.get(timeout=0.1)
         training.result()
+    finally:
+        pool.shutdown(wait=False)  # who asks for no more may be anyone, the pool's own thread among them
 
 
 # --- the driver -------------------------------------------------------------------------------------------------------

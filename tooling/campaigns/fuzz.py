@@ -28,8 +28,8 @@ from open_bench.generalization.study import load_generalization, make_points
 from open_bench.meta_training.spec import load_meta
 from open_bench.optimizers import names, registry
 from open_bench.optimizers.resolve import resolve
-from open_bench.report import contents as report_contents
-from open_bench.report.page import render
+from open_bench.reports import contents as report_contents
+from open_bench.reports.page import render
 from open_bench.training.task import make_task
 from open_bench.weights import library
 from open_bench.weights.format import save_weights

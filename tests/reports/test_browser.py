@@ -6,8 +6,8 @@ import pytest
 from browser import Browser, browser, needs_browser
 from reported import FORMULA, IMAGE, write_everything
 
-from open_bench.report.contents import read
-from open_bench.report.page import render
+from open_bench.reports.contents import read
+from open_bench.reports.page import render
 
 pytestmark = needs_browser
 BOARD = "#board0 > form + .scroll"

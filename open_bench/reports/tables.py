@@ -8,8 +8,8 @@ import pandas as pd
 
 from open_bench.evaluation.leaderboard import Board
 from open_bench.evaluation.tables import LABELS, summary
-from open_bench.report.commands import Identity, commands
-from open_bench.report.contents import Source
+from open_bench.reports.commands import Identity, commands
+from open_bench.reports.contents import Source
 from open_bench.text import duration, interval, number, rate
 
 _NUMBERS = {

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from open_bench.errors import UserError
-from open_bench.report.contents import read
+from open_bench.reports.contents import read
 
 POINTS = "axis,point,x,optimizer,mean,score,score_low,score_high,distribution\n"
 POINT = "width,cartpole,8,adam,1.5,1,0.9,1.1,in\n"

@@ -14,11 +14,11 @@ from open_bench.evaluation.curves import Curve
 from open_bench.evaluation.leaderboard import Board
 from open_bench.evaluation.tables import LABELS
 from open_bench.generalization.study import TRAINING
-from open_bench.report import tables
-from open_bench.report.charts import Charts, legend, plain_legend
-from open_bench.report.commands import generalize_command, meta_train_command, tune_commands
-from open_bench.report.contents import Contents, Study
-from open_bench.report.tables import Commands, Head, Row, Table, headings, named, numeric
+from open_bench.reports import tables
+from open_bench.reports.charts import Charts, legend, plain_legend
+from open_bench.reports.commands import generalize_command, meta_train_command, tune_commands
+from open_bench.reports.contents import Contents, Study
+from open_bench.reports.tables import Commands, Head, Row, Table, headings, named, numeric
 from open_bench.text import duration, interval, number, rate
 
 CURVE_POINTS = 120_000  # of all learning curves of the page together, so that it stays below 5 MB

@@ -11,7 +11,7 @@ from open_bench.cli.meta_train import meta_train
 from open_bench.cli.run import train
 from open_bench.cli.tune import tune
 from open_bench.meta_training.spec import MetaConfig, adjusted
-from open_bench.report.commands import commands, generalize_command, meta_train_command, tune_commands
+from open_bench.reports.commands import commands, generalize_command, meta_train_command, tune_commands
 
 IDENTITY = {
     "environment": "cartpole", "algorithm": "ppo", "budget": "quick", "optimizer": "adam", "settings": {"num_envs": 4},

@@ -13,8 +13,8 @@ from reported import FORMULA, IMAGE, TEMPLATE, write_everything, write_experimen
 
 from open_bench import api
 from open_bench.errors import UserError
-from open_bench.report.contents import read
-from open_bench.report.page import render
+from open_bench.reports.contents import read
+from open_bench.reports.page import render
 
 FEW = 60
 

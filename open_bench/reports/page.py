@@ -18,8 +18,8 @@ from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import BaselineReturns, load_baseline_returns
 from open_bench.evaluation.bootstrap import RESAMPLES
 from open_bench.files import write_atomically
-from open_bench.report.contents import Contents, read
-from open_bench.report.sections import Page
+from open_bench.reports.contents import Contents, read
+from open_bench.reports.sections import Page
 
 REPORT = "report.html"
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -113,7 +113,9 @@ def _gallery(reports: list[str]) -> str:
         links = [f"[{path.stem}]({_below(path)})" for path in pages]
         links += [f"[report]({address})" for address in reports if address == f"{_below(folder)}/report.html"]
         lines += [f"\n## {'meta-training' if _below(folder) == 'published' else folder.name}\n", " · ".join(links)]
-        for path in sorted([*folder.glob("figures/*.png"), *folder.glob("generalization/*/figures/*.png")]):
+        for path in sorted(
+            path for part in ("", "tuning/", "generalization/*/") for path in folder.glob(f"{part}figures/*.png")
+        ):
             title = path.stem.replace("_", " ")
             lines.append(f"\n![{title}]({_below(path)})\n\n*{title}*")
     return "\n".join(lines) + "\n"

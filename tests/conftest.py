@@ -21,6 +21,7 @@ import jax
 import pytest
 from commands import Answer, OpenBench
 from jaxtyping import install_import_hook
+from writers import FakeService
 
 # Shapes in annotations are checked in whatever of these packages a test imports, at tracing time.
 CHECKED = ["open_bench.algorithms", "open_bench.optimizers.learned", "open_bench.training"]
@@ -68,6 +69,14 @@ def forget_modules_of_the_test(request: pytest.FixtureRequest) -> Iterator[None]
     for name, module in list(sys.modules.items()) if folder else []:
         if str(getattr(module, "__file__", None) or "").startswith(str(folder)):
             del sys.modules[name]
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeService:
+    """A stand-in for the package, which is not needed then."""
+    service = FakeService()
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    return service
 
 
 @pytest.fixture(scope="session")

@@ -18,13 +18,6 @@ from open_bench.experiments.history import EVENTS
 FEW: dict[str, Any] = {"steps": STEPS, "settings": SETTINGS, "devices": 2}
 
 
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeService:
-    service = FakeService()
-    monkeypatch.setitem(sys.modules, "wandb", service)
-    return service
-
-
 def test_a_curve_is_written_over_its_seeds_and_anew_with_more_of_them(tmp_path: Path, wandb: FakeService) -> None:
     pytest.importorskip("tensorboardX")
     for num_seeds in (2, 4, 4):  # trained, grown, and all there

@@ -304,13 +304,6 @@ def test_tensorboard_begins_anew_when_resumed(tmp_path: Path) -> None:
 # --- Weights & Biases -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeService:
-    service = FakeService()
-    monkeypatch.setitem(sys.modules, "wandb", service)
-    return service
-
-
 def test_wandb_gets_every_generation_and_goes_on_with_the_same_run(wandb: FakeService, tmp_path: Path) -> None:
     settings = {"project": "project", "id": "0123456789", "name": "mine", "dir": str(tmp_path),
                 "config": {"sigma": 0.3}}  # fmt: skip

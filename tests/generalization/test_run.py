@@ -16,6 +16,7 @@ from open_bench.errors import UserError
 from open_bench.experiments.plan import make_experiments
 from open_bench.generalization.run import make_plan, optimal_returns
 from open_bench.generalization.study import load_generalization, make_points
+from open_bench.reports.commands import generalize_command
 from open_bench.training.keys import lifetime_keys, stream
 from open_bench.weights.format import load_weights, save_weights
 
@@ -131,6 +132,9 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
     adam = rows[rows["optimizer"] == "adam"].set_index(["point", "seed"])["value"]
     others = rows[rows["optimizer"] == "sgd"].set_index(["point", "seed"])
     pd.testing.assert_series_equal(others["value"] - adam, others["difference"], check_names=False)
+    asked = json.loads((folder / "request.json").read_text())
+    assert (asked["optimizers"], asked["study"]) == (["sgd"], str(tmp_path / "tiny.toml"))
+    assert generalize_command(asked)[0].startswith(f"openbench generalize sgd --study {tmp_path / 'tiny.toml'} ")
     before = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
     answer = openbench("generalize", *request, "--normalize", "adam")
     assert answer.code == 0, answer.err

@@ -63,6 +63,21 @@ def test_every_study_gets_scores(ran: tuple[Session, Any, Log]) -> None:
 
 
 @pytest.mark.slow
+def test_short_names_are_chosen_on_the_command_line(ran: tuple[Session, Any, Log], openbench: OpenBench) -> None:
+    folder = ran[0].execution.results
+    request = ["leaderboard", "--results", folder, "--alias"]
+    answer = openbench(*request, "adam=Mine")
+    assert answer.code == 0, answer.err
+    assert "Mine" in answer.out
+    assert "Mine is adam" in (folder / "leaderboard.md").read_text()
+    assert set(pd.read_csv(folder / "leaderboard.csv")["optimizer"]) == {"adam", "sgd"}
+    for alias, message in (("adma=Mine", "nothing here is called 'adma'"), ("adam=sgd", "would name")):
+        answer = openbench(*request, alias)
+        assert (answer.code, answer.out) == (2, "")
+        assert message in answer.err
+
+
+@pytest.mark.slow
 def test_adam_joins_and_the_board_says_so(tmp_path: Path, openbench: OpenBench) -> None:
     """Without it there are returns, and no scores. Lifetimes are long enough for Adam to pass the random policy."""
     folder = tmp_path / "results"

@@ -30,7 +30,7 @@ def test_a_ladder_goes_on_and_ends_where_memory_does(accelerator: Any) -> None:
                 raise jax.errors.JaxRuntimeError(fails)
             return {"env_steps_per_second": 1000}
 
-        return accelerator["Rung"](ladder, name, measure)
+        return accelerator["Rung"](ladder, name, (), measure)
 
     rungs = [rung("a", "a1"), rung("a", "a2", "RESOURCE_EXHAUSTED: 9 GiB"), rung("b", "b1"), rung("a", "a3")]
     known: dict[str, Any] = {}
@@ -51,8 +51,32 @@ def test_a_ladder_goes_on_and_ends_where_memory_does(accelerator: Any) -> None:
     assert "| r |  | 1.50 [1.40, 1.60] | 2.0 s | 0.50 GiB |" in table
 
 
+def test_programs_of_later_rungs_are_compiled_with_the_first(accelerator: Any) -> None:
+    asked: list[Any] = []
+
+    class Programs:
+        def has(self, keys: Any) -> bool:
+            return set(keys) <= {key for some in asked for key in some}
+
+        def compile(self, keys: Any, jobs: int) -> None:
+            asked.append(keys)
+
+    rungs = [
+        accelerator["Rung"](name, name, needs, dict)
+        for name, needs in [("known", [("lion", 1)]), ("a", [("adam", 1)]), ("b", [("adam", 1), ("open", 1)]),
+                            ("c", [("open", 4)])]
+    ]  # fmt: skip
+    ahead = accelerator["compiled_ahead"]
+    assert [rung.name for rung in ahead(rungs, {"known": {}}, Programs(), 2)] == ["a", "b", "c"]
+    assert asked == [[("adam", 1), ("open", 1)], [("open", 4)]]
+    asked.clear()
+    assert len(list(ahead(rungs, {}, Programs(), 1))) == 4 and not asked
+
+
 @pytest.mark.slow
 def test_figures_are_of_lifetimes(accelerator: Any) -> None:
-    figures = accelerator["throughput"]("sgd", "cartpole", 1, jax.devices()[0], 1)
+    programs = accelerator["Programs"]("cartpole", jax.devices()[0])
+    programs.compile([("sgd", 1), ("adam", 1)], 2)
+    figures = accelerator["throughput"](programs, "sgd", 1, 1)
     assert min(figures["env_steps_per_second"], figures["gib"], figures["compile_seconds"]) > 0
     assert accelerator["ratio"](lambda: 3.0, lambda: 2.0, 3) == {"ratio": 1.5, "low": 1.5, "high": 1.5}

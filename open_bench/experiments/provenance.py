@@ -11,7 +11,7 @@ import jax
 
 from open_bench.machine import installed_version, processor_kind, processor_name
 
-CODE = ("open_bench", "configs", "baselines/hyperparameters", "pyproject.toml")  # what results depend on
+CODE = ("open_bench", "configs", "pyproject.toml")  # an experiment's own description holds its hyperparameters
 PACKAGES = ("open-bench", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "numpy")
 COMPUTING = PACKAGES[1:]  # another version of these may round differently
 

@@ -2,7 +2,8 @@
 
 ``tuning.json`` says what they are trials of, ``trials.csv`` has a row a trial and seed, ``curves.csv`` their learning
 curves, ``provenance.json`` what each device batch took, and where. A table is rewritten whole with every batch, the
-curves first: a lifetime is there once its row is. How many trials and seeds there are is no part of the identity.
+curves first: a lifetime is there once its row is. How many trials and seeds there are is no part of the identity, nor
+how many lifetimes are vmapped: an accelerator's trials and a CPU's choose together, and provenance tells them apart.
 """
 
 import dataclasses
@@ -34,6 +35,7 @@ ROOT_SEED = 1_000_001  # no study may use it
 FOLDER = "tuning"  # below the results folder
 DESCRIPTION, TRIALS, CURVES, PROVENANCE = "tuning.json", "trials.csv", "curves.csv", "provenance.json"
 KEYS = ["trial", "seed"]
+_NO_PART = ("hyperparameters", "track", "vmap_size")  # of an experiment's identity in that of its trials
 
 
 class Trials:
@@ -68,7 +70,7 @@ class Trials:
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """What the trials are of, as JSON values; the values of hyperparameters are no part of it."""
-        identity = {key: x for key, x in self.experiment.identity.items() if key not in ("hyperparameters", "track")}
+        identity = {key: x for key, x in self.experiment.identity.items() if key not in _NO_PART}
         return {
             **identity,
             "search": json.loads(json.dumps({key: dataclasses.asdict(x) for key, x in self.space.items()})),
@@ -140,7 +142,8 @@ class Trials:
         there = pd.MultiIndex.from_frame(kept[KEYS])
         curves_before = curves_before[pd.MultiIndex.from_frame(curves_before[KEYS]).isin(there)]
         batches = read_provenance(self.path)
-        told = {"lifetimes": [list(self.pairs[index]) for index in indices], **facts}
+        lifetimes = [list(self.pairs[index]) for index in indices]
+        told = {"lifetimes": lifetimes, "vmap_size": self.experiment.vmap_size, **facts}
         write_provenance(self.path, [*batches, told])
         write_joined(self.path / CURVES, curves_before, curves, [*KEYS, "env_steps"], schema.TRIAL_CURVES)
         write_joined(self.path / TRIALS, kept, scores, KEYS, schema.TRIALS)

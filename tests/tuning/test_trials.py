@@ -24,7 +24,7 @@ from open_bench.experiments.execute import execute_jobs
 from open_bench.optimizers import Search, searchable
 from open_bench.optimizers.resolve import UNTUNED, resolve
 from open_bench.training.task import make_task
-from open_bench.tuning.trials import ROOT_SEED, Trials
+from open_bench.tuning.trials import ROOT_SEED, Trials, read_provenance
 
 
 @searchable(learning_rate=Search(1e-3, 1e-1), nesterov=Search(choices=(False, True)))
@@ -112,6 +112,13 @@ def test_a_trial_is_an_ordinary_experiment_when_lifetimes_are_vmapped(tmp_path: 
     experiment = dataclasses.replace(job.experiment, optimizer=job.optimizer(1))
     scores, _ = tables(train(tmp_path, [experiment], num_seeds=2, devices=1), [experiment])
     assert list(rows.loc[rows["trial"] == 1, "mean_return"]) == list(scores["mean_return"])
+
+
+def test_trials_that_were_vmapped_otherwise_are_not_trained_again(whole: Path) -> None:
+    one, wide = trials_of(whole, 3, 2), trials_of(whole, 3, 2, vmap_size=64)
+    assert wide.path == one.path
+    assert wide.stored() == one.stored() == set(range(8))
+    assert {batch["vmap_size"] for batch in read_provenance(one.path)} == {1}
 
 
 @pytest.mark.slow

@@ -113,13 +113,13 @@ def _grouped(wanted: Iterable[tuple[Identity, tuple[str, ...]]]) -> dict[tuple[s
 
 
 def _options(identity: Identity) -> list[str]:
-    """Algorithm, length, vmap size, and settings that the environment's name says were changed."""
+    """Algorithm, length, vmap size (trials have several), and settings that the environment's name says were changed."""
     budget, settings = identity["budget"], identity["settings"]
     steps = budget.removeprefix("steps-")
     length = ["--budget", budget] if steps == budget else ["--steps", steps]
     named = re.findall(r"[\[,](\w+)=", identity["environment"].removeprefix(_base(identity["environment"])))
     changed = [f"{key}={_value(settings[key])}" for key in named if key in settings]
-    vmap_size = ["--vmap-size", str(identity["vmap_size"])]
+    vmap_size = ["--vmap-size", str(identity["vmap_size"])] if "vmap_size" in identity else []
     return [
         "--algorithm",
         identity["algorithm"],

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-import open_bench
+import open_bench.api
 from open_bench.cli.generalize import generalize
 from open_bench.cli.meta_train import meta_train
 from open_bench.cli.run import train

@@ -15,7 +15,7 @@ from open_bench.errors import UserError
 from open_bench.meta_training.spec import MetaConfig, adjusted, load_meta
 from open_bench.weights.format import load_weights
 
-STUDY = "open-campaign"
+SMALL_FIRST = str(Path(__file__).parent / "staged.toml")
 UPDATES, GENERATIONS = 8, 2
 MINE = f"""
 name = "tiny"
@@ -115,21 +115,21 @@ def test_interrupted_in_a_later_stage_theta_is_bitwise_the_same(staged: Staged, 
 
 
 def test_a_plan_shows_all_stages(openbench: OpenBench, tmp_path: Path) -> None:
-    answer = openbench("meta-train", "open", "--study", STUDY, "--dry-run", "--results", tmp_path / "results")
+    answer = openbench("meta-train", "open", "--study", SMALL_FIRST, "--dry-run", "--results", tmp_path / "results")
     assert answer.code == 0, answer.err
     lines = answer.out.splitlines()
     heads = [line.partition(":")[0] for line in lines if not line.startswith(" ")]
-    assert heads == ["open-campaign-imitation", "open-campaign-small", "open-campaign-published"]
+    assert heads == ["staged-imitation", "staged-small", "staged-published"]
     assert "  freeway · ppo: 16 lifetimes a generation of 60 updates (491,520 env steps)" in lines
     assert not (tmp_path / "results").exists()
 
 
 def test_stages_are_whole_and_what_is_changed_holds_in_all() -> None:
-    imitation, small, published = load_meta(STUDY).in_stages
+    imitation, small, published = load_meta(SMALL_FIRST).in_stages
     assert (imitation.generations, imitation.env_steps, small.imitation) == (0, None, None)
     assert (small.env_steps, published.env_steps, published.settings) == (131_072, None, {})
     assert small.population == published.population == 16
-    changed = adjusted(STUDY, {"env_steps": 640, "generations": 3, "imitation": {"rounds": 1}}).in_stages
+    changed = adjusted(SMALL_FIRST, {"env_steps": 640, "generations": 3, "imitation": {"rounds": 1}}).in_stages
     assert [(each.env_steps, each.generations) for each in changed] == [(640, 0), (640, 3), (640, 3)]
     assert [each.imitation.rounds if each.imitation else 0 for each in changed] == [1, 0, 0]
     assert MetaConfig().in_stages == (MetaConfig(),)
@@ -150,9 +150,9 @@ def test_a_bad_stage_is_named(values: dict[str, Any], message: str) -> None:
 
 
 def test_compare_does_not_wait_for_stages(openbench: OpenBench, tmp_path: Path) -> None:
-    answer = openbench("compare", "-o", "open", "-e", "cartpole", "--meta-train", STUDY, "--results", tmp_path)
+    answer = openbench("compare", "-o", "open", "-e", "cartpole", "--meta-train", SMALL_FIRST, "--results", tmp_path)
     assert answer.code == 2
-    assert "meta-training open-campaign has stages, which take hours: run `openbench meta-train" in answer.err
+    assert "meta-training staged has stages, which take hours: run `openbench meta-train" in answer.err
 
 
 def test_every_setting_is_an_option() -> None:

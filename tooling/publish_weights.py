@@ -15,9 +15,9 @@ import click
 import pandas as pd
 
 from open_bench import files
-from open_bench.api import load_runs
 from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import load_baseline_returns
+from open_bench.experiments.session import load_runs
 from open_bench.meta_training.checkpoint import HISTORY
 from open_bench.weights.format import Weights, load_weights
 
@@ -61,7 +61,7 @@ def _made(facts: dict[str, Any]) -> str:
         f"{config['learning_rate_decay']}, b1 {config['b1']}, rollouts {config['rollouts']}.",
         f"- Started from: {_ancestry(facts)}.",
         f"- Cost: {cost['generations']} generations, {cost['lifetimes']:,} lifetimes, {cost['env_steps']:,} env steps, "
-        f"{cost['seconds'] / 60:.0f} minutes on {cost['device']} (shared with other work).",
+        f"{cost['seconds'] / 60:.0f} minutes on {cost['device']}.",
         f"- Code: revision `{facts['provenance']['revision']}`, jax {facts['provenance']['packages']['jax']}, "
         f"evosax {facts['provenance']['packages']['evosax']}.",
     ]

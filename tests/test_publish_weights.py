@@ -1,0 +1,62 @@
+"""Weights that ship are put in place with a card that stored runs have written (tooling/publish_weights.py)."""
+
+import runpy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from open_bench.weights.format import load_weights
+
+ROOT = Path(__file__).parents[1]
+SHIPPED = ROOT / "baselines" / "weights"
+QUICK = ROOT / "results" / "published" / "quick"
+
+
+@pytest.fixture
+def evolution(tmp_path: Path) -> Path:
+    """As meta-training leaves it, with the weights that ship."""
+    folder = tmp_path / "meta" / "mine"
+    folder.mkdir(parents=True)
+    shutil.copy(SHIPPED / "open.safetensors", folder / "latest.safetensors")
+    shutil.copy(SHIPPED / "open.history.csv", folder / "history.csv")
+    for generation in (2, 10):
+        (folder / f"checkpoint-{generation:06}.safetensors").write_text(str(generation))
+    return folder
+
+
+@pytest.fixture
+def publish(tmp_path: Path) -> Any:
+    """The tool, which writes below ``tmp_path``."""
+    main = runpy.run_path(str(ROOT / "tooling" / "publish_weights.py"))["main"]
+    main.callback.__globals__.update(TARGET=tmp_path / "target", EVOLUTIONS=tmp_path / "evolutions")
+
+    def run(*arguments: Any) -> Result:
+        return CliRunner().invoke(main, list(map(str, arguments)))
+
+    return run
+
+
+def test_a_card_says_what_was_stored(publish: Any, evolution: Path, tmp_path: Path) -> None:
+    answer = publish(evolution, "--as", "given", "--results", QUICK, "--note", "A note.")
+    assert answer.exit_code == 0, answer.output
+    target, weights = tmp_path / "target", load_weights(SHIPPED / "open.safetensors")
+    assert load_weights(target / "given.safetensors").hash == weights.hash
+    card = (target / "given.md").read_text().splitlines()
+    assert card[0] == "# given" and "A note." in card
+    assert f"hash `{weights.hash[:12]}`" in card[2]
+    (row,) = (line for line in card if line.startswith("| breakout | trained on |"))
+    own, adam = (float(cell) for cell in row.split(" | ")[4:6])
+    assert own > 1 and adam > 1 and own != adam
+    assert [path.name for path in sorted((tmp_path / "evolutions" / "mine").iterdir())] == [
+        "checkpoint-000010.safetensors",
+        "history.csv",
+    ]
+
+
+def test_runs_of_other_weights_are_refused(publish: Any, evolution: Path) -> None:
+    answer = publish(evolution, "--as", "given", "--results", ROOT / "results" / "published" / "ppo-pqn")
+    assert answer.exit_code != 0
+    assert "no run with the weights" in str(answer.exception)

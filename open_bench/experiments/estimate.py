@@ -93,6 +93,6 @@ def check_memory(experiment: Experiment, devices: Sequence[Device]) -> None:
     if needed > there:
         raise UserError(
             f"{experiment.task.name}: {experiment.vmap_size} lifetimes on each of {len(devices)} devices need about "
-            f"{needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}: lower --vmap-size, or num_envs and "
-            "num_steps with --set"
+            f"{needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}: lower --vmap-size, or num_envs, "
+            "num_steps and the sizes of networks with --set"
         )

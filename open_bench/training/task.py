@@ -1,6 +1,7 @@
 """A task: an environment, an algorithm with its settings, and the length of a lifetime."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -118,12 +119,15 @@ class Task:
         values = {"num_envs": self.settings.num_envs, "num_steps": self.settings.num_steps}
         return dataclasses.replace(self, algorithm=RANDOM, settings=build_config(RANDOM, values, self.name))
 
-    @property
+    @functools.cached_property
     def lifetime_bytes(self) -> int:
-        """Rough memory of one lifetime: its rollout, kept, flattened and shuffled."""
+        """Rough memory of one lifetime: its rollout, kept, flattened and shuffled; parameters with gradients, momenta
+        and copies."""
         environment = self.make_environment()
         item = jnp.dtype(environment.observation_dtype).itemsize
-        return 4 * self.settings.env_steps_per_update * (environment.observation_size * item + 40) + (1 << 22)
+        rollout = self.settings.env_steps_per_update * (environment.observation_size * item + 40)
+        params = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(self.params()))
+        return 4 * rollout + 6 * params + (1 << 22)
 
 
 def make_task(

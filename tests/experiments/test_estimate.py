@@ -69,6 +69,9 @@ def test_what_does_not_fit_in_memory_is_refused() -> None:
     (huge,) = experiments(changes={"num_envs": 2**24, "num_steps": 2**10, "num_minibatches": 1}, steps=2**34)
     with pytest.raises(UserError, match=r"1 lifetimes on each of 4 devices need about .* GiB, and this machine has"):
         announce(Estimate(3, 3000, 1.0), [huge], CPU)
+    (broad,) = experiments(changes={"hidden": (10**8, 10**8)})
+    with pytest.raises(UserError, match=r"need about .* GiB.*the sizes of networks"):
+        announce(Estimate(3, 3000, 1.0), [broad], CPU)
     wide = dataclasses.replace(experiments()[0], vmap_size=10**6)
     with pytest.raises(UserError, match=r"1000000 lifetimes .*lower --vmap-size"):
         announce(Estimate(3, 3000, 1.0), [wide], CPU)

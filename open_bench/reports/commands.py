@@ -113,7 +113,7 @@ def _grouped(wanted: Iterable[tuple[Identity, tuple[str, ...]]]) -> dict[tuple[s
 
 
 def _options(identity: Identity) -> list[str]:
-    """Algorithm, length, vmap size (trials have several), and settings that the environment's name says were changed."""
+    """Algorithm, length, vmap size (trials have several), and the settings that an environment's name says."""
     budget, settings = identity["budget"], identity["settings"]
     steps = budget.removeprefix("steps-")
     length = ["--budget", budget] if steps == budget else ["--steps", steps]

@@ -1,5 +1,6 @@
 """Environments: the contract of every adapter that ships, and what gymnax tasks do, step by step."""
 
+import importlib.util
 import urllib.request
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from open_bench import config
+from open_bench.environments import gymnax as adapter
 from open_bench.environments.base import Continuous, Discrete, Environment
 from open_bench.environments.registry import load_environment, make, make_environment
 from open_bench.errors import UserError
@@ -199,3 +201,25 @@ def test_a_task_whose_data_cannot_be_downloaded_is_an_error(monkeypatch: pytest.
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     with pytest.raises(UserError, match=r"gymnax cannot make MNISTBandit-bsuite .*no network"):
         make_environment(load_environment("MNISTBandit-bsuite"))
+
+
+@pytest.mark.parametrize("name", MINATAR)
+def test_a_step_has_no_loop_that_an_accelerator_would_wait_for(name: str) -> None:
+    _, state = jax.eval_shape(task(name).reset, jax.random.key(0))
+    traced = str(jax.make_jaxpr(task(name).step)(jax.random.key(0), state, jnp.int32(0)))
+    assert "while[" not in traced
+
+
+def test_asterix_has_the_slots_of_gymnax() -> None:
+    spec = importlib.util.find_spec("gymnax.environments.minatar.asterix")
+    assert spec is not None and spec.loader is not None
+    untouched = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(untouched)
+    keys = jax.random.split(jax.random.key(0), 900)
+    full = jnp.arange(900)[:, None] % 9 / 8  # from never to always
+    filled = jax.random.bernoulli(jax.random.key(1), full, (900, 8)).astype(jnp.int32)
+    theirs, ours = (jax.vmap(each)(keys, filled) for each in (untouched.while_sample_slots, adapter.free_slot))
+    for one, other in zip(theirs, ours, strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert one.dtype == other.dtype
+    assert set(np.unique(ours[1])) == {0, 1}

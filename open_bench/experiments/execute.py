@@ -20,7 +20,7 @@ from open_bench.experiments.agents import saved_agents
 from open_bench.experiments.checkpoint import BatchCheckpoint, remove_batches
 from open_bench.experiments.estimate import estimate_missing
 from open_bench.experiments.experiment import Experiment
-from open_bench.experiments.programs import shared_program
+from open_bench.experiments.programs import Ahead, prepare_program, shared_program
 from open_bench.experiments.provenance import provenance
 from open_bench.experiments.store import Store
 from open_bench.optimizers.resolve import ResolvedOptimizer
@@ -193,16 +193,16 @@ def execute_jobs(
 
         spread(jobs, devices, watcher, title=title, when_done=when_done)
         return
-    run = _Run(devices, watcher, checkpoint_seconds)
-    with stream(watcher):
+    with Ahead() as compiling, stream(watcher):
+        run = _Run(devices, watcher, checkpoint_seconds, compiling)
         missing = [(job.experiment, job.lifetimes - len(job.stored())) for job in jobs] if run.leader else []
         ahead = estimate_missing(missing, devices).seconds if run.leader else None
         watcher(Started(title, tuple(run.work(job) for job in jobs), seconds=ahead))
         pending = list(jobs)
         while pending:
             left = []
-            for job in pending:
-                if run.attend(job):
+            for place, job in enumerate(pending, 1):
+                if run.attend(job, pending[place:]):
                     when_done(job)
                 else:
                     left.append(job)
@@ -256,16 +256,18 @@ def _warn_of_no_diagnostics(experiments: Sequence[Experiment]) -> list[Experimen
 class _Run:
     """What all jobs of one call share."""
 
-    def __init__(self, devices: Sequence[jax.Device], watcher: Watcher, checkpoint_seconds: float):
-        self.devices, self.watcher, self.checkpoint_seconds = devices, watcher, checkpoint_seconds
+    def __init__(
+        self, devices: Sequence[jax.Device], watcher: Watcher, checkpoint_seconds: float, ahead: Ahead
+    ):  # fmt: skip
+        self.devices, self.watcher, self.checkpoint_seconds, self.ahead = devices, watcher, checkpoint_seconds, ahead
         self.leader = jax.process_index() == 0  # of several hosts the first decides and writes
 
     def work(self, job: Job) -> Work:
         """The job as watchers know it."""
         return work_of(job, len(job.stored()) if self.leader else 0)
 
-    def attend(self, job: Job) -> bool:
-        """Run a job unless somebody else is at it; says whether it is done."""
+    def attend(self, job: Job, later: Sequence[Job] = ()) -> bool:
+        """Run a job unless somebody else is at it; says whether it is done. ``later`` are those that come after it."""
         wait = jax.process_count() > 1  # the other hosts follow the first batch by batch
         with job.lock(wait) if self.leader else contextlib.nullcontext(True) as free:
             if not free:
@@ -274,8 +276,9 @@ class _Run:
             if missing:
                 if self.leader:
                     job.create()
-                for group in job.groups(missing):
-                    self._train(job, group)
+                groups = list(job.groups(missing))
+                for place, group in enumerate(groups, 1):
+                    self._train(job, group, groups[place:], later)
                 if self.leader:
                     remove_batches(job.path)
             self.watcher(Finished(self.work(job), len(missing)))
@@ -287,16 +290,33 @@ class _Run:
         mask = np.array([index not in done for index in range(job.lifetimes)], np.int32)
         return [int(index) for index in np.flatnonzero(broadcast(mask))]
 
-    def _train(self, job: Job, group: Group) -> None:
-        """Train lifetimes a device batch at a time; every finished batch is stored."""
+    def _train(self, job: Job, group: Group, others: Sequence[Group], later: Sequence[Job]) -> None:
+        """Train lifetimes a device batch at a time; every finished batch is stored. ``others`` are the job's next."""
+
+        def upcoming() -> Iterator[tuple[Group, int]]:
+            yield from ((each, job.experiment.vmap_size) for each in others)
+            for one in later:
+                missing = sorted(set(range(one.lifetimes)) - one.stored())
+                yield from ((each, one.experiment.vmap_size) for each in one.groups(missing) if missing)
+
+        def prepare() -> None:
+            for each, vmap_size in upcoming():
+                prepare_program(*_wanted(each, vmap_size, self.devices))
+                return
+
+        def compiled() -> None:
+            if jax.process_count() == 1:  # several hosts do the same in the same order
+                self.ahead.begin(prepare)
 
         def checkpoint(places: range) -> BatchCheckpoint | None:
             indices = [group.indices[place] for place in places]
             return self._checkpoint(job, indices) if self.leader else None
 
+        self.ahead.wait()
         batches = run_group(
-            group, self.work(job), job.experiment.vmap_size, self.devices, self.watcher, checkpoint, job.save_agents
-        )
+            group, self.work(job), job.experiment.vmap_size, self.devices, self.watcher, checkpoint, job.save_agents,
+            compiled,
+        )  # fmt: skip
         for program, indices, batch in batches:
             if self.leader:
                 facts = facts_of(program, len(indices), batch)
@@ -316,18 +336,28 @@ def work_of(job: Job, stored: int = 0) -> Work:
 def run_group(
     group: Group, work: Work, vmap_size: int, devices: Sequence[jax.Device], watcher: Watcher,
     checkpoint: Callable[[range], BatchCheckpoint | None] = lambda places: None, keep_agents: bool = False,
+    compiled: Callable[[], None] = lambda: None,
 ) -> Iterator[tuple[Program, list[int], runner.Finished]]:  # fmt: skip
-    """Compile a group's program and run its lifetimes a device batch at a time, with their indices; stores nothing."""
+    """Compile a group's program and run its lifetimes a device batch at a time, with their indices; stores nothing.
+
+    ``compiled`` is called between the two.
+    """
     watcher(Compiling(work, tuple(group.indices) if work.counted == "seed" else ()))
+    program = shared_program(*_wanted(group, vmap_size, devices))
+    watcher(Compiled(work, program.compile_seconds))
+    compiled()
+    told = functools.partial(tell, watcher, work)
+    for batch in runner.run_lifetimes(program, group.keys, group.inputs, told, checkpoint, keep_agents):
+        yield program, [group.indices[place] for place in batch.indices], batch
+
+
+def _wanted(group: Group, vmap_size: int, devices: Sequence[jax.Device]) -> tuple[Any, ...]:
+    """What ``shared_program`` is asked for."""
     own = group.own is not None
     example = jax.tree.map(lambda leaf: leaf[0], group.own) if own else group.inputs
     make = lambda: compile_program(group.lifetime, example, devices, vmap_size, len(group.indices), own)
     devices_used = tuple(devices[: -(-len(group.indices) // vmap_size)])
-    program = shared_program(group.experiment, example, (devices_used, vmap_size, own, group.diagnose), make)
-    watcher(Compiled(work, program.compile_seconds))
-    told = functools.partial(tell, watcher, work)
-    for batch in runner.run_lifetimes(program, group.keys, group.inputs, told, checkpoint, keep_agents):
-        yield program, [group.indices[place] for place in batch.indices], batch
+    return group.experiment, example, (devices_used, vmap_size, own, group.diagnose), make
 
 
 def description(experiment: Experiment) -> dict[str, Any]:

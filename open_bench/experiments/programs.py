@@ -1,14 +1,16 @@
 """Compiled programs that the experiments of a process share: all that differ in nothing but traced values.
 
 Learning rates of a grid, tracks of one optimizer and weights of one shape are traced, so their experiments need one
-program. XLA's persistent cache would spare its compilation, but not the seconds of tracing and loading it.
+program. XLA's persistent cache would spare its compilation, but not the seconds of tracing and loading it. A program
+may be prepared before it is asked for, while another runs.
 """
 
 import dataclasses
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +22,14 @@ from open_bench.training.record import metrics_of
 
 KEPT = 8  # programs; those of one environment, as studies go environment by environment
 
-_kept: OrderedDict[tuple[Any, ...], tuple[Program, Any]] = OrderedDict()
+
+class _Kept(NamedTuple):
+    program: Program
+    parts: Any  # which live as long, so that their ids stay theirs
+    asked_for: bool
+
+
+_kept: OrderedDict[tuple[Any, ...], _Kept] = OrderedDict()
 
 
 def shared_program(
@@ -35,24 +44,67 @@ def shared_program(
         make: compiles it.
 
     Returns:
-        The program; the ``compile_seconds`` of one that was there are 0.
+        The program; its ``compile_seconds`` are 0 for all who ask for it but the first.
     """
+    key, parts = _key(experiment, inputs, others)
+    if key is None:
+        return make()
+    if key not in _kept:
+        _keep(key, _Kept(make(), parts, True))
+        return _kept[key].program
+    found = _kept[key]
+    _keep(key, found._replace(asked_for=True))
+    return dataclasses.replace(found.program, compile_seconds=0.0) if found.asked_for else found.program
+
+
+def prepare_program(experiment: Experiment, inputs: Any, others: tuple[Any, ...], make: Callable[[], Program]) -> None:
+    """Compile what ``shared_program`` will be asked for, if it is a program that can be kept."""
+    key, parts = _key(experiment, inputs, others)
+    if key is not None and key not in _kept:
+        _keep(key, _Kept(make(), parts, False))
+
+
+class Ahead:
+    """Prepares the program that is needed next while another runs: most of compiling is on one core."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "compile ahead")
+        self._under_way: Future[None] | None = None
+
+    def __enter__(self) -> "Ahead":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def begin(self, prepare: Callable[[], None]) -> None:
+        """Call ``prepare`` in another thread; what it raises is raised again where the program is asked for."""
+        self.wait()
+        self._under_way = self._pool.submit(prepare)
+
+    def wait(self) -> None:
+        """Until what is under way is done."""
+        if self._under_way is not None:
+            wait([self._under_way])
+
+
+def _key(experiment: Experiment, inputs: Any, others: tuple[Any, ...]) -> tuple[tuple[Any, ...] | None, Any]:
+    """What a program depends on, None where that cannot be told; and the parts whose ids are in it."""
     optimizer = experiment.optimizer
     if not experiment.task.environment.stored or (optimizer is not None and optimizer.spec.digest is None):
-        return make()  # code that may change between two calls
+        return None, ()  # code that may change between two calls
     parts = () if optimizer is None else (optimizer.spec.make, optimizer.spec.eval_params, optimizer.policy_loss)
     static = () if optimizer is None else sorted(optimizer.static.items())
     task = json.dumps(experiment.task.identity, sort_keys=True)
     measured = metrics_of(find_algorithm(experiment.task.algorithm).reports)
-    key = (task, *map(id, parts), repr(static), _shapes(inputs), tuple(measured), *others)
-    if key in _kept:
-        _kept.move_to_end(key)
-        return dataclasses.replace(_kept[key][0], compile_seconds=0.0)
-    program = make()
-    _kept[key] = program, parts  # which live as long, so that their ids stay theirs
+    return (task, *map(id, parts), repr(static), _shapes(inputs), tuple(measured), *others), parts
+
+
+def _keep(key: tuple[Any, ...], kept: _Kept) -> None:
+    _kept[key] = kept
+    _kept.move_to_end(key)
     while len(_kept) > KEPT:
         _kept.popitem(last=False)
-    return program
 
 
 def forget() -> None:

@@ -93,7 +93,7 @@ def exit_code(patch: pytest.MonkeyPatch, arguments: Sequence[object]) -> int:
     patch.setattr(sys, "path", list(sys.path))
     patch.setattr(sys, "argv", ["openbench", *map(str, arguments)])
     try:
-        cli.main()
+        cli.answer()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     return 0

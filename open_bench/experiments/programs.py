@@ -7,6 +7,7 @@ may be prepared before it is asked for, while another runs.
 
 import dataclasses
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -20,6 +21,7 @@ from open_bench.experiments.experiment import Experiment
 from open_bench.training.mesh import Program
 from open_bench.training.record import metrics_of
 
+THREAD = "compile ahead"
 KEPT = 8  # programs; those of one environment, as studies go environment by environment
 
 
@@ -68,7 +70,7 @@ class Ahead:
     """Prepares the program that is needed next while another runs: most of compiling is on one core."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "compile ahead")
+        self._pool = ThreadPoolExecutor(1, THREAD)
         self._under_way: Future[None] | None = None
 
     def __enter__(self) -> "Ahead":
@@ -86,6 +88,11 @@ class Ahead:
         """Until what is under way is done."""
         if self._under_way is not None:
             wait([self._under_way])
+
+
+def compiling_ahead() -> bool:
+    """Whether a thread of some ``Ahead`` is there, which the end of the process would wait for."""
+    return any(thread.name.startswith(THREAD) for thread in threading.enumerate())
 
 
 def _key(experiment: Experiment, inputs: Any, others: tuple[Any, ...]) -> tuple[tuple[Any, ...] | None, Any]:

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -268,3 +269,27 @@ def test_the_version_and_help_are_there() -> None:
 
 def test_types_travel_with_the_package() -> None:
     assert (Path(open_bench.__file__).parent / "py.typed").is_file()
+
+
+def test_the_end_does_not_wait_for_a_program_that_nobody_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from open_bench.cli import main as cli
+    from open_bench.experiments.programs import Ahead, compiling_ahead
+
+    left: list[int] = []
+    compiled = threading.Event()
+    monkeypatch.setattr(cli, "answer", lambda: sys.exit(130))
+    monkeypatch.setattr(os, "_exit", left.append)
+    with Ahead() as ahead:
+        ahead.begin(lambda: compiled.wait() and None)
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert left == [130]
+        compiled.set()
+        ahead.wait()
+    for thread in threading.enumerate():
+        if thread.name.startswith("compile ahead"):
+            thread.join()
+    assert not compiling_ahead()
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert left == [130]

@@ -412,4 +412,4 @@ def test_studies_are_listed(openbench: OpenBench) -> None:
     out = openbench("list", "studies").out
     assert all(name in out for name in shipped("meta"))
     assert "Open_ES" in out
-    assert "=5e-4 (quick), then 16 × 30 generations, Open_ES (131.072k env steps), then 16 × 50 generations" in out
+    assert "imitation of lion:learning_rate=1e-3 (quick), then 64 × 30 generations, Open_ES (quick)" in out

@@ -39,8 +39,6 @@ VMAP_SIZES = {"cpu": (1, 2, 4), "other": (1, 4, 16, 64, 256, 1024)}
 DEFAULT_SIZE = {"cpu": 1, "other": 64}  # where optimizers are compared, as users have it
 SECONDS = 1.0  # that a timing lasts, about
 Figures = dict[str, Any]
-
-
 Key = tuple[str, int]  # of a program: optimizer and vmap size
 
 
@@ -211,8 +209,10 @@ def main(minutes: float, out: Path, environment: str, sizes: tuple[int, ...], re
     facts = provenance() | {"compile_jobs": compile_jobs}
     stored = out / "measurements.json"
     content = json.loads(stored.read_text()) if stored.exists() else {"provenance": facts, "measurements": {}}
-    if not same_kind(content["provenance"], facts) or content["provenance"]["revision"] != facts["revision"]:
-        raise click.UsageError(f"{stored} is of another machine or revision: name another --out")
+    before = content["provenance"]
+    alike = all(before.get(key) == facts[key] for key in ("revision", "compile_jobs"))
+    if not (alike and same_kind(before, facts)):
+        raise click.UsageError(f"{stored} is of another machine, revision or --compile-jobs: name another --out")
 
     def save() -> None:
         out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The accelerator's ladder (benchmarks/accelerator.py): it resumes, ends in time, and stops where memory does."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import jax
 import pytest
+from click.testing import CliRunner
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -71,6 +73,20 @@ def test_programs_of_later_rungs_are_compiled_with_the_first(accelerator: Any) -
     assert asked == [[("adam", 1), ("open", 1)], [("open", 4)]]
     asked.clear()
     assert len(list(ahead(rungs, {}, Programs(), 1))) == 4 and not asked
+
+
+def test_figures_of_another_number_of_compile_jobs_are_not_mixed(accelerator: Any, tmp_path: Path) -> None:
+    facts = {**accelerator["provenance"](), "compile_jobs": 10}
+    (tmp_path / "measurements.json").write_text(json.dumps({"provenance": facts, "measurements": {}}))
+    cached = jax.config.jax_enable_compilation_cache
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(accelerator["main"].callback.__globals__, "start", lambda count: jax.devices()[:count])
+            answer = CliRunner().invoke(accelerator["main"], ["--out", str(tmp_path), "--minutes", "0.01"])
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
+    assert answer.exit_code == 2
+    assert "another machine, revision or --compile-jobs" in answer.output
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def prepare_program(experiment: Experiment, inputs: Any, others: tuple[Any, ...]
 
 
 class Ahead:
-    """Prepares the program that is needed next while another runs: most of compiling is on one core."""
+    """Prepares the program that is needed next while another runs; where cores are idle then, that saves its time."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, THREAD)

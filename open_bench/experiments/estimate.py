@@ -37,9 +37,12 @@ def estimate(experiments: Sequence[Experiment], num_seeds: int, store: Store, de
 
 
 def estimate_missing(work: Iterable[tuple[Experiment, int]], devices: Sequence[Device]) -> Estimate:
-    """The work ahead for experiments with so many lifetimes missing."""
+    """The work ahead for experiments with so many lifetimes missing; what two of them share counts once."""
     lifetimes, env_steps, total = 0, 0, 0.0
-    for each, missing in work:
+    counted: dict[str, int] = {}
+    for each, wanted in work:
+        missing = max(0, wanted - counted.get(each.computation, 0))
+        counted[each.computation] = missing + counted.get(each.computation, 0)
         learned = each.optimizer is not None and each.optimizer.spec.learned is not None
         seconds = lifetime_seconds(each.task, learned, devices)
         lifetimes, env_steps = lifetimes + missing, env_steps + missing * each.task.lifetime_steps

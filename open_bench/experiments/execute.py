@@ -103,6 +103,9 @@ class Job(Protocol):
     def create(self) -> None:
         """Make the folder."""
 
+    def take_over(self) -> None:
+        """Copy what an equal job has stored meanwhile; hold the lock."""
+
     def groups(self, missing: Sequence[int]) -> Iterable[Group]:
         """The missing lifetimes, by program."""
 
@@ -114,13 +117,15 @@ class Job(Protocol):
 
 
 class SeedsOf:
-    """The job of an experiment: its seeds 0 … n−1."""
+    """The job of an experiment: its seeds 0 … n−1. ``equals`` are others whose numbers are the same."""
 
     counted = "seed"
 
     def __init__(
-        self, experiment: Experiment, num_seeds: int, store: Store, save_agents: bool = False, diagnose: bool = False
+        self, experiment: Experiment, num_seeds: int, store: Store, save_agents: bool = False, diagnose: bool = False,
+        equals: Sequence[Experiment] = (),
     ):  # fmt: skip
+        self.equals = equals
         self.experiment, self.lifetimes, self.store = experiment, num_seeds, store
         self.save_agents, self.diagnose = save_agents, diagnose
         self.name, self.label, self.path = experiment.name, label_of(experiment), store.path(experiment)
@@ -133,6 +138,14 @@ class SeedsOf:
 
     def create(self) -> None:
         self.store.create(self.experiment, description(self.experiment))
+
+    def take_over(self) -> None:
+        for other in self.equals:
+            missing = set(range(self.lifetimes)) - self.stored()
+            shards = self.store.shards_with(other, missing, self.save_agents, self.diagnose) if missing else []
+            for shard in shards:
+                self.create()
+                self.store.add_copy(self.experiment, shard)
 
     def groups(self, missing: Sequence[int]) -> Iterable[Group]:
         yield Group(missing, self.experiment, missing, diagnose=self.diagnose)
@@ -170,7 +183,11 @@ def execute(
     if diagnose:
         experiments_with = _warn_of_no_diagnostics(experiments)
         _warn_of_absent(experiments_with, num_seeds, store, store.diagnosed_seeds, "--diagnose", "its diagnosis is")
-    jobs = [SeedsOf(each, num_seeds, store, save_agents, diagnose) for each in experiments]
+    equals: dict[str, list[Experiment]] = {}
+    for each in experiments:
+        equals.setdefault(each.computation, []).append(each)
+    others = lambda each: [other for other in equals[each.computation] if other is not each]
+    jobs = [SeedsOf(each, num_seeds, store, save_agents, diagnose, others(each)) for each in experiments]
     execute_jobs(jobs, devices, watcher, title=title, checkpoint_seconds=checkpoint_seconds)
 
 
@@ -272,6 +289,8 @@ class _Run:
         with job.lock(wait) if self.leader else contextlib.nullcontext(True) as free:
             if not free:
                 return False
+            if self.leader:
+                job.take_over()
             missing = self._missing(job)
             if missing:
                 if self.leader:

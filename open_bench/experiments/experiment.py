@@ -64,6 +64,12 @@ class Experiment:
         }
 
     @functools.cached_property
+    def computation(self) -> str:
+        """What its numbers follow from, equal where only names differ: one setting may be the tuned one."""
+        spec = self.optimizer.spec.name if self.optimizer is not None else RANDOM
+        return json.dumps([spec, {key: x for key, x in self.identity.items() if key not in _NAMES}], sort_keys=True)
+
+    @functools.cached_property
     def name(self) -> str:
         """The experiment's folder: environment, optimizer and a short hash of the identity."""
         return folder_name(self.identity)
@@ -82,6 +88,7 @@ class Experiment:
         return task_lifetime(self.task, self.optimizer, diagnose)
 
 
+_NAMES = ("optimizer", "track")  # in an identity, what an optimizer was asked for by
 NO_OPTIMIZER: dict[str, Any] = {"optimizer": RANDOM, "policy_loss": None, "hyperparameters": {}, "theta": ""}
 
 

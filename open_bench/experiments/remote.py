@@ -375,6 +375,7 @@ class _Spread:
             self.look_again = time.monotonic() + WAIT_SECONDS
 
     def _cut(self, job: Job, held: contextlib.ExitStack) -> None:
+        job.take_over()
         stored = job.stored()
         missing = [index for index in range(job.lifetimes) if index not in stored]
         begun = _Begun(job, work_of(job, len(stored)), held, len(missing))

@@ -187,6 +187,20 @@ class Store:
                 write_agents(folder / AGENTS, agents, list(scores["seed"]))
         return self.path(experiment) / shard_name(scores["seed"])
 
+    def shards_with(self, experiment: Experiment, among: set[int], agents: bool, diagnosis: bool) -> list[Shard]:
+        """The experiment's shards whose seeds are all ``among`` those, with agents or diagnosis where wanted."""
+        wanted = {AGENTS} if agents else set()
+        wanted |= {DIAGNOSIS} if diagnosis else set()
+        sound = self._sound_shards(experiment)
+        return [each for each in sound if wanted <= each.provenance["files"].keys() and among >= {*each.scores["seed"]}]
+
+    def add_copy(self, experiment: Experiment, shard: Shard) -> None:
+        """Store another experiment's shard for one that has the same numbers; the provenance says so. Hold the lock."""
+        told = {**shard.provenance, "trained_as": shard.path.parent.name}
+        with new_shard(self.path(experiment), shard.scores["seed"], told) as folder:
+            for name in shard.provenance["files"]:
+                shutil.copyfile(shard.path / name, folder / name)
+
     def read(self, name: str) -> Stored:
         """One experiment; raises Damaged where the folder is none."""
         path = self.experiments / name

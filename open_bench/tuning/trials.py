@@ -117,6 +117,9 @@ class Trials:
             self.path / DESCRIPTION, json.dumps({"identity": self.identity}, indent=1, sort_keys=True) + "\n"
         )
 
+    def take_over(self) -> None:
+        """Nothing: no other search has these trials."""
+
     def groups(self, missing: Sequence[int]) -> Iterable[Group]:
         """One program, or one for each combination of static hyperparameters."""
         by_static: dict[str, list[int]] = {}

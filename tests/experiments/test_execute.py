@@ -42,6 +42,8 @@ from open_bench.errors import UserError
 from open_bench.evaluation.schema import DIAGNOSIS
 from open_bench.events import Ended, Event, Finished, Started, Waiting, several
 from open_bench.experiments.agents import load_agent
+from open_bench.experiments.estimate import estimate
+from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.store import Store
 from open_bench.training.lifetime import Lifetime
 from open_bench.training.mesh import compile_program
@@ -123,6 +125,39 @@ def test_devices_and_company_do_not_change_an_experiment(devices: int, finished:
 
 
 @pytest.mark.slow
+def twins(*others: str) -> list[Experiment]:
+    """Adam's defaults, and the same given one by one."""
+    optimizer = experiments("adam:track=default")[0].optimizer
+    assert optimizer is not None
+    given = ",".join(f"{key}={value}" for key, value in optimizer.hyperparameters.items())
+    return experiments("adam:track=default", f"adam:{given}", *others)
+
+
+def test_equal_experiments_are_trained_once_and_stored_twice(tmp_path: Path) -> None:
+    chosen = twins("sgd:track=default")
+    assert [each.computation == chosen[0].computation for each in chosen] == [True, True, False]
+    assert estimate(chosen, 2, Store(tmp_path), jax.devices()).lifetimes == 4
+    log = Log()
+    store = train(tmp_path, chosen, 2, watcher=log)
+    assert [name for name, _ in log.started] == [chosen[0].label, chosen[2].label]
+    one, two = (tables(store, [each]) for each in chosen[:2])
+    same([frame.drop(columns=["experiment", "optimizer"], errors="ignore") for frame in one],
+         [frame.drop(columns=["experiment", "optimizer"], errors="ignore") for frame in two])  # fmt: skip
+    (copy,) = store.path(chosen[1]).glob("shard-*")
+    assert json.loads((copy / "provenance.json").read_text())["trained_as"] == chosen[0].name
+
+
+def test_an_equal_experiment_gives_what_is_asked_for_or_nothing(tmp_path: Path) -> None:
+    chosen = twins()
+    train(tmp_path, chosen[:1], 3)  # without agents
+    log = Log()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first has none, which is said
+        store = train(tmp_path, chosen, 2, watcher=log, save_agents=True)
+    assert log.started == [(chosen[1].label, [0, 1])]
+    assert load_agent(store.path(chosen[1])) is not None
+
+
 def test_divergence_is_stored_as_nan_and_true(tmp_path: Path) -> None:
     log = Log()
     store = train(tmp_path, experiments(f"{__name__}:breaking"), num_seeds=2, watcher=log)

@@ -4,11 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
-import gymnax
 import jax
 import jax.numpy as jnp
-from gymnax.environments import spaces
-from gymnax.environments.minatar import asterix
 
 from open_bench.environments.base import (
     ActionSpace,
@@ -19,7 +16,13 @@ from open_bench.environments.base import (
     check_time_limit,
     with_strong_types,
 )
+from open_bench.environments.deferred import deferred
 from open_bench.errors import UserError
+
+with deferred("matplotlib.pyplot", "seaborn"):  # that it draws with
+    import gymnax
+    from gymnax.environments import spaces
+    from gymnax.environments.minatar import asterix
 
 
 def free_slot(key: jax.Array, filled: jax.Array) -> tuple[jax.Array, jax.Array]:

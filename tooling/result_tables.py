@@ -1,0 +1,156 @@
+"""Tables of ``docs/results.md``, made from stored runs and trials, so that none is copied by hand.
+
+    python -m tooling.result_tables            write them anew
+    python -m tooling.result_tables --check    exit with 1 where one is not what the stored runs give
+
+In the page a table stands between ``<!-- KIND FOLDER [BUDGET] -->`` and ``<!-- end -->``; the folder is one of
+``results/published``. Kinds: ``board`` (the leaderboard, shortened), ``targets`` (env steps to tuned Adam's median
+return), ``trials`` (expected best of all trials), ``growth`` (the same against the number of trials), ``sensitivity``.
+"""
+
+import functools
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import pandas as pd
+
+from open_bench.evaluation import trials
+from open_bench.evaluation.leaderboard import Board
+from open_bench.evaluation.tables import markdown_table
+from open_bench.experiments.session import load_runs, stored_board
+from open_bench.text import interval, number, rate
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, PUBLISHED = ROOT / "docs" / "results.md", ROOT / "results" / "published"
+PLACE = re.compile(r"(<!-- (?P<kind>\w+) (?P<folder>[\w-]+)(?: (?P<budget>[\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+SHOWN = (1, 2, 4, 8, 16, 32)  # numbers of trials
+
+
+def filled(page: str) -> str:
+    """The page with every table made anew."""
+    return PLACE.sub(lambda found: found[1] + table(found["kind"], found["folder"], found["budget"]) + found[5], page)
+
+
+def table(kind: str, folder: str, budget: str | None = None) -> str:
+    """One table, in Markdown."""
+    return KINDS[kind](folder, budget)
+
+
+@functools.cache
+def _board(folder: str, budget: str | None) -> Board:
+    place = PUBLISHED / folder
+    (board,) = stored_board(place, load_runs(place), budget).boards
+    return board
+
+
+@functools.cache
+def _trials(folder: str) -> pd.DataFrame:
+    return trials.read_trials(PUBLISHED / folder)
+
+
+def board(folder: str, budget: str | None) -> str:
+    """Ranks, IQM, difference to the baseline, and mean returns."""
+    found = _board(folder, budget)
+    ends = lambda name: zip(*(found.table[f"{name}{end}"] for end in ("", "_low", "_high")), strict=True)
+    ranks = [f"{low}–{high}" if low != high else f"{low}"
+             for low, high in zip(found.table["rank_low"], found.table["rank_high"], strict=True)]  # fmt: skip
+    columns = {
+        "ranks": ranks,
+        "optimizer": [found.short[name] for name in found.table["optimizer"]],
+        "track": list(found.table["track"]),
+        "IQM": [interval(*each, 2) for each in ends("iqm")],
+        f"difference to {found.short[found.baseline]}": [interval(*each, 2) for each in ends("paired_difference")],
+    }
+    for name in found.scores.environments:
+        columns[found.places[name]] = list(map(number, found.table[f"{found.scores.metric}:{name}"]))
+    return markdown_table(list(columns), list(map(list, zip(*columns.values(), strict=True))))
+
+
+def targets(folder: str, budget: str | None) -> str:
+    """Env steps to the median final return of the board's Adam, median over seeds."""
+    found = _board(folder, budget)
+    steps = found.per_environment.pivot(index="optimizer", columns="environment", values="steps_to_target")
+    rows = [
+        [
+            found.short[name],
+            number(score),
+            *("missed" if each == float("inf") else rate(each) for each in steps.loc[name]),
+        ]
+        for name, score in zip(found.table["optimizer"], found.table["time_to_target"], strict=True)
+    ]
+    return markdown_table(["optimizer", "score", *map(found.places.get, steps)], rows)
+
+
+def best_trials(folder: str, budget: str | None) -> str:
+    """Expected best of all trials, over all environments and in each."""
+    best = _best(folder, budget)
+    last = best[best["k"] == best["k"].max()]
+    over_all = last[last["environment"] == trials.ALL].sort_values("value", ascending=False)
+    places = [name for name in sorted(set(last["environment"])) if name != trials.ALL]
+    cells = {
+        (row["optimizer"], row["environment"]): interval(row["value"], row["low"], row["high"], 2)
+        for row in last.to_dict("records")
+    }
+    rows = [[name, *(cells[name, place] for place in (trials.ALL, *places))] for name in over_all["optimizer"]]
+    return markdown_table(["optimizer", "all", *places], rows)
+
+
+def growth(folder: str, budget: str | None) -> str:
+    """Expected best of k trials over all environments, and the agreement of the ranks with the last ones."""
+    best = _best(folder, budget)
+    values = best[best["environment"] == trials.ALL].pivot(index="optimizer", columns="k", values="value")
+    shown = [k for k in SHOWN if k in values]
+    values = values.sort_values(shown[-1], ascending=False)
+    tau = trials.rank_stability(best).groupby("k")["kendall_tau"].first()
+    rows = [[name, *(f"{values.loc[name, k]:.2f}" for k in shown)] for name in values.index]
+    rows.append(["Kendall's τ with the last order", *(f"{tau[k]:.2f}" for k in shown)])
+    return markdown_table(["optimizer", *(f"k = {k}" for k in shown)], rows)
+
+
+def sensitivity(folder: str, budget: str | None) -> str:
+    """Performance of each environment's setting, of one for all, and the difference Φ."""
+    found = trials.sensitivity(_of(_trials(folder), budget)).sort_values("performance", ascending=False)
+    names = {"performance": "tuned for each", "one_setting": "one setting", "sensitivity": "sensitivity Φ"}
+    rows = [
+        [row["optimizer"], *(interval(row[name], row[f"{name}_low"], row[f"{name}_high"], 2) for name in names)]
+        for row in found.to_dict("records")
+    ]
+    return markdown_table(["optimizer", *names.values()], rows)
+
+
+def _best(folder: str, budget: str | None) -> pd.DataFrame:
+    return trials.best_of_k(_of(_trials(folder), budget))
+
+
+def _of(rows: pd.DataFrame, budget: str | None) -> pd.DataFrame:
+    return rows if budget is None else rows[rows["budget"] == budget]
+
+
+KINDS: dict[str, Callable[[str, str | None], str]] = {
+    "board": board,
+    "targets": targets,
+    "trials": best_trials,
+    "growth": growth,
+    "sensitivity": sensitivity,
+}
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Write nothing; exit with 1 where a table differs.")
+def main(check: bool) -> None:
+    """Write the tables of docs/results.md."""
+    before = PAGE.read_text(encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        after = filled(before)
+    if check:
+        sys.exit("docs/results.md: `python -m tooling.result_tables` writes it anew" if after != before else 0)
+    PAGE.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

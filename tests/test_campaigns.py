@@ -74,9 +74,10 @@ def test_export_is_disturbed(kind: type[disturb.Disturbed], folder: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_killed_evolution_goes_on(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["generalize", "meta-train"])
+def test_a_killed_command_goes_on(name: str, folder: Path) -> None:
     """Of compare and tune there are tests of their own."""
-    assert faults("kills", of(disturb.Kills, folder, "meta-train"), 1) == []
+    assert faults("kills", of(disturb.Kills, folder, name), 1) == []
 
 
 @pytest.mark.slow

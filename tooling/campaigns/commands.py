@@ -88,12 +88,14 @@ SUBJECTS = (
 def outcome(folder: Path) -> dict[str, str]:
     """Digests of everything that a command left but for figures and the times it took: what must not differ.
 
-    Tables lose their columns of times, JSON such keys.
+    Tables lose their columns of times, JSON such keys, and the place of the folder, which a request repeats.
     """
     found = {}
     for path in sorted([*(folder / "results").rglob("*"), *(folder / "library").rglob("*")]):
         if path.is_file() and not path.name.startswith(".") and path.suffix not in _TIMED:
-            found[path.relative_to(folder).as_posix()] = hashlib.sha256(_timeless(path)).hexdigest()
+            found[path.relative_to(folder).as_posix()] = hashlib.sha256(
+                _timeless(path).replace(str(folder).encode(), b"")
+            ).hexdigest()
     return found
 
 

@@ -70,7 +70,11 @@ def _compiling_ahead() -> bool:
 
 
 def _fail(message: str) -> NoReturn:
-    console.complain("error", message)
+    try:
+        console.complain("error", message)
+    except OSError:  # what people see goes to a disk that is full: the exit code is all that is left to say
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(EXIT_USER_ERROR)
 
 

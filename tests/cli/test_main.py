@@ -161,6 +161,18 @@ def test_a_reader_that_has_seen_enough() -> None:
     assert "Traceback" not in process.stderr.read()
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["train", "adma", "-e", "cartpole"], ["list", "studies"]])
+def test_a_log_on_a_full_disk_leaves_the_exit_code(arguments: list[str], tmp_path: Path) -> None:
+    """The error can't be read, or what was asked for; it is no success, and no traceback of another kind."""
+    code = "import sys; from open_bench.cli.main import main; sys.argv[0] = 'openbench'; main()"
+    with open("/dev/full", "wb") as full:
+        found = subprocess.run(
+            [sys.executable, "-c", code, *arguments], stdout=full, stderr=full, cwd=tmp_path, timeout=120
+        )
+    assert found.returncode == cli.EXIT_USER_ERROR
+
+
 @pytest.mark.parametrize(
     "error",
     [

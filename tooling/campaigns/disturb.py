@@ -124,7 +124,7 @@ class FullDisk(Disturbed):
     def starve(self, subject: Subject, place: Path, around: Surroundings) -> str:
         """The words of the refusal; "" where there was room."""
         run = subject.start(place, around)
-        return run.said if expect(run, 0, REFUSED) else ""
+        return (run.said or "no room for words") if expect(run, 0, REFUSED) else ""
 
 
 class ReadOnly(Disturbed):
@@ -136,7 +136,7 @@ class ReadOnly(Disturbed):
             results = place / "results"
             if half := dice.random() < 0.5:  # what is there was begun by somebody else
                 expect(subject.start(place), 0)
-            results.mkdir(exist_ok=True)
+            results.mkdir(parents=True, exist_ok=True)
             if os.geteuid() == 0:
                 subprocess.run(["mount", "--bind", results, results], check=True)
                 cleanup.callback(unmount, results)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -121,8 +122,9 @@ def _without_times(value: object) -> object:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Paths of what a writer left half-written."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if LEFTOVER.fullmatch(path.name))
+    """Paths of what a writer left half-written. Writers may be at work: what goes meanwhile is not there."""
+    found = [(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files)]
+    return sorted(Path(place, name).relative_to(folder).as_posix() for place, name in found if LEFTOVER.fullmatch(name))
 
 
 def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:

@@ -107,6 +107,8 @@ def _study(folder: Path) -> Study | None:
             raise ValueError(f"columns are missing: {', '.join(sorted(missing))}")
         texts = dict.fromkeys(("axis", "point", "optimizer", "distribution"), "string")
         points = points.astype(texts).astype(dict.fromkeys(texts, object))
+        if points[list(texts)].isna().any(axis=None) or summary["optimizer"].isna().any():
+            raise ValueError("a row does not say what it is of")
         if points.duplicated(["axis", "point", "optimizer"]).any():
             raise ValueError("an optimizer appears twice at a point")
         numbers = sorted(_POINTS - set(texts))

@@ -11,8 +11,19 @@ POINTS = "axis,point,x,optimizer,mean,score,score_low,score_high,distribution\n"
 POINT = "width,cartpole,8,adam,1.5,1,0.9,1.1,in\n"
 
 
-@pytest.mark.parametrize(("rows", "told"), [(POINT, ""), (POINT + POINT, "an optimizer appears twice at a point")])
-def test_a_study_with_a_point_twice_is_left_out(rows: str, told: str, tmp_path: Path) -> None:
+NAMELESS = "a row does not say what it is of"
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (POINT, ""),
+        (POINT + POINT, "an optimizer appears twice at a point"),
+        (POINT + POINT.replace("adam", ""), NAMELESS),
+        (POINT.replace(",in", ","), NAMELESS),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_left_out(rows: str, told: str, tmp_path: Path) -> None:
     folder = tmp_path / "generalization" / "mine"
     folder.mkdir(parents=True)
     (folder / "points.csv").write_text(POINTS + rows)

@@ -36,7 +36,6 @@ from open_bench.training.mesh import compile_program
 Array = jax.Array
 BLOCKS, WARPS = (1, 2, 4), (1, 2, 4)  # that are tried: blocks of columns of a program, and warps that share them
 MOMENTA = len(rule_of_open.DECAYS)
-PAIRS = 2 * MOMENTA + 1  # first row of the gradient's pair among the features
 
 
 def kernel(
@@ -166,7 +165,8 @@ def fused_optimizer(
     ) -> Any:  # fmt: skip
         del extras
         layout = Layout.of(params)
-        fitting = next(size for size in (blocks, 2, 1) if sum(layout.blocks) % size == 0)
+        if sum(layout.blocks) % blocks:
+            raise ValueError(f"{blocks} blocks a program do not divide the agent's {sum(layout.blocks)}")
         gradient, vector = layout.flatten(updates), layout.flatten(params)
         momenta = rule_of_open._advance(state.momenta, gradient)
         signs, log = jnp.sign, functools.partial(rule_of_open._log, layout)
@@ -174,7 +174,7 @@ def fused_optimizer(
                                     log(gradient[None])])  # fmt: skip
         factors = jax.lax.rsqrt(rule_of_open.RMS_FLOOR + layout.mean_square(features))
         context = rule_of_open._context(variant, layout, training_fraction, epoch_fraction, activations)
-        outputs, carry = fused(rule, layout, (vector, gradient, momenta), factors, context, state.carry, fitting, warps,
+        outputs, carry = fused(rule, layout, (vector, gradient, momenta), factors, context, state.carry, blocks, warps,
                                interpret)  # fmt: skip
         step = rule_of_open._step(outputs)
         if noisy:

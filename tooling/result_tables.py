@@ -4,8 +4,8 @@
     python -m tooling.result_tables --check    exit with 1 where one is not what the stored runs give
 
 In the page a table stands between ``<!-- KIND FOLDER [BUDGET] -->`` and ``<!-- end -->``; the folder is one of
-``results/published``. Kinds: ``board`` (the leaderboard, shortened), ``targets`` (env steps to tuned Adam's median
-return), ``trials`` (expected best of all trials), ``growth`` (the same against the number of trials), ``sensitivity``.
+``results/published``. Kinds: ``board`` (the leaderboard, shortened), ``trials`` (expected best of all trials),
+``growth`` (the same against the number of trials), ``sensitivity``.
 """
 
 import functools
@@ -20,9 +20,9 @@ import pandas as pd
 
 from open_bench.evaluation import trials
 from open_bench.evaluation.leaderboard import Board
-from open_bench.evaluation.tables import markdown_table
+from open_bench.evaluation.tables import markdown_table, summary
 from open_bench.experiments.session import load_runs, stored_board
-from open_bench.text import interval, number, rate
+from open_bench.text import interval, number
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, PUBLISHED = ROOT / "docs" / "results.md", ROOT / "results" / "published"
@@ -55,34 +55,12 @@ def _trials(folder: str) -> pd.DataFrame:
 def board(folder: str, budget: str | None) -> str:
     """Ranks, IQM, difference to the baseline, and mean returns."""
     found = _board(folder, budget)
-    ends = lambda name: zip(*(found.table[f"{name}{end}"] for end in ("", "_low", "_high")), strict=True)
-    ranks = [f"{low}–{high}" if low != high else f"{low}"
-             for low, high in zip(found.table["rank_low"], found.table["rank_high"], strict=True)]  # fmt: skip
-    columns = {
-        "ranks": ranks,
-        "optimizer": [found.short[name] for name in found.table["optimizer"]],
-        "track": list(found.table["track"]),
-        "IQM": [interval(*each, 2) for each in ends("iqm")],
-        f"difference to {found.short[found.baseline]}": [interval(*each, 2) for each in ends("paired_difference")],
-    }
+    whole = summary(found)
+    shown = ("rank", "optimizer", "track", "IQM", f"difference to {found.short[found.baseline]}")
+    columns = {name: whole[name] for name in shown}
     for name in found.scores.environments:
         columns[found.places[name]] = list(map(number, found.table[f"{found.scores.metric}:{name}"]))
     return markdown_table(list(columns), list(map(list, zip(*columns.values(), strict=True))))
-
-
-def targets(folder: str, budget: str | None) -> str:
-    """Env steps to the median final return of the board's Adam, median over seeds."""
-    found = _board(folder, budget)
-    steps = found.per_environment.pivot(index="optimizer", columns="environment", values="steps_to_target")
-    rows = [
-        [
-            found.short[name],
-            number(score),
-            *("missed" if each == float("inf") else rate(each) for each in steps.loc[name]),
-        ]
-        for name, score in zip(found.table["optimizer"], found.table["time_to_target"], strict=True)
-    ]
-    return markdown_table(["optimizer", "score", *map(found.places.get, steps)], rows)
 
 
 def best_trials(folder: str, budget: str | None) -> str:
@@ -132,7 +110,6 @@ def _of(rows: pd.DataFrame, budget: str | None) -> pd.DataFrame:
 
 KINDS: dict[str, Callable[[str, str | None], str]] = {
     "board": board,
-    "targets": targets,
     "trials": best_trials,
     "growth": growth,
     "sensitivity": sensitivity,

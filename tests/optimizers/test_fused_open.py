@@ -38,6 +38,11 @@ def test_it_agrees_with_the_rule(fused_open: Any, blocks: int) -> None:
     assert 0 < fused_open["disagreement"](agent(), True, SMALL, blocks=blocks) < 1e-5
 
 
+def test_a_shape_that_does_not_fit_is_refused(fused_open: Any) -> None:
+    with pytest.raises(ValueError, match="4 blocks a program do not divide the agent's 10"):
+        fused_open["disagreement"](agent(), True, SMALL, blocks=4)
+
+
 def test_it_lowers_for_gpus_alone_and_vmapped(fused_open: Any) -> None:
     def update(theta: Any, params: Any, state: Any, key: Any) -> Any:
         optimizer = fused_open["fused_optimizer"](theta, TrainingLength(1, 1, 1), variant=SMALL)

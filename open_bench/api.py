@@ -180,7 +180,7 @@ def generalize(
     optimizers: Any, *, study: "str | GeneralizationConfig" = "smoke", train_on: str | Sequence[str] = (),
     axes: str | Sequence[str] = (), algorithm: Any = None, budget: str | None = None, steps: int | None = None,
     num_seeds: int | None = None, root_seed: int | None = None, settings: Mapping[str, Any] | None = None,
-    normalize: str = "adam", execution: Execution = HERE, **where: Any,
+    normalize: str = "adam", hyperparameters: str | Path | None = None, execution: Execution = HERE, **where: Any,
 ) -> "Generalization":  # fmt: skip
     """Study how optimizers carry over to what they were not trained or tuned on.
 
@@ -197,6 +197,7 @@ def generalize(
             study is filed as ``<study>-<algorithm>``.
         num_seeds, root_seed: lifetimes at each point; the root of all keys.
         normalize: "adam" (relative to Adam at the same point), "optimal" (absolute, for gridworlds) or "none".
+        hyperparameters: see ``train``.
         execution: where and how to run; see ``train``.
 
     Returns:
@@ -208,6 +209,7 @@ def generalize(
     return run(
         study, several(optimizers), several(train_on), several(axes), normalize, execution.but(where),
         algorithm=algorithm, budget=budget, steps=steps, settings=settings, num_seeds=num_seeds, root_seed=root_seed,
+        hyperparameters=hyperparameters,
     )  # fmt: skip
 
 

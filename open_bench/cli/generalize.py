@@ -8,6 +8,7 @@ from open_bench.cli import console
 from open_bench.cli.options import (
     ALGORITHM,
     BUDGET,
+    HYPERPARAMETERS,
     KEEP,
     SET,
     STEPS,
@@ -37,6 +38,7 @@ WRITTEN = ("generalization.csv", "points.csv", "axes.csv", "summary.csv", "gener
 @BUDGET
 @STEPS
 @SET
+@HYPERPARAMETERS
 @KEEP
 @trains
 @reports

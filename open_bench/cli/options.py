@@ -109,6 +109,8 @@ _CLUSTER = options(
     click.option("--address", metavar="HOST:PORT",
                  help="The Ray cluster's; by default the one this machine is in, else one of this machine alone."),
 )  # fmt: skip
+HYPERPARAMETERS = click.option("--hyperparameters", metavar="FOLDER",
+                               help="Results of tune: its settings come before those that ship.")  # fmt: skip
 VMAP_SIZE = click.option("--vmap-size", type=int, help="Lifetimes vmapped on one device (1 on a CPU by default).")
 KEEP = options(
     click.option("--save-agents", is_flag=True, help="Keep the trained agents' parameters."),

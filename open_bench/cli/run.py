@@ -9,6 +9,7 @@ from open_bench.cli.options import (
     ALGORITHM,
     ALIAS,
     BUDGET,
+    HYPERPARAMETERS,
     KEEP,
     LOGS,
     SET,
@@ -24,8 +25,6 @@ from open_bench.cli.options import (
 from open_bench.cli.results import print_board
 from open_bench.config import Execution
 
-HYPERPARAMETERS = click.option("--hyperparameters", metavar="FOLDER",
-                               help="Results of tune: its settings come before those that ship.")  # fmt: skip
 _REQUEST = options(ALGORITHM, STEPS, SET, HYPERPARAMETERS, KEEP, LOGS, trains)
 
 

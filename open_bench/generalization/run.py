@@ -1,6 +1,7 @@
 """A generalization study: its points as ordinary experiments of the store, and what was measured there."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +38,7 @@ from open_bench.generalization.study import (
     task_name,
     training_point,
 )
+from open_bench.optimizers import hyperparameters as files
 from open_bench.optimizers.registry import told_apart
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
 from open_bench.training.devices import Device
@@ -75,6 +77,7 @@ def make_plan(
     train_on: Sequence[str] = (),
     axes: Sequence[str] = (),
     vmap_size: int | None = None,
+    hyperparameters: str | Path | None = None,
 ) -> Plan:
     """Check everything that can be wrong before anything trains.
 
@@ -85,6 +88,7 @@ def make_plan(
         train_on: environments that count as what those optimizers were trained on of which it is not known.
         axes: only these.
         vmap_size: lifetimes vmapped on one device.
+        hyperparameters: results of tune, or a folder of its files, that come before those that ship.
 
     Raises:
         UserError: naming what is wrong.
@@ -105,24 +109,24 @@ def make_plan(
     points = (*added, *points)
     check_labels(points, study.name)
     tasks = list({point.key: point.task for point in points}.values())
-    experiments = make_experiments(
-        named, tasks, devices, study.root_seed, vmap_size, share_keys=True, find=_carried_over
-    )
+    folder = None if hyperparameters is None else files.folder_of(hyperparameters)
+    find = functools.partial(_carried_over, folder=folder)
+    experiments = make_experiments(named, tasks, devices, study.root_seed, vmap_size, share_keys=True, find=find)
     if trained:
         notes.append(f"--train-on: {', '.join(trained)} counts as the training distribution, at any lifetime, of those "
                      "optimizers of which it is not known")  # fmt: skip
     return Plan(study, points, experiments, tuple(train_on), (*notes, *more))
 
 
-def _carried_over(optimizer: Any, task: Task) -> ResolvedOptimizer:
+def _carried_over(optimizer: Any, task: Task, folder: Path | None) -> ResolvedOptimizer:
     """Under another algorithm than the environment's own the baseline is tuned for it, and all others carry over."""
     usual = task.environment.algorithm
-    return resolve(optimizer, task, tuned_for=None if optimizer == BASELINE else usual)
+    return resolve(optimizer, task, tuned_for=None if optimizer == BASELINE else usual, folder=folder)
 
 
 def generalize(
     study: str | GeneralizationConfig, optimizers: Sequence[Any], train_on: Sequence[str], axes: Sequence[str],
-    normalizer: str, execution: Execution, **changes: Any,
+    normalizer: str, execution: Execution, hyperparameters: str | Path | None = None, **changes: Any,
 ) -> Generalization:  # fmt: skip
     """``open_bench.generalize``: plan, train what is missing, score, write."""
     check_known("normalizer", normalizer, NORMALIZERS)
@@ -132,8 +136,9 @@ def generalize(
     store.check_writable()
     devices = devices_for(execution)
     plan = make_plan(
-        chosen, told_apart(optimizers), devices, train_on=train_on, axes=axes, vmap_size=execution.vmap_size
-    )
+        chosen, told_apart(optimizers), devices, train_on=train_on, axes=axes, vmap_size=execution.vmap_size,
+        hyperparameters=hyperparameters,
+    )  # fmt: skip
     evidence = run(plan, store, devices, watcher_of(execution), execution.save_agents, execution.diagnose)
     scored = generalization(evidence, normalizer, BASELINE)
     folder = folder_of(execution.folder, chosen.name)
@@ -143,7 +148,8 @@ def generalize(
         sizes = {each.vmap_size for each in plan.experiments}
         request = {"optimizers": list(optimizers), "study": study, "train_on": list(train_on), "axes": list(axes),
                    "normalize": normalizer, **changes, "num_seeds": chosen.num_seeds, "root_seed": chosen.root_seed,
-                   "vmap_size": max(sizes), "settings": dict(changes.get("settings") or {})}  # fmt: skip
+                   "vmap_size": max(sizes), "settings": dict(changes.get("settings") or {}),
+                   "hyperparameters": None if hyperparameters is None else str(hyperparameters)}  # fmt: skip
         write_atomically(folder / REQUEST, json.dumps(request, indent=1) + "\n")
     return scored
 

@@ -105,12 +105,17 @@ def folder_of(path: str | Path) -> Path:
         UserError: there are none.
     """
     for folder in (Path(path) / FOLDER, Path(path)):
-        if any(folder.glob("*.toml")):
+        if any(map(_names_an_optimizer, folder.glob("*.toml"))):
             return folder
     raise UserError(
         f"{path} holds no hyperparameter files (<optimizer>.toml): name a results folder that `openbench tune` has "
         "written to, or the folder of the files themselves"
     )
+
+
+def _names_an_optimizer(path: Path) -> bool:
+    """Whether a TOML is meant as one of these files; a folder may hold others, such as pyproject.toml."""
+    return re.search(r"^\s*optimizer\s*=", path.read_text("utf-8", errors="replace"), re.MULTILINE) is not None
 
 
 def find(optimizer: str, place: Place, track: str | None, folder: Path | None = None) -> Found | None:

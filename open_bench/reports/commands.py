@@ -51,7 +51,7 @@ def tune_commands(identities: Iterable[Identity], amounts: Mapping[str, tuple[in
 
 # What `openbench generalize` is asked with, beside optimizers; the file of a request holds what was given.
 _STUDY_OPTIONS = ("study", "train_on", "axes", "num_seeds", "root_seed", "normalize", "algorithm", "budget", "steps",
-                  "vmap_size", "settings")  # fmt: skip
+                  "vmap_size", "settings", "hyperparameters")  # fmt: skip
 _SPELLED = {"axes": "axis", "settings": "set", "environments": "env", "env_steps": "steps", "teachers": "imitate"}
 # Of a meta-training: what is no option, or follows from what was found.
 _NOT_ASKED = {"name", "description", "stages", "imitation", "vmap_size"}

@@ -41,6 +41,30 @@ def test_a_training_environment_named_twice_is_one_point() -> None:
     assert labels == [name.removeprefix("brax/") for name in both]
 
 
+OWN = """
+optimizer = "adam"
+[environments.cartpole.ppo.quick]
+origin = "tuned"
+source = "mine"
+values = { learning_rate = 0.123 }
+"""
+
+
+def test_tuned_settings_of_a_results_folder_come_before_those_that_ship(tmp_path: Path) -> None:
+    (tmp_path / "hyperparameters").mkdir()
+    (tmp_path / "hyperparameters" / "adam.toml").write_text(OWN)
+    study = study_of(vary=["settings.hidden"], values=[[16, 16], [64, 64]])
+    plan = make_plan(study, ["adam", "sgd"], jax.devices(), hyperparameters=tmp_path)
+    rates: dict[str, set[Any]] = {"adam": set(), "sgd": set()}
+    for each in plan.experiments:
+        assert each.optimizer is not None
+        rates[each.label].add(each.optimizer.hyperparameters["learning_rate"])
+    assert rates["adam"] == {0.123}
+    assert len(rates["sgd"]) == 1 and 0.123 not in rates["sgd"]
+    asked = {"optimizers": ["adam"], "study": "smoke", "hyperparameters": "results"}
+    assert generalize_command(asked) == ("openbench generalize adam --study smoke --hyperparameters results",)
+
+
 def test_training_environments_are_points_too(tmp_path: Path) -> None:
     mine = f"open-feedforward@{trained_weights(tmp_path, task('acrobot', 20_480, hidden=[8]))}"
     study = study_of()
@@ -165,6 +189,7 @@ def test_a_study_from_end_to_end(tmp_path: Path, openbench: OpenBench) -> None:
         (["adam", "--seed", "-1"], "root_seed = -1"),
         (["adam", "--vmap-size", "0"], "--vmap-size must be from 1"),
         (["adam", "--devices", "0"], "--devices must be from 1"),
+        (["adam", "--hyperparameters", "."], "holds no hyperparameter files"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_trains(

@@ -23,6 +23,16 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def xla_threads(devices: int) -> int:
+    """Threads that XLA computes with on a CPU, all devices of the process together.
+
+    It divides matrix products among them, and so decides in which order sums are rounded. ``NPROC`` is a variable that
+    XLA reads too.
+    """
+    told = os.environ.get("NPROC", "")
+    return max(int(told) if told.isdigit() else available_cores(), devices)
+
+
 def processor_name() -> str:
     """What the processor calls itself."""
     return _processor_says("model name").partition(":")[2].strip() or platform.processor() or platform.machine()

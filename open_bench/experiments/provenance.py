@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from open_bench.machine import installed_version, processor_kind, processor_name
+from open_bench.machine import installed_version, processor_kind, processor_name, xla_threads
 
 CODE = ("open_bench", "configs", "pyproject.toml")  # an experiment's own description holds its hyperparameters
 PACKAGES = ("open-bench", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "numpy")
@@ -26,6 +26,7 @@ def provenance() -> dict[str, Any]:
         "hardware": f"{len(devices)} × {devices[0].device_kind} ({processor_name()})",
         "processor": processor_kind(),
         "platform": devices[0].platform,
+        **({"threads": xla_threads(len(devices))} if devices[0].platform == "cpu" else {}),
         "revision": revision(),
     }
 
@@ -48,8 +49,9 @@ def revision() -> str:
 def same_kind(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two provenances promise the same bits: the same devices, and versions of what computes.
 
-    The number of devices never matters, nor does the processor beside an accelerator. What one of them does not tell
-    (shards of earlier versions know no ``processor``) is taken to be equal.
+    The number of devices never matters, nor does the processor beside an accelerator. Of a CPU the number of threads
+    does, since XLA divides sums among them. Shards of earlier versions do not tell it, and count as having had one a
+    device; where one of both tells no ``processor``, it is taken to be equal.
     """
     versions = [{name: each.get("packages", {}).get(name) for name in COMPUTING} for each in (one, other)]
     return _kind(one) == _kind(other) and versions[0] == versions[1] and _same_processor(one, other)
@@ -64,4 +66,8 @@ def _kind(facts: Mapping[str, Any]) -> tuple[str, str]:
 
 def _same_processor(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     kinds = {each["processor"] for each in (one, other) if "processor" in each}
-    return one.get("platform") != "cpu" or len(kinds) < 2
+    return one.get("platform") != "cpu" or (len(kinds) < 2 and _threads(one) == _threads(other))
+
+
+def _threads(facts: Mapping[str, Any]) -> str:
+    return str(facts["threads"] if "threads" in facts else str(facts.get("hardware", "")).partition(" × ")[0])

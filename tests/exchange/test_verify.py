@@ -26,6 +26,7 @@ from open_bench.experiments.plan import make_experiments
 from open_bench.experiments.provenance import provenance, same_kind
 from open_bench.experiments.rebuild import rebuild
 from open_bench.experiments.store import Shard, Store, Stored
+from open_bench.machine import available_cores, xla_threads
 from open_bench.optimizers import hyperparameters
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.task import make_task
@@ -279,13 +280,26 @@ def test_returns_that_are_missing() -> None:
         assert in_distribution(stored, now, np.array(others, float), 0.01) == expected, (stored, now, others)
 
 
+def test_threads_are_those_of_xlas_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NPROC", raising=False)
+    assert xla_threads(1) == available_cores()
+    assert xla_threads(4096) == 4096
+    monkeypatch.setenv("NPROC", "3")
+    assert (xla_threads(1), xla_threads(4)) == (3, 4)
+
+
 def test_what_makes_two_machines_one_kind() -> None:
     here = provenance()
     assert same_kind(here, here)
     assert same_kind(here, here | {"hardware": here["hardware"].replace("4 ×", "64 ×"), "revision": "other"})
     assert same_kind({key: value for key, value in here.items() if key != "processor"}, here)
-    for change in ({"processor": "x86_64-0"}, {"hardware": "4 × cpu (abacus)"}, {"platform": "gpu"}, ELSEWHERE):
+    for change in (
+        {"processor": "x86_64-0"}, {"hardware": "4 × cpu (abacus)"}, {"platform": "gpu"}, {"threads": 64}, ELSEWHERE
+    ):  # fmt: skip
         assert not same_kind(here | change, here)
-    card = here | {"platform": "gpu", "hardware": "1 × H100 (abacus)"}
+    earlier = {key: value for key, value in here.items() if key != "threads"}  # those had a thread a device
+    assert same_kind(earlier, here)
+    assert not same_kind(earlier | {"hardware": here["hardware"].replace("4 ×", "64 ×")}, here)
+    card = earlier | {"platform": "gpu", "hardware": "1 × H100 (abacus)"}
     assert same_kind(card, card | {"hardware": "8 × H100 (quipu)", "processor": "other"})
     assert not same_kind(card, card | {"hardware": "1 × H200 (abacus)"})

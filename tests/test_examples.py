@@ -13,6 +13,8 @@ from tiny import SETTINGS, STEPS
 from tiny_meta import SETTINGS as META_SETTINGS
 
 import open_bench
+from open_bench.optimizers.resolve import resolve
+from open_bench.training.task import make_task
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -32,7 +34,7 @@ def main_of(name: str) -> Any:
 
 def test_every_example_is_run_here() -> None:
     assert {path.stem for path in EXAMPLES.iterdir() if path.is_file()} == {
-        "compare_your_optimizer", "add_an_environment", "meta_train_open", "slurm", "tour"
+        "compare_your_optimizer", "add_an_environment", "meta_train_open", "schedule_free_at_y", "slurm", "tour"
     }  # fmt: skip
 
 
@@ -40,6 +42,20 @@ def test_compare_your_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[st
     board = main_of("compare_your_optimizer")(**FEW, results=tmp_path, environments=["cartpole"], settings=SETTINGS)
     assert {name.partition("#")[0] for name in board["optimizer"]} == {"adam", "compare_your_optimizer:signed_momentum"}
     assert "signed_momentum" in capsys.readouterr().out
+
+
+def test_schedule_free_at_y_is_the_same_rule_that_acts_elsewhere(tmp_path: Path) -> None:
+    variant = importlib.import_module("schedule_free_at_y").at_y
+    task = make_task("breakout", budget="short")
+    original, changed = (resolve(each, task, track="tuned") for each in ("schedule-free-adamw", variant))
+    assert changed.hyperparameters == original.hyperparameters
+    assert changed.origin == "tuned"
+    both = ["schedule-free-adamw", variant]
+    open_bench.compare(
+        optimizers=both, environments="cartpole", settings=SETTINGS, results=tmp_path, baseline=False, **FEW
+    )
+    returns = open_bench.load_runs(tmp_path).scores.groupby("optimizer")["mean_return"].apply(tuple)
+    assert len(returns) == len(set(returns)) == 2
 
 
 def test_add_an_environment(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_every_place_is_filled_and_another_number_is_noticed(monkeypatch: pytest
     kinds = {found["kind"] for found in result_tables.PLACE.finditer(page)}
     assert kinds <= result_tables.KINDS.keys()
     for kind in kinds:
-        monkeypatch.setitem(result_tables.KINDS, kind, lambda folder, budget: f"| {folder} {budget} |\n")
+        monkeypatch.setitem(result_tables.KINDS, kind, lambda folder, budget, *_: f"| {folder} {budget} |\n")
     changed = result_tables.filled(page)
     assert "| minatar short |\n<!-- end -->" in changed
     assert result_tables.filled(changed) == changed

@@ -3,9 +3,9 @@
     python -m tooling.result_tables            write them anew
     python -m tooling.result_tables --check    exit with 1 where one is not what the stored runs give
 
-In the page a table stands between ``<!-- KIND FOLDER [BUDGET] -->`` and ``<!-- end -->``; the folder is one of
-``results/published``. Kinds: ``board`` (the leaderboard, shortened), ``trials`` (expected best of all trials),
-``growth`` (the same against the number of trials), ``sensitivity``.
+In the page a table stands between ``<!-- KIND FOLDER [BUDGET [ENVIRONMENT]] -->`` and ``<!-- end -->``; the folder is
+one of ``results/published``. Kinds: ``board`` (the leaderboard, shortened), ``trials`` (expected best of all trials),
+``growth`` (the same against the number of trials), ``sensitivity``, ``diagnosis`` (of an environment).
 """
 
 import functools
@@ -26,18 +26,24 @@ from open_bench.text import interval, number
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, PUBLISHED = ROOT / "docs" / "results.md", ROOT / "results" / "published"
-PLACE = re.compile(r"(<!-- (?P<kind>\w+) (?P<folder>[\w-]+)(?: (?P<budget>[\w-]+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+WHERE = ("budget", "environment")
+PLACE = re.compile(
+    r"(<!-- (?P<kind>\w+) (?P<folder>[\w-]+)(?: (?P<budget>[\w-]+)(?: (?P<environment>[\w-]+))?)? -->\n)"
+    r".*?(?P<end><!-- end -->)",
+    re.DOTALL,
+)
+DIAGNOSTICS = ("policy_kl", "entropy", "update_ratio", "update_cosine", "dormant_fraction", "explained_variance")
 SHOWN = (1, 2, 4, 8, 16, 32)  # numbers of trials
 
 
 def filled(page: str) -> str:
     """The page with every table made anew."""
-    return PLACE.sub(lambda found: found[1] + table(found["kind"], found["folder"], found["budget"]) + found[5], page)
+    return PLACE.sub(lambda found: found[1] + table(found["kind"], *found.group("folder", *WHERE)) + found["end"], page)
 
 
-def table(kind: str, folder: str, budget: str | None = None) -> str:
+def table(kind: str, folder: str, budget: str | None = None, environment: str | None = None) -> str:
     """One table, in Markdown."""
-    return KINDS[kind](folder, budget)
+    return KINDS[kind](folder, budget, *([] if environment is None else [environment]))
 
 
 @functools.cache
@@ -100,6 +106,18 @@ def sensitivity(folder: str, budget: str | None) -> str:
     return markdown_table(["optimizer", *names.values()], rows)
 
 
+def diagnosis(folder: str, budget: str | None, environment: str) -> str:
+    """Final returns, and the mean of each diagnostic over seeds and the last fifth of the lifetimes."""
+    runs = load_runs(PUBLISHED / folder)
+    rows, scores = (_of(each[each["environment"] == environment], budget) for each in (runs.diagnosis, runs.scores))
+    late = rows[rows["env_steps"] > 0.8 * rows["env_steps"].max()]
+    returns = scores.groupby("optimizer")["final_return"].mean().sort_values(ascending=False)
+    shown = [name for name in DIAGNOSTICS if name in rows]
+    means = late.groupby("optimizer")[shown].mean()
+    cells = [[each, number(returns[each]), *map("{:.3g}".format, means.loc[each])] for each in returns.index]
+    return markdown_table(["optimizer", "final return", *(name.replace("_", " ") for name in shown)], cells)
+
+
 def _best(folder: str, budget: str | None) -> pd.DataFrame:
     return trials.best_of_k(_of(_trials(folder), budget))
 
@@ -108,11 +126,12 @@ def _of(rows: pd.DataFrame, budget: str | None) -> pd.DataFrame:
     return rows if budget is None else rows[rows["budget"] == budget]
 
 
-KINDS: dict[str, Callable[[str, str | None], str]] = {
+KINDS: dict[str, Callable[..., str]] = {
     "board": board,
     "trials": best_trials,
     "growth": growth,
     "sensitivity": sensitivity,
+    "diagnosis": diagnosis,
 }
 
 

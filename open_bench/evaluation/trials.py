@@ -123,7 +123,7 @@ def rank_stability(best: pd.DataFrame) -> pd.DataFrame:
         values = mine.pivot(index="k", columns="optimizer", values="value").dropna()
         if values.shape[1] < 2:
             continue
-        ranks = values.rank(axis=1, ascending=False)
+        ranks = values.round(10).rank(axis=1, ascending=False)  # sums that are equal differ in their last bits
         for k, row in ranks.iterrows():
             tau = float(kendalltau(row, ranks.iloc[-1]).statistic)
             told = dict(zip(BOARD, key, strict=True))

@@ -38,7 +38,7 @@ from open_bench.generalization.study import (
     task_name,
     training_point,
 )
-from open_bench.optimizers import hyperparameters as files
+from open_bench.optimizers.hyperparameters import folder_of as hyperparameters_folder
 from open_bench.optimizers.registry import told_apart
 from open_bench.optimizers.resolve import ResolvedOptimizer, resolve
 from open_bench.training.devices import Device
@@ -109,7 +109,7 @@ def make_plan(
     points = (*added, *points)
     check_labels(points, study.name)
     tasks = list({point.key: point.task for point in points}.values())
-    folder = None if hyperparameters is None else files.folder_of(hyperparameters)
+    folder = None if hyperparameters is None else hyperparameters_folder(hyperparameters)
     find = functools.partial(_carried_over, folder=folder)
     experiments = make_experiments(named, tasks, devices, study.root_seed, vmap_size, share_keys=True, find=find)
     if trained:

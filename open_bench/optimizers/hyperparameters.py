@@ -115,7 +115,11 @@ def folder_of(path: str | Path) -> Path:
 
 def _names_an_optimizer(path: Path) -> bool:
     """Whether a TOML is meant as one of these files; a folder may hold others, such as pyproject.toml."""
-    return re.search(r"^\s*optimizer\s*=", path.read_text("utf-8", errors="replace"), re.MULTILINE) is not None
+    try:
+        text = path.read_text("utf-8", errors="replace")
+    except OSError:
+        return path.is_file()  # which cannot be read: whoever needs it says so
+    return re.search(r"""^\s*["']?optimizer["']?\s*=""", text, re.MULTILINE) is not None
 
 
 def find(optimizer: str, place: Place, track: str | None, folder: Path | None = None) -> Found | None:

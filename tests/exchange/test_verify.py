@@ -290,6 +290,7 @@ def test_threads_are_those_of_xlas_pool(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_what_makes_two_machines_one_kind() -> None:
     here = provenance()
+    assert here["threads"] == xla_threads(len(jax.devices()))
     assert same_kind(here, here)
     assert same_kind(here, here | {"hardware": here["hardware"].replace("4 ×", "64 ×"), "revision": "other"})
     assert same_kind({key: value for key, value in here.items() if key != "processor"}, here)

@@ -219,6 +219,8 @@ def test_own_files_come_before_those_that_ship_and_fall_back_on_them(own: Path) 
     (own / "results" / "hyperparameters").mkdir(parents=True)
     (own / "adam.toml").rename(own / "results" / "hyperparameters" / "adam.toml")
     assert resolve("adam", at("cartpole", "quick"), folder=hyperparameters.folder_of(own / "results")).origin == "tuned"
+    (own / "pyproject.toml").write_text("[project]\nname = 'mine'\n")
+    (own / "folder.toml").mkdir()
     with pytest.raises(UserError, match="holds no hyperparameter files"):
         hyperparameters.folder_of(own)
 

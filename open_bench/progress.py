@@ -65,6 +65,7 @@ class Tally:
         self.updates, self.at_work = 0.0, 0  # of each lifetime at work since it began; how many they are
         self.seeds_done = 0  # of the part at work
         self._places: dict[str, tuple[float, int]] = {}  # these two of parts that others came between
+        self._ends: dict[str, list[tuple[float, int, int]]] = {}  # by part: last return of seeds, how many, diverged
         self.waiting = 0
         self.episode_return, self.diverged = math.nan, 0
         self.row: dict[str, Any] = {}
@@ -123,6 +124,7 @@ class Tally:
         if not self.staged and self.updates >= work.updates:  # these seeds are done, the next begin
             self.updates -= work.updates
             self.seeds_done += event.lifetimes
+            self._ends.setdefault(work.name, []).append((event.episode_return, event.lifetimes, event.diverged))
         self.episode_return, self.diverged = event.episode_return, event.diverged
         steps = event.updates * work.env_steps / work.updates
         self._left[work.name] = max(0.0, self._left.get(work.name, 0.0) - steps)
@@ -142,6 +144,14 @@ class Tally:
         self.row, self.generation, self.lifetimes, self.updates = row, row["generation"], 0, 0.0
         self.evaluation = evaluation_note(row) or self.evaluation
         self._known_left, self._known_at, self._idle = seconds_left, self._clock(), 0.0
+
+    def outcome(self, work: Work) -> tuple[float, int]:
+        """The mean return at the end of a part's lifetimes that were made now, and how many of them diverged."""
+        ends = self._ends.get(work.name, [])
+        known = [(episode_return, count) for episode_return, count, _ in ends if not math.isnan(episode_return)]
+        seeds = sum(count for _, count in known)
+        mean = sum(episode_return * count for episode_return, count in known) / seeds if seeds else math.nan
+        return mean, sum(diverged for *_, diverged in ends)
 
     @property
     def staged(self) -> bool:
@@ -416,7 +426,7 @@ class Lines:
             case Advanced(work) if not self._tally.staged:
                 self._sometimes(f"{work.label}: {work_note(self._tally)}; {self._tally.share:.0%} of all, ")
             case Finished(work, trained) if not self._tally.staged:
-                note = return_note(self._tally.episode_return, self._tally.diverged) if trained else "stored already"
+                note = return_note(*self._tally.outcome(work)) if trained else "stored already"
                 self._say(f"{work.label}: done, {note}")
             case Waiting(parts) if not self._waited:
                 self._waited = True

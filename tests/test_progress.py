@@ -94,6 +94,21 @@ def test_what_is_stored_or_made_elsewhere_is_done() -> None:
     assert (tally.seconds_left, tally.share, tally.finished) == (0.0, 1.0, 2)
 
 
+def test_the_outcome_of_an_experiment_is_that_of_all_its_seeds() -> None:
+    """Batches of one and two seeds, between which another experiment's come: the mean is weighted, failures add up."""
+    tally = told([STARTED, Compiling(FIRST, (0, 1, 2)), Compiled(FIRST, 0.0), advanced(FIRST, 36, 9.0, value=2.0)])
+    tally(Advanced(SECOND, 36, 1, 80.0, 1, 9.0))
+    tally(Advanced(FIRST, 36, 2, 50.0, 0, 9.0))
+    tally(Advanced(FIRST, 36, 2, 8.0, 1, 9.0))
+    assert tally.outcome(FIRST) == (pytest.approx((2.0 + 2 * 8.0) / 3), 1)
+    assert tally.outcome(SECOND) == (80.0, 1)
+
+
+def test_the_outcome_where_no_episode_finished_is_not_known() -> None:
+    mean, diverged = told([STARTED, advanced(FIRST, 36, 9.0, value=NAN)]).outcome(FIRST)
+    assert mean != mean and diverged == 0
+
+
 def test_updates_of_a_checkpoint_count_and_are_no_measure() -> None:
     tally = told([STARTED, Compiling(FIRST, (0, 1, 2)), Compiled(FIRST, 0.0), advanced(FIRST, 30, 0.0, value=NAN)])
     assert tally.seconds_left != tally.seconds_left

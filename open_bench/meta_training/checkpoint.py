@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict
 from open_bench.errors import UserError
 from open_bench.experiments import checkpoint
 from open_bench.files import write_atomically
+from open_bench.training.mesh import same_everywhere
 
 KEEP = 3
 HISTORY, IMITATION = "history.csv", "imitation.csv"
@@ -66,8 +67,18 @@ class Checkpoints:
         """The newest checkpoint that is whole; None when there is none. Damaged ones are named in a warning.
 
         Raises:
-            UserError: it belongs to another optimizer or to other settings; the message says which.
+            UserError: it belongs to another optimizer or to other settings; the message says which. Or the processes
+                of a cluster do not find the same one.
         """
+        found = self._newest()
+        if not same_everywhere(found.generation if found is not None else -1):
+            raise UserError(
+                f"the processes do not find the same checkpoint in {self.folder}: they need one results folder that "
+                "all of them see"
+            )
+        return found
+
+    def _newest(self) -> Saved | None:
         damaged: list[Path] = []
         for path in reversed(self.paths()):
             found = checkpoint.read(path)

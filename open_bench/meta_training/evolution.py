@@ -11,7 +11,7 @@ climbs the scores of pairs (``tasks.pair_scores``) in place of ranks; fitness st
 import inspect
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +73,7 @@ class Strategy:
             )
         settings = {"optimizer": mean_optimizer(config), "std_schedule": sigma_schedule(config)}
         accepted = inspect.signature(algorithm).parameters
+        _warn_of_ignored(config, accepted)
         if config.task_sampling == "antithetic":
             settings["fitness_shaping_fn"] = centered_scores
         elif accepted["fitness_shaping_fn"].default is fitness_shaping.centered_rank_fitness_shaping_fn:
@@ -131,6 +132,20 @@ def _strategy_class(name: str) -> Any:
         reason = "is population-based: it has no mean to keep" if of_population else "is unknown"
         raise UserError(f"strategy '{name}' {reason}.{near_matches(name, STRATEGIES)} Known: {', '.join(STRATEGIES)}")
     return getattr(evosax.algorithms, name)
+
+
+_OWN = {"optimizer": ("learning_rate", "learning_rate_decay", "b1"), "std_schedule": ("sigma_decay",)}
+
+
+def _warn_of_ignored(config: MetaConfig, accepted: Mapping[str, Any]) -> None:
+    """Some strategies move their mean, or shrink σ, by rules of their own."""
+    fields = MetaConfig.model_fields
+    idle = [name for taken, names in _OWN.items() if taken not in accepted for name in names]
+    idle = [name for name in idle if getattr(config, name) != fields[name].default]
+    if idle and config.generations:
+        warnings.warn(
+            f"{config.strategy} has rules of its own in place of {', '.join(idle)}, which do nothing here", stacklevel=3
+        )
 
 
 def _check_pairs(config: MetaConfig) -> None:
@@ -215,7 +230,7 @@ def evolve(
         begin: called once the work is told, before anything is written: takes the folder.
         prepare: called once if there are generations to run, before the clock starts: compilation is no part of the
             cost.
-        evaluate_mean: θ → named numbers for the history, asked every ``evaluate_every``.
+        evaluate_mean: θ → named numbers for the history, asked every ``evaluate_every`` and after the last generation.
         keep: told what there is every ``save_every`` generations, before their checkpoint is written.
         writes: whether this process writes checkpoints; one of a cluster's does.
         work: a generation's lifetimes, for the watcher.
@@ -306,12 +321,17 @@ def _generation(
         facts["best_fitness"], arrays["best"] = fitness, np.asarray(before.mean)
     else:
         arrays["best"] = saved.arrays["best"]
-    due = config.evaluate_every and (number + 1) % config.evaluate_every == 0
-    if due and evaluate_mean is not None:
+    if evaluate_mean is not None and _evaluates(config, number + 1):
         row |= evaluate_mean(strategy.theta(state))
     facts["seconds"] += time.perf_counter() - start
     row["seconds"] = round(facts["seconds"], 3)
     return Saved(number + 1, arrays, [*saved.history, row], facts)
+
+
+def _evaluates(config: MetaConfig, done: int) -> bool:
+    """Whether the mean is compared with Adam after so many generations: now and then, and at the end."""
+    every = config.evaluate_every
+    return every > 0 and (done % every == 0 or done == config.generations)
 
 
 def _check_fitness(found: Fitness, config: MetaConfig) -> None:
@@ -334,14 +354,20 @@ def _check_progress(history: list[dict[str, Any]], stays: bool, config: MetaConf
         return
     where = f"generation {row['generation']}: {'the mean θ does not move:' if stays else f'{TIES} times in a row'} "
     if not ties[-1]:
-        raise UserError(f"{where}learning_rate ({config.learning_rate}) is too small beside θ")
+        raise UserError(f"{where}learning_rate ({config.learning_rate}) is too small beside θ{_kept(history)}")
     failed = f"{row['diverged']} of {config.population} members diverge and {row['unfinished']} end no episode"
     no_better = f"no member is better than {'its mirror image' if 'tied_pairs' in row else 'another'}"
     raise UserError(
         f"{where}{failed if row['diverged'] + row['unfinished'] == config.population else no_better}. Raise sigma "
         f"({config.sigma}), begin where agents learn (--imitate TEACHER, or optimizer@WEIGHTS), or ask for longer "
-        "lifetimes (--steps)"
+        f"lifetimes (--steps){_kept(history)}"
     )
+
+
+def _kept(history: list[dict[str, Any]]) -> str:
+    """How to get θ of the generations before the one that stops evolution."""
+    before = history[-1]["generation"] - 1
+    return f". To keep θ as it was before, ask for --generations {before}" if before else ""
 
 
 def _all_tie(row: dict[str, Any], config: MetaConfig) -> bool:

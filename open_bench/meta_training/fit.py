@@ -72,7 +72,7 @@ class Fit:
         self._key = jax.random.fold_in(jax.random.key(root_seed), name_to_int("imitation"))
         schedule = optax.cosine_decay_schedule(config.learning_rate, config.rounds * config.batches)
         self.optimizer = optax.chain(optax.clip_by_global_norm(MAX_GRADIENT_NORM), optax.adam(schedule))
-        self.held_out = max(1, config.parameters // 8)  # parameters of each window that are never fitted to
+        self.held_out = max(1, config.parameters // 8)  # of each window, left out of the fit
 
     @functools.partial(jax.jit, static_argnums=0)
     def advance(self, state: tuple[Any, Any], lessons: Lessons, first: Any, count: Any) -> tuple[tuple[Any, Any], Any]:

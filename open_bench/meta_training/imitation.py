@@ -36,7 +36,7 @@ from open_bench.meta_training.recording import Recorded, Recorder, Recording, Wi
 from open_bench.meta_training.request import Request, imitation_of
 from open_bench.optimizers.spec import Theta
 from open_bench.training.keys import name_to_int
-from open_bench.training.mesh import broadcast
+from open_bench.training.mesh import broadcast, same_everywhere
 
 PART = 50  # batches between two checkpoints
 RECORDING = "imitation"  # purpose of keys
@@ -96,12 +96,6 @@ class Imitator:
         recorded = sum(known) * lifetimes / min(len(self._devices), config.lifetimes)
         return recorded + fitted / FIT_SPEED if known else None
 
-    def clear_temporaries(self) -> None:
-        """Remove what a killed process was writing. Only for who holds the folder's lock."""
-        self._checkpoints.clear_temporaries()
-        for path in self._folder.glob(".recording-*"):
-            path.unlink(missing_ok=True)
-
     def run(self) -> Imitated:
         """Make the parts that are missing.
 
@@ -121,10 +115,12 @@ class Imitator:
         recorders = [self._recorder(task, teacher) for task, teacher in self._pairs()]
         begun = time.perf_counter()
         seconds = saved.facts["seconds"] if saved is not None else 0.0
+        first = None
         if saved is None:
-            saved = self._begin(recorders)
+            first = self._record(recorders, 0, _vector(self._request.start["optimizer"]))
+            saved = self._begin(first)
             self._keep(saved, begun, seconds)
-        lessons, filled = self._recall(recorders, saved)
+        lessons, filled = self._recall(recorders, saved, first)
         here, before, known = time.perf_counter(), saved.generation, len(self._recorded)
         for part in range(saved.generation, total):
             saved, filled = self._part(part, saved, recorders, lessons, filled)
@@ -156,13 +152,12 @@ class Imitator:
 
     # --- rounds -------------------------------------------------------------------------------------------------------
 
-    def _begin(self, recorders: list[Recorder]) -> Saved:
-        """The teachers' lifetimes, and the state before the first batch."""
+    def _begin(self, recorded: list[Recorded]) -> Saved:
+        """The state before the first batch, from the teachers' lifetimes."""
         part = self._request.start["optimizer"]
         start = _vector(part)
         starts = np.zeros((self._config.rounds + 1, start.size), np.float32)
         starts[0] = start
-        recorded = self._record(recorders, 0, starts[0])
         for each, (task, teacher) in zip(recorded, self._pairs(), strict=True):
             if each.diverged.any():
                 raise UserError(
@@ -176,11 +171,14 @@ class Imitator:
         state = _leaves((part, self._fit.optimizer.init(part)))
         return Saved(0, {"starts": starts, **state}, [row], {"seconds": 0.0})
 
-    def _recall(self, recorders: list[Recorder], saved: Saved) -> tuple[Lessons, list[int]]:
-        """What the rounds up to the present one have recorded; where each round's windows end."""
+    def _recall(
+        self, recorders: list[Recorder], saved: Saved, first: list[Recorded] | None
+    ) -> tuple[Lessons, list[int]]:  # fmt: skip
+        """What the rounds up to the present one have recorded, ``first`` just now; where each round's windows end."""
         lessons, ends = None, [0]
         for number in range(min(saved.generation // self._parts, self._config.rounds - 1) + 1):
-            parts = [each.recording for each in self._record(recorders, number, saved.arrays["starts"][number])]
+            recorded = first if first is not None else self._record(recorders, number, saved.arrays["starts"][number])
+            parts = [each.recording for each in recorded]
             if lessons is None:
                 lessons = empty_lessons(self._config.rounds * sum(len(part.targets) for part in parts), parts[0])
             ends.append(self._learn_from(lessons, ends[-1], parts))
@@ -254,7 +252,8 @@ class Imitator:
         """The lifetimes of a round, from its file where there is one; those after the last round are only looked at."""
         path = self._folder / f"recording-{number:02d}.safetensors"
         saved = checkpoint.read(path)
-        if saved is not None and saved.facts["run"] == self._request.digest:
+        there = saved is not None and saved.facts["run"] == self._request.digest
+        if same_everywhere(there) and saved is not None and there:  # else all processes make it together
             return [_unpack(saved, index) for index in range(len(recorders))]
         begun = time.perf_counter()
         recorded = [self._lifetimes(each, index, number, start) for index, each in enumerate(recorders)]

@@ -14,6 +14,7 @@ import numpy as np
 
 from open_bench.algorithms.base import AlgorithmConfig
 from open_bench.algorithms.policy_losses import PPO
+from open_bench.algorithms.registry import find_algorithm
 from open_bench.environments.registry import has_levels
 from open_bench.errors import UserError, check_known
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
@@ -26,7 +27,7 @@ from open_bench.optimizers.registry import learned_names
 from open_bench.optimizers.resolve import UNTRAINED, ResolvedOptimizer, resolve
 from open_bench.optimizers.spec import Imitation, Theta
 from open_bench.training.devices import default_vmap_size
-from open_bench.training.record import METRICS
+from open_bench.training.record import METRICS, metrics_of
 from open_bench.training.task import Settings, Task, make_task
 from open_bench.weights.format import content_hash
 
@@ -173,7 +174,9 @@ def make_request(
         raise UserError("no environment to meta-train on: name one with -e, or in the study")
     check_known("fitness", config.fitness, METRICS)
     tasks = _tasks(config.environments, config, settings)
-    evaluated = _tasks(config.held_out, config, settings) if config.evaluate_every else []
+    held_out = _tasks(config.held_out, config, settings)
+    _check_tasks([*tasks, *held_out], config.fitness)
+    evaluated = held_out if config.evaluate_every else []
     start, parent, ancestors = _beginning(optimizer, config, tasks[0])
     teachers = _teachers(optimizer, config, tasks)
     name = str(dataclasses.replace(names.parse(optimizer), source=None))
@@ -207,6 +210,23 @@ def _tasks(environments: Sequence[str], config: MetaConfig, settings: Settings |
     ]
 
 
+def _check_tasks(tasks: Sequence[Task], fitness: str) -> None:
+    """Refuse environments that share a name, by which keys and scales are found, and a fitness that one lacks."""
+    called = [task.name for task in tasks]
+    twice = next((name for name in called if called.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"environment '{twice}' is named twice, to train on or to hold out: name it once, or give a TOML of yours "
+            "another name"
+        )
+    for task in tasks:
+        there = metrics_of(find_algorithm(task.algorithm).reports)
+        if fitness not in there:
+            raise UserError(
+                f"fitness '{fitness}' is not measured on {task.name} with {task.algorithm}: take {' or '.join(there)}"
+            )
+
+
 def _at(optimizer: str, theta: Theta, task: Task) -> ResolvedOptimizer:
     """The optimizer on a task, with an example of θ."""
     return resolve(optimizer, task, require_weights=False).with_theta(theta)
@@ -227,9 +247,10 @@ def _scale(task: Task, config: MetaConfig, baseline_returns: BaselineReturns) ->
     """With several environments each return is normalized by the baseline returns at ``config.budget``.
 
     Whatever the lifetime's length: the scale makes environments commensurable, and returns may be negative, so they are
-    not merely divided. Antithetic pairs need none: they are compared within each environment.
+    not merely divided. Antithetic pairs need none: they are compared within each environment. Imitation alone has no
+    fitness.
     """
-    if len(config.environments) == 1 or config.task_sampling == "antithetic":
+    if len(config.environments) == 1 or config.task_sampling == "antithetic" or not config.generations:
         return None
     known = returns_of(baseline_returns, task.base)
     scale = stored_scale(known, task.algorithm, config.budget, config.fitness)

@@ -84,10 +84,10 @@ def evolve_weights(
     config = adjusted(study, {**changes, "vmap_size": changes.get("vmap_size") or execution.vmap_size})
     devices = start(execution.devices, execution.executor)
     requests = make_requests(name_of(optimizer), config, load_baseline_returns(), devices, settings)
-    last = library.check_can_keep(name or requests[-1].default_name)
+    last = name or requests[-1].default_name
     named = [last + each.config.name.removeprefix(config.name) for each in requests[:-1]] + [last]
     for each, request in zip(named, requests, strict=True):
-        check_name_is_free(each, request)
+        check_name_is_free(library.check_can_keep(each), request)
     done: tuple[MetaTrained, ...] = ()
     for index, (each, request) in enumerate(zip(named, requests, strict=True)):
         begun = after(request, done[-1].name, done[-1].theta, done[-1].metadata) if done else request
@@ -310,7 +310,8 @@ def check_name_is_free(name: str, request: Request) -> None:
 
 def _store(evolved: Evolved, metadata: Mapping[str, Any], name: str, folder: Path) -> None:
     if evolved.history:
-        best = {**metadata, "which": "best", "fitness": evolved.best_fitness}
+        fitness = evolved.best_fitness if np.isfinite(evolved.best_fitness) else None  # all members failed
+        best = {**metadata, "which": "best", "fitness": fitness}
         save_weights(folder / "best.safetensors", evolved.best, best)
     save_weights(folder / "latest.safetensors", evolved.theta, metadata)
     path = library.library_dir() / f"{name}.safetensors"

@@ -89,7 +89,12 @@ class MetaConfig(Config):
         return tuple(
             build(
                 MetaConfig,
-                {**shared, "root_seed": self.root_seed + index, **table, "name": f"{self.name}-{table['name']}"},
+                {
+                    **shared,
+                    **_of_stage(table),
+                    "root_seed": table.get("root_seed", self.root_seed + index),
+                    "name": f"{self.name}-{table['name']}",
+                },
                 f"meta-training {self.name}, stage {table['name']}",
             )
             for index, table in enumerate(tables)
@@ -142,6 +147,11 @@ class MetaConfig(Config):
         if self.held_out and not self.evaluate_every:
             raise ValueError("held_out is evaluated every evaluate_every generations, and that is 0: never")
         return self
+
+
+def _of_stage(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage's settings; a budget of its own replaces the study's number of env steps."""
+    return {"env_steps": None, **table} if "budget" in table else dict(table)
 
 
 def load_meta(name: str) -> MetaConfig:

@@ -151,6 +151,11 @@ def broadcast(array: np.ndarray) -> np.ndarray:
     return array if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(array))
 
 
+def same_everywhere(number: int) -> bool:
+    """Whether all processes name the same number; each of them has to ask."""
+    return jax.process_count() == 1 or len({*map(int, multihost_utils.process_allgather(np.int32(number)))}) == 1
+
+
 def _over_devices(
     function: Callable[..., Any], mesh: Mesh, vmap_size: int, own: tuple[bool, ...]
 ) -> Callable[..., Any]:

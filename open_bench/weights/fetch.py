@@ -1,7 +1,8 @@
 """Fetching published weights: from their authors' address, a mirror, or a folder that someone copied.
 
 The weights belong to their authors and do not ship with open-bench; what is published where is one table,
-``PUBLISHED``. pooch downloads. A file arrives in a folder ``.fetching`` and is used only when it is whole and verified:
+``PUBLISHED``. pooch downloads. A file arrives in a folder ``.fetching-…``, which belongs to its address, and is used
+only when it is whole and verified:
 against its SHA-256 where that is known; else its length is checked, the first fetch records the SHA-256 in
 ``fetched.json``, and later ones are checked against that.
 """
@@ -228,7 +229,8 @@ def _fetch_folder(published: Published, folder: Path, address: str, progress: Pr
             (stage / file.name).replace(folder / file.name)
         shutil.rmtree(stage)
     if record is None:
-        write(folder / RECORD, (json.dumps({"source": address, "files": digests}, indent=2) + "\n").encode())
+        facts = {"source": address, "license": published.license, "files": digests}
+        write(folder / RECORD, (json.dumps(facts, indent=2) + "\n").encode())
     return folder
 
 
@@ -239,7 +241,7 @@ def _bring(
 
     What is wrong is removed, what arrived whole stays.
     """
-    stage, base = folder / STAGE, _base(address)
+    stage, base = folder / f"{STAGE}-{hashlib.sha256(address.encode()).hexdigest()[:8]}", _base(address)
     try:
         stage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -249,7 +251,7 @@ def _bring(
             _download(base, file, stage, [other.name for other in published.files], progress)
             continue
         try:
-            shutil.copyfile(base / file.name, stage / file.name)
+            write(stage / file.name, (base / file.name).read_bytes())
         except OSError as error:
             raise WeightsError(f"{base / file.name} cannot be copied: {error.strerror or error}") from error
     try:

@@ -280,7 +280,7 @@ def path_of(source: str) -> Path:
     if not source:
         raise WeightsError("name a file of weights, or weights that `openbench weights list` shows")
     path = _expanded(source)
-    return path if path.exists() or os.sep in source or path.suffix else locate(source)
+    return path if path.exists() or os.sep in source or path.suffix in SUFFIXES else locate(source)
 
 
 def _expanded(source: str) -> Path:
@@ -297,6 +297,10 @@ def check_can_keep(name: str) -> str:
     """``name`` when weights of the user's can be kept under it, else WeightsError: no name, or one with a meaning."""
     if name in RESERVED:
         raise WeightsError(f"'{name}' cannot name weights: NAME@{name} means θ = {name}; choose another name")
+    if Path(name).suffix in SUFFIXES:
+        raise WeightsError(
+            f"'{name}' cannot name weights: OPTIMIZER@{name} means a file; leave {Path(name).suffix} out"
+        )
     shipped = search_path()[0]
     if validate_name(name) in _names(shipped):
         raise WeightsError(

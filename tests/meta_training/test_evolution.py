@@ -44,6 +44,13 @@ def test_the_best_theta_is_where_the_fittest_generation_was_sampled() -> None:
     assert not np.allclose(vector(evolved.theta), seen[2], atol=1e-6)
 
 
+@pytest.mark.parametrize(("every", "at"), [(0, []), (2, [2, 4, 5]), (5, [5]), (9, [5])])
+def test_the_mean_is_compared_now_and_then_and_at_the_end(every: int, at: list[int]) -> None:
+    config = MetaConfig(population=4, generations=5, sigma=0.1, evaluate_every=every)
+    evolved = evolve(config, theta_of(0, 0, 0), quadratic, evaluate_mean=lambda theta: {"return.cartpole": 1.0})
+    assert [row["generation"] for row in evolved.history if "return.cartpole" in row] == at
+
+
 @pytest.mark.parametrize("strategy", ANTITHETIC)
 def test_member_i_and_the_one_half_a_population_later_are_mirror_images(strategy: str) -> None:
     """What antithetic task sampling relies on, of the populations that evosax really draws."""

@@ -1,5 +1,6 @@
 """Requests of meta-training: everything that can be wrong is one line before anything is compiled."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from commands import OpenBench
 from tiny_meta import meta_train
 
+from open_bench import files
+from open_bench.config import build
 from open_bench.errors import UserError
 from open_bench.meta_training.request import Request, make_request
 from open_bench.meta_training.spec import MetaConfig
@@ -30,6 +33,12 @@ from open_bench.meta_training.spec import MetaConfig
         (["open", "-e", "cartpole", "--steps", 10], "10 steps on cartpole are fewer than one update of ppo"),
         (["open", "-e", "cartpole", "--sigma", -1], "sigma = -1.0: Input should be greater than 0"),
         (["open", "-e", "cartpole", "--fitness", "best"], "unknown fitness 'best'."),
+        (
+            ["open", "-e", "cartpole", "--fitness", "greedy_return"],
+            "fitness 'greedy_return' is not measured on cartpole with ppo: take final_return or mean_return",
+        ),
+        (["open", "-e", "cartpole", "-e", "cartpole"], "environment 'cartpole' is named twice, to train on or to hold"),
+        (["open", "-e", "cartpole", "--name", "mine.npy"], "OPTIMIZER@mine.npy means a file; leave .npy out"),
         (["open", "-e", "cartpole", "--held-out", "cartpole"], "'cartpole' is both trained on and held out"),
         (["open", "-e", "cartpole", "--held-out", "catch"], "held_out is evaluated every evaluate_every generations"),
         (
@@ -82,6 +91,38 @@ def test_a_studys_settings_of_the_algorithm_hold_unless_others_are_given() -> No
         found({"num_env": 2})
     plain = MetaConfig(environments=("cartpole",), env_steps=20_480)
     assert request(study, {}).identity == request(plain, {"num_envs": 8, "hidden": [4, 4]}).identity
+
+
+def test_environments_of_one_name_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    """An edited copy keeps the name that is in it, and keys and programs are found by that."""
+    (tmp_path / "mine.toml").write_text((files.configs_dir() / "environments" / "cartpole.toml").read_text())
+    config = MetaConfig(environments=("cartpole",), held_out=(str(tmp_path / "mine.toml"),), evaluate_every=1)
+    with pytest.raises(UserError, match="'cartpole' is named twice"):
+        make_request("open", config, {}, jax.devices())
+
+
+def test_imitation_alone_needs_no_baseline_returns() -> None:
+    """Nothing is normalized but by the teachers."""
+    settings: dict[str, Any] = {"environments": ("cartpole", "UmbrellaChain-bsuite"), "env_steps": 20_480}
+    imitation = {"teachers": ("lion:learning_rate=1e-3",)}
+    alone = build(MetaConfig, {**settings, "imitation": imitation, "generations": 0}, "mine")
+    assert [each.scale for each in make_request("open", alone, {}, jax.devices()).tasks] == [None, None]
+    with pytest.raises(UserError, match="cannot be meta-trained on together with others"):
+        make_request("open", build(MetaConfig, {**settings, "imitation": imitation}, "mine"), {}, jax.devices())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "idle"),
+    [("SNES", "sigma_decay"), ("PGPE", "sigma_decay"), ("CMA_ES", "b1, sigma_decay"), ("Open_ES", "")],
+)
+def test_settings_that_a_strategy_does_not_take_are_named(strategy: str, idle: str) -> None:
+    changed = {"b1": 0.5} if "b1" in idle else {}
+    config = MetaConfig(environments=("cartpole",), env_steps=20_480, strategy=strategy, sigma_decay=0.9, **changed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_request("open", config, {}, jax.devices())
+    said = [str(each.message) for each in caught]
+    assert said == ([f"{strategy} has rules of its own in place of {idle}, which do nothing here"] if idle else [])
 
 
 def test_theta_may_be_evolved_under_another_algorithm() -> None:

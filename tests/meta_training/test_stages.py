@@ -135,6 +135,25 @@ def test_stages_are_whole_and_what_is_changed_holds_in_all() -> None:
     assert MetaConfig().in_stages == (MetaConfig(),)
 
 
+def test_a_stages_budget_replaces_the_studys_env_steps() -> None:
+    """A budget of a stage's own counts, as an option's would; beside env_steps of its own those count."""
+    stages = [{"name": "small"}, {"name": "published", "budget": "full"}, {"budget": "full", "env_steps": 64}]
+    config = build(MetaConfig, {"env_steps": 98_304, "stages": stages}, "mine.toml")
+    assert [(each.budget, each.env_steps) for each in config.in_stages] == [
+        ("quick", 98_304), ("full", None), ("full", 64),
+    ]  # fmt: skip
+
+
+def test_the_names_of_all_stages_are_checked_before_the_first_begins(openbench: OpenBench, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(
+        'environments = ["cartpole"]\n[[stages]]\nname = "a"\n[[stages]]\nname = "16x16/short"\n[[stages]]\n'
+    )
+    answer = openbench("meta-train", "open", "--study", tmp_path / "mine.toml", "--results", tmp_path / "results")
+    assert answer.code == 2
+    assert "16x16/short' is no name of weights" in answer.err
+    assert not (tmp_path / "results").exists()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -155,6 +155,20 @@ def test_hashes_of_the_first_fetch_hold(server, tmp_path):
         fetch(tmp_path, url)
 
 
+def test_what_one_address_sent_does_not_count_for_another(server, tmp_path):
+    """A mirror that broke off after an altered file of the right length leaves nothing for the official address."""
+    url, handler, log = server
+    original, config = handler.content["params"], handler.content.pop("config.gin")
+    handler.content["params"] = original[:-4] + bytes([original[-4] ^ 1]) + original[-3:]
+    with pytest.raises(WeightsError, match="answered 404"):
+        fetch(tmp_path, url.replace("/velo", "/mirror"))
+    handler.content |= {"params": original, "config.gin": config}
+    fetch(tmp_path, url)
+    assert log == ["params", "config.gin", "params", "config.gin"]
+    assert (tmp_path / "velo" / "params").read_bytes() == original
+    assert json.loads((tmp_path / "velo" / "fetched.json").read_text())["license"] == "Apache-2.0"
+
+
 def test_what_the_server_may_say(server, tmp_path):
     url, handler, log = server
     del handler.content["config.gin"]

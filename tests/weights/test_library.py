@@ -280,3 +280,11 @@ def test_import_keeps_a_file_under_a_name(folders, tmp_path):
     }  # fmt: skip
     with pytest.raises(WeightsError, match="default weights of velo, but these are open's"):
         library.import_named(tmp_path / "x.npy", OPEN, "velo")
+
+
+def test_a_name_may_hold_a_dot_but_not_end_like_a_file(folders, theta):
+    kept = library.save_named("mine-1.0", theta)
+    assert library.path_of("mine-1.0") == kept
+    for name in ("mine.npy", "mine.safetensors"):
+        with pytest.raises(WeightsError, match=rf"'{name}' cannot name weights: OPTIMIZER@{name} means a file"):
+            library.save_named(name, theta)

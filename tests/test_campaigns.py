@@ -91,16 +91,24 @@ def without_devices(subject: Subject, folder: Path) -> list[object]:
     return words[:place] + words[place + 2 :]
 
 
+IMITATION = [
+    "--imitate", "lion", "--imitation-rounds", 2, "--imitation-lifetimes", 2, "--imitation-windows", 2,
+    "--imitation-window-steps", 8, "--imitation-burn-in", 2, "--imitation-batches", 60,
+]  # fmt: skip
+
+
 @pytest.mark.slow
-def test_two_processes_of_a_cluster_give_the_same_bits_as_one(folder: Path) -> None:
+@pytest.mark.parametrize("imitation", [[], IMITATION], ids=["evolution", "imitation too"])
+def test_two_processes_of_a_cluster_give_the_same_bits_as_one(folder: Path, imitation: list[object]) -> None:
+    folder = folder / ("imitation" if imitation else "evolution")
     (subject,) = (each for each in SUBJECTS if each.name == "meta-train")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    disturb.expect(subject.start(folder / "one"), 0)
+    disturb.expect(subject.start(folder / "one", None, *imitation), 0)
     subject = dataclasses.replace(subject, arguments=functools.partial(without_devices, subject))  # a cluster takes all
     cluster = ["--coordinator", address, "--num-processes", 2, "--process-id"]
-    workers = [subject.start(folder / "two", None, *cluster, number) for number in (0, 1)]
+    workers = [subject.start(folder / "two", None, *imitation, *cluster, number) for number in (0, 1)]
     with disturb.several(workers):
         for worker in workers:
             disturb.expect(worker, 0)

@@ -47,6 +47,7 @@ _TUNED = ("tuned", "one setting")  # origins that took trials
 _ADAMS = ("tuned", "one setting", "published", "default", "given")
 # What is measured and no one's choice, so no difference between two experiments.
 _MEASURED = ("experiment", "steps_per_second", "run_seconds", "compile_seconds", "hardware", "revision")
+_COST = ("tuning_trials", "tuning_env_steps")  # of equal settings; a tuning that went on may have found the same again
 
 
 class BoardKey(NamedTuple):
@@ -68,7 +69,8 @@ class BoardScores:
         label: what it is called.
         vmap_size: that of all its experiments where boards are apart by it, else None.
         rows: one a lifetime, sorted: optimizer, environment, seed, value (the return, filled in; NaN where nothing can
-            stand in), score (NaN where only returns exist), diverged, unfinished.
+            stand in), score (NaN where only returns exist), diverged, unfinished, final_return (NaN where there is
+            none), whatever is ranked.
         experiments: the board's experiments; ``optimizer`` as in ``rows``, and sorted like them.
         environments: all, sorted.
         observed: those in which some seed has a value: what ranks and win rates are over.
@@ -180,7 +182,7 @@ class _Maker:
 
     runs: Runs
     baseline_returns: BaselineReturns
-    random: Mapping[tuple[str, str, int, int], RandomReturns]
+    random: Mapping[tuple[str, str, int, int, str], RandomReturns]
     metric: str
     only: frozenset[str]
 
@@ -196,7 +198,8 @@ class _Maker:
         )
         rows, stand_in, scales, notes = [], {}, {}, []
         for environment, mine in _rows_of(experiments, self.runs.scores, self.metric):
-            random = self._random(plan, environment, key)
+            here = experiments[experiments["environment"] == environment].iloc[0]
+            random = self._random(plan, here, key)
             where = f"{environment} at {key.budget}"
             stand_in[environment] = metrics.stand_in(mine, random)
             notes += _failure_notes(where, mine, shown, stand_in[environment], random)
@@ -235,9 +238,12 @@ class _Maker:
             notes=(plan.reason, *notes, *_pairing_notes(plan, joined, adam), *_mixture_notes(experiments, shown)),
         )
 
-    def _random(self, plan: ScalePlan, environment: str, key: BoardKey) -> RandomReturns:
-        """What is known of the random policy: the stored mean where scores are by stored returns, else its own runs."""
-        own = self.random.get((environment, key.budget, key.protocol, key.root_seed))
+    def _random(self, plan: ScalePlan, experiment: pd.Series, key: BoardKey) -> RandomReturns:
+        """What is known of the random policy on an experiment's task: the stored mean where scores are by stored
+        returns, else its own runs."""
+        environment = str(experiment["environment"])
+        place = (environment, key.budget, key.protocol, key.root_seed)
+        own = self.random.get((*place, metrics.acting(experiment)))
         if own is not None and plan.kind != "stored":
             return own
         stored = returns_of(self.baseline_returns, environment).random
@@ -309,7 +315,7 @@ def _values(experiments: pd.DataFrame, label: pd.Series) -> pd.Series:
 
 def _without_twins(experiments: pd.DataFrame, num_seeds: pd.Series) -> pd.DataFrame:
     """Of experiments that differ in nothing that is recorded, the one with most seeds."""
-    same = [name for name in experiments if name not in _MEASURED]
+    same = [name for name in experiments if name not in (*_MEASURED, *_COST)]
     order = experiments["experiment"].map(num_seeds).sort_values(ascending=False, kind="stable").index
     return experiments.loc[experiments.loc[order, same].drop_duplicates().sort_index().index].reset_index(drop=True)
 
@@ -336,7 +342,7 @@ def _check_comparable(experiments: pd.DataFrame, budget: str) -> None:
     for (optimizer, environment), group in experiments.groupby(["optimizer", "environment"]):
         if len(group) > 1:
             names = sorted(group["experiment"])
-            differing = [name for name in group.columns.difference(_MEASURED) if group[name].nunique() > 1]
+            differing = [name for name in group.columns.difference([*_MEASURED, *_COST]) if group[name].nunique() > 1]
             raise UserError(
                 f"{optimizer} has {len(group)} experiments in {environment} at {budget} ({', '.join(names)}), which "
                 f"differ in {', '.join(differing) or 'nothing that is recorded'}: move one away, or choose with "
@@ -358,7 +364,8 @@ def _rows_of(experiments: pd.DataFrame, scores: pd.DataFrame, metric: str) -> It
     labels = experiments.set_index("experiment")["optimizer"]
     mine = metrics.lifetimes(scores[scores["experiment"].isin(labels.index)], metric)
     mine = mine.assign(optimizer=mine["experiment"].map(labels))
-    columns = ["optimizer", "environment", "seed", "value", "diverged", "unfinished"]
+    mine = mine.assign(final_return=mine["final_return"].mask(mine["diverged"]))
+    columns = ["optimizer", "environment", "seed", "value", "diverged", "unfinished", "final_return"]
     for environment, rows in mine[columns].groupby("environment", sort=True):
         yield str(environment), rows.copy()
 

@@ -118,8 +118,8 @@ def profiles(board: Board, resamples: int = RESAMPLES, points: int = 401) -> dic
 
 def time_profiles(board: Board, points: int = 301) -> dict[str, Curve]:
     """Share of environments in which an optimizer needs at most τ times the fewest env steps to the target."""
-    steps = board.per_environment.pivot(index="environment", columns="optimizer", values="steps_to_target")
-    ratios = time_to_target.ratios(steps.dropna(axis="index", how="all"))
+    ratios = board.per_environment.pivot(index="environment", columns="optimizer", values="time_ratio")
+    ratios = ratios.dropna(axis="index", how="all")
     limits = np.linspace(1.0, time_to_target.LONGEST, points)
     nothing = np.full(points, np.nan)
     return {

@@ -49,7 +49,8 @@ class Board:
             steps_per_second, run_seconds, compile_seconds (summed wall clock, compilation apart); notes (its own).
         per_environment: one row an optimizer and environment: mean, low, high (return), score (mean), num_seeds,
             diverged, unfinished; difference, difference_low, difference_high (of returns, paired with the baseline);
-            and steps_to_target (env steps to Adam's median return; ∞: missed, NaN: not known).
+            steps_to_target (env steps to Adam's median final return; ∞: missed, NaN: not known) and time_ratio (of
+            these, to the fewest of any optimizer).
         notes: about the board, then about single optimizers.
         baseline: the optimizer that the others are compared with.
         study: name that heads it, or None.
@@ -217,7 +218,7 @@ def _make_board(
     baseline = scores.adam if baseline == metrics.ADAM else baseline
     steps = time_to_target.steps_to_target(scores, curves)
     ratios = time_to_target.ratios(steps)
-    per_environment = _per_environment(scores, baseline, steps, resamples)
+    per_environment = _per_environment(scores, baseline, steps, ratios, resamples)
     mean_ranks = ranks.mean_ranks(scores, resamples).to_dict("index")
     own_notes = {optimizer: _own_notes(scores, optimizer) for optimizer in scores.optimizers}
     rows = [
@@ -254,7 +255,9 @@ def _estimates(scores: BoardScores, optimizer: str, baseline: str, resamples: in
     return estimates
 
 
-def _per_environment(scores: BoardScores, baseline: str, steps: pd.DataFrame, resamples: int) -> pd.DataFrame:
+def _per_environment(
+    scores: BoardScores, baseline: str, steps: pd.DataFrame, ratios: pd.DataFrame, resamples: int
+) -> pd.DataFrame:
     rows = []
     shown = scores.rows[scores.rows["optimizer"].isin(scores.optimizers)]
     counts = shown.groupby(["optimizer", "environment"]).agg(
@@ -270,7 +273,7 @@ def _per_environment(scores: BoardScores, baseline: str, steps: pd.DataFrame, re
         for mine, (optimizer, environment) in zip(matrices, cells, strict=True)
     ]
     differences = bootstrap.paired_differences(pairs)
-    times = steps.to_dict()
+    times, compared_times = steps.to_dict(), ratios.to_dict()
     for ((optimizer, environment), counted), mean, difference in zip(cells.items(), means, differences, strict=True):
         rows.append(
             {"optimizer": optimizer, "environment": environment}
@@ -278,6 +281,7 @@ def _per_environment(scores: BoardScores, baseline: str, steps: pd.DataFrame, re
             | counted
             | bootstrap.columns_of({"difference": difference})
             | {"steps_to_target": times.get(optimizer, {}).get(environment, np.nan)}
+            | {"time_ratio": compared_times.get(optimizer, {}).get(environment, np.nan)}
         )
     return pd.DataFrame(rows)
 
@@ -363,6 +367,8 @@ def _tuning_notes(table: pd.DataFrame) -> list[str]:
 def _own_notes(scores: BoardScores, optimizer: str) -> list[str]:
     experiments = scores.experiments[scores.experiments["optimizer"] == optimizer]
     notes = [*_track_notes(experiments)] if scores.tracks[optimizer] == MIXED else []
+    if scores.tracks[optimizer] == "one setting" and experiments["hyperparameters"].nunique() > 1:
+        notes.append("its one setting is not the same in all environments: it comes from several tunings")
     if (meta := experiments["meta_env_steps"].max()) > 0:
         where = _distinct(experiments["trained_on"]) or "an unknown distribution"
         notes.append(f"θ of {compact(meta)} env steps of meta-training on {where}")

@@ -8,12 +8,14 @@ task reached stands in. Where no lifetime at all finished an episode, the task h
 random). By the Adam of the same study, score = 1 + (x − adam of the same seed)/(mean adam − mean random): the mean is
 the same, but the luck of a seed, which both share, is in no score, and Adam has 1 in each.
 
-**Above random.** Where Adam is not above random there is no scale. By pairs of one seed: the 95 % interval of the
-difference is above 0, and its mean above half of the standard deviation of random's returns over seeds, as a difference
-that is small against the noise is no unit to measure in. Of stored returns only summaries are known: Adam's mean is
-above random's interval.
+**Above random.** Where Adam is not above random there is no scale. By pairs of one seed: the 95 % percentile bootstrap
+interval of the difference is above 0 (Student's would refuse nearly all pairs of two seeds), and its mean above half of
+the standard deviation of random's returns over seeds, as a difference that is small against the noise is no unit to
+measure in. Of stored returns only summaries are known: Adam's interval, or its mean where that is all there is, is
+above random's.
 """
 
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -109,8 +111,11 @@ def stored_scale(known: EnvironmentReturns, algorithm: str, budget: str, metric:
     assert known.random is not None
     interval = known.random.of(metric)
     high = interval.high if interval is not None and interval.high is not None else zero
-    if not one > high:
-        return f"Adam's return {one:.4g} is not above random's interval, which ends at {high:.4g}"
+    assert adam is not None
+    own = adam.of(metric)
+    low = own.low if own is not None and own.low is not None else one
+    if not low > high:
+        return f"Adam's return, {low:.4g} or more, is not above random's interval, which ends at {high:.4g}"
     return Scale(zero, one)
 
 
@@ -184,11 +189,25 @@ def scored(rows: pd.DataFrame, scale: Scale, paired: bool, adam: str = ADAM) -> 
     return (1.0 + (rows["value"] - its) / (scale.one - scale.zero)).to_numpy()
 
 
-def random_returns(runs: Any, metric: str = "final_return") -> dict[tuple[str, str, int, int], RandomReturns]:
-    """The random policy's lifetimes among stored ``Runs``, by environment, budget, protocol and root seed."""
+def acting(experiment: Any) -> str:
+    """How its agents act, as far as the random policy's returns follow from it: the environment's version and options,
+    copies and steps of an update. ``experiment`` is a row of the experiments table."""
+    text, version = (experiment.get(name) for name in ("settings", "environment_version"))
+    told = json.loads(text) if isinstance(text, str) else {}
+    settings = told.get("algorithm", {})
+    known = [None if version is None or math.isnan(version) else int(version), told.get("options", {})]
+    return json.dumps([*known, settings.get("num_envs"), settings.get("num_steps")], sort_keys=True)
+
+
+def random_returns(runs: Any, metric: str = "final_return") -> dict[tuple[str, str, int, int, str], RandomReturns]:
+    """The random policy's lifetimes among stored ``Runs``, by environment, budget, protocol, root seed and ``acting``.
+
+    Those of PPO's task and of PQN's are two.
+    """
     experiments = runs.experiments[runs.experiments["algorithm"] == "random"].sort_values("experiment")
+    experiments = experiments.assign(acting=[acting(row) for _, row in experiments.iterrows()])
     found = {}
-    for key, group in experiments.groupby(["environment", "budget", "protocol", "root_seed"]):
+    for key, group in experiments.groupby(["environment", "budget", "protocol", "root_seed", "acting"]):
         mine = lifetimes(runs.scores[runs.scores["experiment"].isin(group["experiment"])], metric)
         once = mine.sort_values(["experiment", "seed"]).drop_duplicates("seed")
         found[key] = RandomReturns.of(once.set_index("seed")["value"].sort_index())

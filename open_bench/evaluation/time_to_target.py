@@ -1,12 +1,13 @@
 """How soon optimizers reach Adam's final return, and profiles of it, as AlgoPerf (v0.6) scores time to result.
 
 A workload is an environment. Its target is the median over seeds of the final return of the board's Adam (the tuned one
-where there is one). A lifetime's time is the env steps at the first recorded point of its learning curve that reaches
-the target; ∞ if none does, or if it diverged. An optimizer's time is the median over its seeds, so it has missed the
-target where half of its lifetimes have.
+where there is one), whatever the board ranks by. A lifetime's time is the env steps at the first recorded point of its
+learning curve that reaches the target; ∞ if none does, or if it diverged. An optimizer's time is the median over its
+seeds, so it has missed the target where half of its lifetimes have.
 
-r = own time / best time of any optimizer, ∞ if missed. ρ(τ) is the share of workloads with r ≤ τ, and the score is
-1/(r_max − 1)·∫₁^{r_max} ρ(τ) dτ with r_max = 4: 1 for the fastest everywhere, 0 for one that needs four times as long.
+r = own time / best time of any optimizer, shown or not; ∞ if missed. ρ(τ) is the share of workloads with r ≤ τ, and the
+score is 1/(r_max − 1)·∫₁^{r_max} ρ(τ) dτ with r_max = 4: 1 for the fastest everywhere, 0 for one that needs four times
+as long.
 """
 
 import numpy as np
@@ -28,16 +29,17 @@ def steps_to_target(scores: BoardScores, curves: pd.DataFrame) -> pd.DataFrame:
     if not found or not curves["experiment"].isin(scores.experiments["experiment"]).any():
         return pd.DataFrame()
     place = ["environment", "optimizer", "seed"]
-    rows = scores.rows[scores.rows["environment"].isin(found) & scores.rows["optimizer"].isin(scores.optimizers)]
+    rows = scores.rows[scores.rows["environment"].isin(found)]
     first = mine.groupby(place)["env_steps"].min().rename("steps")
     steps = rows.join(first, on=place)["steps"].fillna(np.inf).mask(rows["diverged"], np.inf)
     return steps.groupby([rows["environment"], rows["optimizer"]]).median().unstack()
 
 
 def targets(scores: BoardScores) -> dict[str, float]:
-    """Adam's median return by environment, where it has run."""
+    """Adam's median final return by environment, where it has run; a failed lifetime is below all others."""
     adam = scores.rows[(scores.rows["optimizer"] == scores.adam) & scores.rows["environment"].isin(scores.observed)]
-    return {str(name): float(value) for name, value in adam.groupby("environment")["value"].median().items()}
+    final = adam["final_return"].fillna(-np.inf).groupby(adam["environment"]).median()
+    return {str(name): float(value) for name, value in final.items() if np.isfinite(value)}
 
 
 def ratios(steps: pd.DataFrame) -> pd.DataFrame:

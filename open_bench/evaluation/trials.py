@@ -20,6 +20,7 @@ Intervals are 95 % percentile bootstrap intervals over trials, drawn again with 
 environments. A draw holds fewer different trials than there are, so they are honest for k well below N, and low at N.
 """
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ from open_bench.files import read_json
 
 ALL = "all environments"  # in place of an environment: means of Γ over all
 BOARD = ["algorithm", "budget"]
+_TASK = ("environment_version", "protocol", "settings", "options", "num_updates")  # of an identity
 _SEED = 2407
 
 
@@ -42,17 +44,19 @@ class Searched(NamedTuple):
     """Trials of one optimizer in some environments, the same in each.
 
     ``values`` (environments, trials, seeds) are final returns, or Γ, with what stands in for a missing one;
-    ``failed`` says where one does.
+    ``failed`` says where one does. ``settings`` (trials,) are the trials', as text.
     """
 
     environments: tuple[str, ...]
     values: np.ndarray
     failed: np.ndarray
+    settings: tuple[str, ...]
 
 
 def read_trials(results: str | Path) -> pd.DataFrame:
     """All trials below ``<results>/tuning``; ``tuning`` is the folder. What is damaged is named in a warning."""
     found: dict[tuple[str, ...], Path] = {}
+    tasks: dict[tuple[str, ...], tuple[Path, str]] = {}  # what trials of an environment have to share
     frames = []
     for path in sorted((Path(results) / "tuning").glob("*/trials.csv")):
         try:
@@ -60,7 +64,11 @@ def read_trials(results: str | Path) -> pd.DataFrame:
             frame = check_trials(labeled(read_table(path, TRIALS, ["trial", "seed"]), path.parent.name, identity))
             key = tuple(str(identity[name]) for name in TRIAL_LABELS)
             if key in found:
-                raise BadRows(f"{found[key]} has trials of {' '.join(key)} too")
+                raise BadRows(f"{found[key]} has trials of {' '.join(key)} too: move one of the two away")
+            task = json.dumps([identity.get(name) for name in _TASK], sort_keys=True)
+            other, its = tasks.setdefault(key[:-1], (path, task))
+            if its != task:
+                raise BadRows(f"they are of another task than {other} ({', '.join(_TASK)}): move one of the two away")
         except (BadRows, OSError, ValueError, KeyError, TypeError, OverflowError) as problem:
             warnings.warn(f"skipped {path}: {problem}", stacklevel=2)
             continue
@@ -156,8 +164,9 @@ def _boards(trials: pd.DataFrame) -> Iterator[tuple[dict[str, str], dict[tuple[s
                     name = f"{optimizer} in {environment} ({' at '.join(key)})"
                     warnings.warn(f"{name} has no trials with two seeds or more: left out", stacklevel=3)
                     continue
+                said = tuple(own.groupby("trial")["settings"].first().loc[values.index])
                 found[environment, optimizer] = Searched(
-                    (environment,), values.to_numpy(float)[None], failed.to_numpy(bool)[None]
+                    (environment,), values.to_numpy(float)[None], failed.to_numpy(bool)[None], said
                 )
         yield dict(zip(BOARD, key, strict=True)), found
 
@@ -182,11 +191,17 @@ def _normalized(found: dict[tuple[str, str], Searched]) -> dict[tuple[str, str],
     joined = {}
     for optimizer in sorted({optimizer for _, optimizer in scaled}):
         parts = [scaled[name, optimizer] for name in names if (name, optimizer) in scaled]
-        if len(parts) == len(names) and len({part.values.shape for part in parts}) == 1:
+        alike = len({(part.values.shape, part.settings) for part in parts}) == 1
+        if len(parts) == len(names) and alike:
             values, failed = (np.concatenate([getattr(part, each) for part in parts]) for each in ("values", "failed"))
-            joined[ALL, optimizer] = Searched(tuple(names), values, failed)
+            joined[ALL, optimizer] = Searched(tuple(names), values, failed, parts[0].settings)
         else:
-            warnings.warn(f"{optimizer} lacks trials that others have: left out of {ALL}", stacklevel=3)
+            lacks = (
+                "has other trials in one environment than in another"
+                if len(parts) == len(names)
+                else ("lacks trials that others have")
+            )
+            warnings.warn(f"{optimizer} {lacks}: left out of {ALL}", stacklevel=3)
     return joined
 
 

@@ -101,10 +101,10 @@ class Job(Protocol):
         """Hold the job, yielding whether it was free."""
 
     def create(self) -> None:
-        """Make the folder."""
+        """Make the folder; where it is there, its description becomes today's. Hold the lock."""
 
     def take_over(self) -> None:
-        """Copy what an equal job has stored meanwhile; hold the lock."""
+        """Copy what an equal job has stored meanwhile; the folder is there. Hold the lock."""
 
     def groups(self, missing: Sequence[int]) -> Iterable[Group]:
         """The missing lifetimes, by program."""
@@ -144,7 +144,6 @@ class SeedsOf:
             missing = set(range(self.lifetimes)) - self.stored()
             shards = self.store.shards_with(other, missing, self.save_agents, self.diagnose) if missing else []
             for shard in shards:
-                self.create()
                 self.store.add_copy(self.experiment, shard)
 
     def groups(self, missing: Sequence[int]) -> Iterable[Group]:
@@ -290,11 +289,10 @@ class _Run:
             if not free:
                 return False
             if self.leader:
+                job.create()
                 job.take_over()
             missing = self._missing(job)
             if missing:
-                if self.leader:
-                    job.create()
                 groups = list(job.groups(missing))
                 for place, group in enumerate(groups, 1):
                     self._train(job, group, groups[place:], later)

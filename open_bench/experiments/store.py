@@ -25,7 +25,7 @@ from open_bench.evaluation import schema
 from open_bench.evaluation.schema import BadRows, Runs
 from open_bench.experiments.agents import AGENTS, write_agents
 from open_bench.experiments.experiment import Experiment, folder_name
-from open_bench.files import TEMPORARY, folder_written_whole
+from open_bench.files import TEMPORARY, folder_written_whole, write_atomically
 
 EXPERIMENTS, DESCRIPTION, PROVENANCE, DIAGNOSIS = "experiments", "experiment.json", "provenance.json", "diagnosis.csv"
 _TABLES = {"scores.csv", "curves.csv"}  # that every shard has
@@ -148,11 +148,14 @@ class Store:
         path = self.experiments / name
         for leftover in [*path.glob(f"{TEMPORARY}*"), *self.experiments.glob(f"{TEMPORARY}{name}-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
-        if path.exists() and _description(path) is None:
+        before = _description(path) if path.exists() else None
+        if path.exists() and before is None:
             set_aside(path)
         if not path.exists():
             with folder_written_whole(path) as folder:
                 _write_json(folder / DESCRIPTION, content)
+        elif before != json.loads(json.dumps(content)):  # a tuning that went on, say, of which these are the settings
+            write_atomically(path / DESCRIPTION, _json(content))
         return path
 
     def seeds(self, experiment: Experiment) -> set[int]:
@@ -333,7 +336,11 @@ def shard_name(seeds: Iterable[int]) -> str:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    path.write_text(_json(content))
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def _scores_columns(content: dict[str, Any]) -> dict[str, schema.Column]:

@@ -141,6 +141,13 @@ def find(optimizer: str, place: Place, track: str | None, folder: Path | None = 
     return None
 
 
+def one_setting_over(folder: Path, optimizer: str, algorithm: str, budget: str) -> tuple[str, ...]:
+    """Environments that a folder's one setting of an optimizer is for; () where it has none."""
+    file = _read(folder, optimizer)
+    table = file.one_setting.get(algorithm, {}).get(budget) if file is not None else None
+    return table.environments if table is not None else ()
+
+
 def _of(file: HyperparameterFile, place: Place, track: str | None) -> Found | None:
     base = place.names[-1]
     families = (f"{base.rpartition('/')[0]}/*",) if "/" in base else ()

@@ -32,7 +32,7 @@ from open_bench.training.devices import Device
 from open_bench.training.task import Settings, Task
 from open_bench.tuning.selection import one_setting, trial_scores, winner
 from open_bench.tuning.space import edge_note
-from open_bench.tuning.trials import FOLDER, ROOT_SEED, Trials
+from open_bench.tuning.trials import FOLDER, ROOT_SEED, Trials, read_provenance
 
 TUNED, ONE_SETTING = "tuned", "one_setting"
 WRITTEN = ("trials.csv", "winners.csv", "figures/")
@@ -186,10 +186,27 @@ class _Campaign:
             Trials(dataclasses.replace(each, root_seed=ROOT_SEED), amount.trials, amount.num_seeds, self.results)
             for each in ordered
         ]
+        self._check_one_settings()
         self.done: dict[str, Winner | None] = {}  # by name of the trials
         self.over_all: dict[str, list[Winner]] = {}  # one setting, by optimizer
         self.notes: list[str] = []
         self.fresh: dict[str, float] = {}  # mean final return by experiment
+
+    def _check_one_settings(self) -> None:
+        """One setting over some environments does not replace that over more of them, which other studies need."""
+        for job in self.jobs:
+            alike, task = self._alike(job), job.experiment.task
+            if len(alike) < 2 or not self._wants(job, ONE_SETTING):
+                continue
+            here = {each.experiment.task.name for each in alike}
+            for folder in self.folders:
+                there = hyperparameters.one_setting_over(folder, self._owner(job), task.algorithm, task.budget)
+                if lacking := sorted({*there} - here):
+                    raise UserError(
+                        f"{folder / hyperparameters.file_name(self._owner(job))} has one setting of {self._owner(job)} "
+                        f"at {task.budget} over {', '.join(there)}; this tuning would replace it and lacks "
+                        f"{', '.join(lacking)}: name those environments too, other --results, or leave --ship out"
+                    )
 
     # --- trials ---
 
@@ -256,20 +273,25 @@ class _Campaign:
         assert winner is not None
         task, score = winner.experiment.task, winner.scores[winner.trial]
         family = {"environment": task.base} if task.name in self.families else {}
-        told = f"Sobol search, {self.amount.trials} trials × {self.amount.num_seeds} seeds, final return {score:.4g}"
+        search = f"{self.amount.trials} trials × {self.amount.num_seeds} seeds"
+        told = f"Sobol search, {search}, final return {score:.4g}"
+        if winner.trial == 0:
+            assert winner.experiment.optimizer is not None
+            first = winner.experiment.optimizer.origin
+            told = f"trial 0, the {first} setting, better than a Sobol search, {search}; final return {score:.4g}"
         return {"origin": TUNED, **family, **self._provenance([winner.trials], told),
                 "values": winner.trials.values[winner.trial]}  # fmt: skip
 
     def _provenance(self, jobs: Sequence[Trials], source: str) -> dict[str, Any]:
         return {"source": source, "trials": self.amount.trials, "num_seeds": self.amount.num_seeds,
-                "env_steps": sum(job.env_steps for job in jobs), "revision": revision()}  # fmt: skip
+                "env_steps": sum(job.env_steps for job in jobs), "revision": _revisions(jobs)}  # fmt: skip
 
     def _put(self, job: Trials, keys: tuple[str, ...], table: dict[str, Any]) -> None:
         """Several processes may be at it: one at a time."""
         owner = self._owner(job)
         values = {key: value for key, value in table["values"].items() if isinstance(value, bool | int | float | str)}
-        with Store(self.results, FOLDER).lock(_Lock(hyperparameters.FOLDER), wait=True):
-            for folder in self.folders:
+        for folder in self.folders:
+            with Store(folder.parent, hyperparameters.FOLDER).lock(_Lock(hyperparameters.FOLDER), wait=True):
                 path = folder / hyperparameters.file_name(owner)
                 hyperparameters.write(path, owner, [(keys, {**table, "values": values})])
 
@@ -292,7 +314,16 @@ class _Campaign:
         execute(experiments, self.amount.report_seeds, self.store, self.devices, self.watcher,
                 title="winners on fresh seeds")  # fmt: skip
         scores = self.store.load(experiments, self.amount.report_seeds).scores
-        means = scores.groupby("experiment")["final_return"].agg(lambda values: values.mean(skipna=False))
+        returns = scores["final_return"].mask(scores["diverged"])
+        means = returns.groupby(scores["experiment"]).agg(lambda values: values.mean(skipna=False))
+        failed = returns.isna().groupby(scores["experiment"]).sum()
+        for chosen in self.winners:
+            if count := int(failed.get(found[self._key(chosen)].name, 0)):
+                where = f"{chosen.experiment.task.name} ({chosen.track.replace('_', ' ')})"
+                self.notes.append(
+                    f"{chosen.experiment.label} on {where}: {count} of {self.amount.report_seeds} fresh lifetimes "
+                    "diverged or finished no episode"
+                )
         self.fresh = {key: float(means.get(each.name, np.nan)) for key, each in found.items()}
 
     def _key(self, winner: Winner) -> str:
@@ -301,6 +332,12 @@ class _Campaign:
     def _reported(self, winner: Winner) -> Experiment:
         optimizer = self._named(winner.experiment.label)
         found = resolve(optimizer, winner.experiment.task, track=winner.track, folder=self.folders[0])
+        wanted = winner.trials.optimizer(winner.trial).identity["hyperparameters"]
+        if found.identity["hyperparameters"] != wanted:
+            raise UserError(
+                f"{self.folders[0] / hyperparameters.file_name(self._owner(winner.trials))} has other settings for "
+                f"{winner.experiment.task.name} itself, which come before those of this tuning: take that table away"
+            )
         return dataclasses.replace(winner.experiment, optimizer=found, root_seed=self.study.root_seed)
 
     def _named(self, label: str) -> Any:
@@ -326,6 +363,9 @@ class _Campaign:
                         target.parent.mkdir(exist_ok=True)
                         path.parent.rename(target)
                         warnings.warn(f"{path.parent} is an earlier winner's; moved to {target}", stacklevel=2)
+                    else:
+                        why = f"{target} exists" if free else "another process is at it"
+                        warnings.warn(f"{path.parent} is an earlier winner's and stays, as {why}", stacklevel=2)
 
     # --- tables and figures ---
 
@@ -359,6 +399,13 @@ class _Campaign:
 
 _ROW = ("environment", "algorithm", "budget", "optimizer", "track", "trial", "settings", "tuning_score",
         "trial_0_score", "fresh_score", "report_seeds", "trials", "num_seeds", "env_steps", "edge")  # fmt: skip
+
+
+def _revisions(jobs: Sequence[Trials]) -> str:
+    """Of the code that ran the trials."""
+    batches = [batch for job in jobs for batch in read_provenance(job.path) if isinstance(batch, dict)]
+    found = {str(batch["revision"]) for batch in batches if "revision" in batch}
+    return ", ".join(sorted(found)) or revision()
 
 
 class _Lock(NamedTuple):

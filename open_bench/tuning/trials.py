@@ -102,20 +102,21 @@ class Trials:
     def stored(self) -> set[int]:
         """Lifetimes whose rows are there, with the settings that they have today."""
         try:
-            there = read_rows(self.path)
+            there, curves = read_rows(self.path), read_curves(self.path)
         except BadRows:
             return set()
         found = set(there[[*KEYS, "settings"]].itertuples(index=False, name=None))
-        return {i for i, (trial, seed) in enumerate(self.pairs) if (trial, seed, self.settings[trial]) in found}
+        drawn = set(curves[KEYS].itertuples(index=False, name=None))
+        return {i for i, pair in enumerate(self.pairs) if pair in drawn and (*pair, self.settings[pair[0]]) in found}
 
     def lock(self, wait: bool) -> AbstractContextManager[bool]:
         return self._store.lock(self, wait)
 
     def create(self) -> None:
         set_damaged_aside(self.path)
-        write_atomically(
-            self.path / DESCRIPTION, json.dumps({"identity": self.identity}, indent=1, sort_keys=True) + "\n"
-        )
+        path, text = self.path / DESCRIPTION, json.dumps({"identity": self.identity}, indent=1, sort_keys=True) + "\n"
+        if not path.is_file() or path.read_bytes() != text.encode():
+            write_atomically(path, text)
 
     def take_over(self) -> None:
         """Nothing: no other search has these trials."""

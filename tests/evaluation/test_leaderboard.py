@@ -98,7 +98,10 @@ def test_an_environment_without_a_scale_is_raw_and_out_of_the_aggregates():
     assert table.loc["lion", "mean"] == pytest.approx(1.25)
     assert table.loc["sgd", "mean"] == pytest.approx(0.35)  # a alone
     assert table.loc["lion", "final_return:b"] == 125
-    assert "b at quick: Adam's return 100 is not above random's interval, which ends at 100; returns only" in made.notes
+    assert (
+        "b at quick: Adam's return, 99 or more, is not above random's interval, which ends at 100; returns only"
+        in made.notes
+    )
     assert any("aggregates of scores are over a;" in note for note in made.notes)
 
 

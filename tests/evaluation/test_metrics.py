@@ -1,5 +1,7 @@
 """Missing returns, scales and "above random", against answers worked out by hand."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -36,8 +38,10 @@ KNOWN = make_returns(a=(2, 12))["a"]
         (KNOWN, "full", "final_return", "Adam's return is not known"),
         (EnvironmentReturns(environment="a"), "quick", "final_return", "Adam's return is not known"),
         (make_returns(a=(2, 3))["a"], "quick", "final_return",
-         "Adam's return 3 is not above random's interval, which ends at 3"),
-        (make_returns(a=(2, 3.01))["a"], "quick", "final_return", Scale(2, 3.01)),
+         "Adam's return, 2 or more, is not above random's interval, which ends at 3"),
+        (make_returns(a=(2, 4))["a"], "quick", "final_return",
+         "Adam's return, 3 or more, is not above random's interval, which ends at 3"),
+        (make_returns(a=(2, 4.01))["a"], "quick", "final_return", Scale(2, 4.01)),
         (EnvironmentReturns(environment="a", ppo={"full": published()}), "full", "final_return",
          "the random policy's return is not known"),
         (EnvironmentReturns(environment="a", random=measured(1), ppo={"full": published()}), "full", "final_return",
@@ -174,10 +178,26 @@ def test_the_random_policys_lifetimes_are_found_by_what_must_agree():
     runs = join(random_runs(a=[1, NAN], b=[5]), make_runs({("adam", "a"): [9]}))
     runs = join(runs, make_runs({("random", "a"): [7]}, algorithm="random", root_seed=3))
     found = metrics.random_returns(runs)
-    assert set(found) == {("a", "quick", 1, 0), ("b", "quick", 1, 0), ("a", "quick", 1, 3)}
-    assert found[("a", "quick", 1, 0)].by_seed.tolist() == pytest.approx([1, NAN], nan_ok=True)
-    assert found[("a", "quick", 1, 0)].mean == 1
-    assert metrics.random_returns(runs, "mean_return")[("a", "quick", 1, 3)].mean == 3.5
+    how = metrics.acting({})
+    assert set(found) == {("a", "quick", 1, 0, how), ("b", "quick", 1, 0, how), ("a", "quick", 1, 3, how)}
+    assert found[("a", "quick", 1, 0, how)].by_seed.tolist() == pytest.approx([1, NAN], nan_ok=True)
+    assert found[("a", "quick", 1, 0, how)].mean == 1
+    assert metrics.random_returns(runs, "mean_return")[("a", "quick", 1, 3, how)].mean == 3.5
+
+
+def test_the_random_policy_of_one_algorithms_task_is_not_that_of_anothers():
+    """It acts in as many copies as the algorithm that it is compared with."""
+    few, many = (json.dumps({"algorithm": {"num_envs": n, "num_steps": 8}, "options": {}}) for n in (4, 64))
+    one, other = random_runs(a=[1, 2]), random_runs(a=[7, 8])
+    one.experiments["settings"], other.experiments["settings"] = few, many
+    other.experiments["experiment"] = other.scores["experiment"] = "another"
+    both = metrics.random_returns(join(one, other))
+    assert {key[-1]: float(found.mean) for key, found in both.items()} == {
+        metrics.acting({"settings": few}): 1.5, metrics.acting({"settings": many}): 7.5,
+    }  # fmt: skip
+    learner = json.dumps({"algorithm": {"num_envs": 64, "num_steps": 8, "clip": 0.2}, "options": {}})
+    assert metrics.acting({"settings": learner}) == metrics.acting({"settings": many})
+    assert metrics.acting({"settings": learner, "environment_version": 2}) != metrics.acting({"settings": many})
 
 
 # --- matrices ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from leaderboards import FEW, SCALES
 from synthetic import NAN, join, make_returns, make_runs
 
-from open_bench.evaluation import figures, time_to_target
+from open_bench.evaluation import curves, figures, time_to_target
 from open_bench.evaluation.boards import boards
 from open_bench.evaluation.leaderboard import leaderboard
 
@@ -40,6 +40,31 @@ def test_median_steps_to_adams_median_return():
     ratios = time_to_target.ratios(found)
     assert ratios.loc["a"].tolist() == pytest.approx([4 / 3, 1, INF])
     assert ratios.loc["b"].tolist() == [2, INF, 1]
+
+
+def test_the_target_is_adams_final_return_whatever_is_ranked():
+    by_mean, by_final = (
+        leaderboard(RUNS, SCALES, metric=name, resamples=FEW) for name in ("mean_return", "final_return")
+    )
+    assert time_to_target.targets(by_mean.boards[0].scores) == {"a": 10, "b": 100}
+    times = ["time_to_target", "optimizer"]
+    pd.testing.assert_frame_equal(
+        by_mean.table[times].sort_values("optimizer", ignore_index=True),
+        by_final.table[times].sort_values("optimizer", ignore_index=True),
+    )
+
+
+def test_an_optimizer_that_is_not_shown_is_still_the_fastest():
+    """A filter changes which rows are shown, and no number of theirs."""
+    runs = dataclasses.replace(RUNS, experiments=RUNS.experiments.assign(hyperparameter_origin=[
+        "tuned" if name == "sgd" else "default" for name in RUNS.experiments["optimizer"]
+    ]))  # fmt: skip
+    whole, part = leaderboard(runs, SCALES, resamples=FEW), leaderboard(runs, SCALES, only=["default"], resamples=FEW)
+    scores = whole.table.set_index("optimizer")["time_to_target"]
+    assert set(part.table["optimizer"]) == {"adam", "lion"}
+    assert part.table.set_index("optimizer")["time_to_target"].to_dict() == scores.drop("sgd").to_dict()
+    drawn, all_drawn = (curves.time_profiles(made.boards[0]) for made in (part, whole))
+    np.testing.assert_array_equal(drawn["adam"].value, all_drawn["adam"].value)
 
 
 def test_the_board_says_it():

@@ -182,6 +182,11 @@ def test_what_cannot_be_measured_is_said():
         found = trials.best_of_k(uneven, FEW)
     assert set(found.loc[found["environment"] == ALL, "optimizer"]) == {"adam", "lion"}
     assert "sgd" in set(found.loc[found["environment"] == "a", "optimizer"])
+    elsewhere = drawn("adam", "lion")
+    there = (elsewhere["environment"] == "b") & (elsewhere["optimizer"] == "adam")
+    elsewhere.loc[there, "settings"] = elsewhere.loc[there, "settings"].str.replace("learning_rate", "rate")
+    with pytest.warns(UserWarning, match="adam has other trials in one environment than in another: left out of all"):
+        assert set(trials.sensitivity(elsewhere, FEW)["optimizer"]) == {"lion"}
     with pytest.warns(UserWarning, match="no trial in a .* has a return"):
         assert trials.best_of_k(make_trials({("adam", "a"): [[None, None]] * 3}), FEW).empty
 
@@ -218,6 +223,25 @@ def test_without_trials_nothing_is_written(tmp_path):
     assert trials.read_trials(tmp_path).empty
     assert trial_figures.write_trials(trials.read_trials(tmp_path), tmp_path) == []
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("other", [{"environment_version": 2}, {"settings": {"num_envs": 8}}, {"protocol": 1}])
+def test_trials_of_another_task_are_not_ranked_with_these(other, tmp_path):
+    """As a board refuses them."""
+    task = {"environment_version": 1, "settings": {"num_envs": 64}, "protocol": 2}
+    store(drawn("adam"), tmp_path, **task)
+    store(drawn("lion", environments=("a",)), tmp_path, **task | other)
+    store(drawn("lion", environments=("b",)), tmp_path, **task)
+    with pytest.warns(
+        UserWarning, match=r"skipped .*a--lion--0123456789.*of another task than .*a--adam--01234"
+    ) as told:
+        read = trials.read_trials(tmp_path)
+    assert len(told) == 1
+    assert set(zip(read["environment"], read["optimizer"], strict=True)) == {
+        ("a", "adam"),
+        ("b", "adam"),
+        ("b", "lion"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -289,6 +289,19 @@ def test_what_breaks_the_schema_is_named_and_skipped(kind: str, finished: Store,
     assert store.seeds(other) == set()  # so that it would be made anew, and not be called stored already
 
 
+def test_a_description_becomes_todays(finished: Store, tmp_path: Path) -> None:
+    """The same settings may have come from nowhere, and be found again by tuning."""
+    shutil.copytree(finished.results, tmp_path / "results")
+    store = Store(tmp_path / "results")
+    before = (store.path(CHOSEN) / "experiment.json").read_bytes()
+    store.create(CHOSEN, DESCRIPTION)
+    assert (store.path(CHOSEN) / "experiment.json").read_bytes() == before
+    store.create(CHOSEN, DESCRIPTION | {"hyperparameter_origin": "tuned", "tuning_trials": 32})
+    (row,) = store.load().experiments.to_dict("records")
+    assert (row["hyperparameter_origin"], row["tuning_trials"]) == ("tuned", 32)
+    assert store.seeds(CHOSEN) == finished.seeds(CHOSEN) != set()
+
+
 def test_one_damaged_shard_leaves_the_others(tmp_path: Path, finished: Store) -> None:
     store = train(tmp_path, [CHOSEN], devices=2)
     bad, good = shards(tmp_path)

@@ -1,6 +1,9 @@
 """``openbench tune`` from request to files, tables and winners on fresh seeds."""
 
+import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import open_bench
 from open_bench import Execution
 from open_bench.api import prepare
 from open_bench.config import StudyConfig, read_toml
+from open_bench.errors import UserError
 from open_bench.evaluation.trials import read_trials
 from open_bench.optimizers import Search, searchable
 from open_bench.optimizers.resolve import resolve
@@ -139,6 +143,68 @@ def test_an_earlier_winner_is_moved_away(tmp_path: Path) -> None:
     assert second == other
     assert len(open_bench.load_runs(tmp_path).experiments) == 1
     assert len(list(tmp_path.glob("superseded/*/experiment.json"))) == 1
+
+
+@pytest.mark.slow
+def test_the_first_trial_may_win_and_the_file_says_so(tmp_path: Path) -> None:
+    request = {**TINY, "trials": 2, "num_seeds": 1, "report_seeds": 0, "results": tmp_path}
+    open_bench.tune("sgd", "cartpole", **request)
+    (table,) = tmp_path.glob("tuning/*/trials.csv")
+    rows = pd.read_csv(table)
+    rows.loc[rows["trial"] == 0, "final_return"] = 500.0  # as if it had been the best
+    rows.to_csv(table, index=False)
+    (provenance,) = tmp_path.glob("tuning/*/provenance.json")
+    batches = json.loads(provenance.read_text())
+    provenance.write_text(json.dumps([{**batch, "revision": "abc"} for batch in batches]))
+    open_bench.tune("sgd", "cartpole", **request)
+    (path,) = tmp_path.glob("hyperparameters/*.toml")
+    ((_, environment),) = read_toml(path)["environments"].items()
+    ((_, found),) = environment["ppo"].items()
+    told = "trial 0, the default setting, better than a Sobol search, 2 trials × 1 seeds; final return 500"
+    assert (found["source"], found["revision"]) == (told, "abc")  # of the code that ran the trials
+
+
+@pytest.mark.slow
+def test_one_setting_for_fewer_environments_replaces_none_for_more(tuned: tuple[Path, Tuned], tmp_path: Path) -> None:
+    shutil.copytree(tuned[0], tmp_path / "copy")
+    one, another = "cartpole", "acrobot"
+    with pytest.raises(UserError, match=r"sgd\.toml has one setting of sgd at .* over cartpole.*, catch.*; this tuning "
+                                        r"would replace it and lacks catch"):  # fmt: skip
+        open_bench.tune("sgd", [one, another], **AMOUNT, **TINY, results=tmp_path / "copy")
+    assert len(list(tmp_path.glob("copy/tuning/acrobot*"))) == 0
+
+
+@pytest.mark.slow
+def test_a_family_whose_environment_has_settings_of_its_own_is_refused(tmp_path: Path) -> None:
+    """Those come first, so the winner would not be what is trained on fresh seeds."""
+    few = {"settings": SETTINGS | {"num_envs": 4}, "steps": 3_200}
+    request = {**TINY, **few, "trials": 1, "num_seeds": 1, "report_seeds": 1, "results": tmp_path}
+    open_bench.tune("sgd", "gridworld/dense", **request)
+    (path,) = tmp_path.glob("hyperparameters/*.toml")
+    text = path.read_text()
+    path.write_text(re.sub(r"learning_rate = [0-9.e-]+", "learning_rate = 0.123", text))
+    with pytest.raises(
+        UserError, match=r"sgd\.toml has other settings for gridworld/dense.* itself, which come before"
+    ):
+        open_bench.tune("sgd", "gridworld/dense", **request, family=True)
+
+
+@pytest.mark.slow
+def test_a_winner_that_fails_on_fresh_seeds_is_said(tmp_path: Path) -> None:
+    """It earned all of its returns on the tuning seeds."""
+    request = {**TINY, "trials": 1, "num_seeds": 1, "report_seeds": 1, "results": tmp_path}
+    open_bench.tune("sgd", "cartpole", **request)
+    (scores,) = tmp_path.glob("experiments/*/*/scores.csv")
+    rows = pd.read_csv(scores)
+    rows[["final_return", "mean_return"]] = np.nan
+    rows.to_csv(scores, index=False)
+    provenance = scores.parent / "provenance.json"
+    content = json.loads(provenance.read_text())
+    content["files"]["scores.csv"] = hashlib.sha256(scores.read_bytes()).hexdigest()
+    provenance.write_text(json.dumps(content))
+    found = open_bench.tune("sgd", "cartpole", **request)
+    assert found.notes == (f"sgd on {CARTPOLE} (tuned): 1 of 1 fresh lifetimes diverged or finished no episode",)
+    assert found.winners["fresh_score"].isna().all()
 
 
 @pytest.mark.slow

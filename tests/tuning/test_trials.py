@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,22 @@ def test_a_setting_that_has_changed_is_tried_anew(whole: Path, tmp_path: Path) -
     assert log.updates == 2 * 40
     assert list(rows["settings"].unique()) == changed.settings
     assert len(curves) == 4 * 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_trials_without_curves_are_made_again(damage: str, whole: Path, tmp_path: Path) -> None:
+    """To the same numbers."""
+    shutil.copytree(whole, tmp_path / "copy")
+    (path,) = (tmp_path / "copy").glob("tuning/*/curves.csv")
+    if damage == "missing":
+        path.unlink()
+        run(trials_of(tmp_path / "copy", 3, 2))
+    else:
+        path.write_bytes(path.read_bytes()[:-3] + b"e\n")
+        with pytest.warns(UserWarning, match="is damaged; moved to"):
+            run(trials_of(tmp_path / "copy", 3, 2))
+    assert stored(tmp_path / "copy") == stored(whole)
 
 
 @pytest.mark.slow

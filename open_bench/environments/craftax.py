@@ -15,6 +15,7 @@ from open_bench.environments.base import (
     with_strong_types,
 )
 from open_bench.errors import UserError, check_known
+from open_bench.text import installed_with
 
 IDS = ("Craftax-Classic-Symbolic-v1",)
 NEVER = 2**31 - 1  # env steps: a time limit that no episode reaches
@@ -83,10 +84,7 @@ def _maker() -> Callable[..., Any]:
     try:
         from craftax.craftax_env import make_craftax_env_from_name
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"Craftax is not installed ({error}): pip install open-bench[craftax], or in a clone "
-            'pip install ".[craftax]"'
-        ) from None
+        raise UserError(f"Craftax is not installed ({error}): {installed_with('craftax')}") from None
     return make_craftax_env_from_name
 
 

@@ -1,7 +1,8 @@
 """Stored returns that scores are measured against: ``baselines/returns/<environment>.toml``.
 
-A file holds what a uniformly random policy reaches and, for each algorithm and budget, what Adam with its shipped
-hyperparameters reaches. Returns are undiscounted episode returns as docs/protocol.md defines them; ``low`` and
+A file holds what a uniformly random policy reaches and, for each algorithm and budget, what Adam reaches with the
+hyperparameters that stand beside it: those that ship. Returns are undiscounted episode returns as docs/rules.md defines
+them; ``low`` and
 ``high`` bound the mean over seeds with 95 % confidence.
 
     environment = "breakout"

@@ -159,6 +159,7 @@ def boards(
             hint = near_matches(budget, budgets)
             raise UserError(f"no runs at budget {budget!r}; there are {', '.join(budgets)}.{hint}")
         experiments = experiments[experiments["budget"] == budget]
+    only = {track.replace("_", " ") for track in only}  # as names of optimizers spell them, too
     maker = _Maker(runs, baseline_returns, metrics.random_returns(runs, metric), metric, frozenset(only))
     groups = with_absent(experiments).groupby(list(BOARD_COLUMNS), sort=True)
     made = [

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from open_bench import machine
 from open_bench.errors import UserError
 from open_bench.experiments.store import Store
+from open_bench.text import installed_with
 from open_bench.training.devices import start
 from open_bench.weights.library import library_dir
 
@@ -80,7 +81,7 @@ def _devices() -> Iterator[Finding]:
     if cards and found[0].platform == "cpu":
         yield Finding(
             "graphics cards", NOTE, f"{', '.join(cards)}: not used by JAX",
-            "pip install 'open-bench[cuda12]' (or cuda13), and unset JAX_PLATFORMS",
+            f"{installed_with('cuda12')} (or cuda13), and unset JAX_PLATFORMS",
         )  # fmt: skip
 
 
@@ -164,6 +165,5 @@ def _extras() -> Iterator[Finding]:
             shown = ", ".join(f"{each.name} {machine.installed_version(each.name)}" for each in packages)
             yield Finding(f"extra {extra}", OK, shown)
         else:
-            yield Finding(
-                f"extra {extra}", NOTE, "is not installed", f"pip install '{PACKAGE}[{extra}]' where you need it"
-            )
+            advice = f"{installed_with(extra)}, where you need it"
+            yield Finding(f"extra {extra}", NOTE, "is not installed", advice)

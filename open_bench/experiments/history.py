@@ -21,6 +21,7 @@ from open_bench.events import Event, Finished, Watcher, several
 from open_bench.experiments.execute import label_of
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.store import Store
+from open_bench.text import installed_with
 from open_bench.training.record import METRICS
 
 Row = dict[str, Any]  # a line of a history; one of its columns, the step, ascends
@@ -198,7 +199,7 @@ def _require(package: str, part: str, extra: str) -> Any:
         if not hasattr(module, part):
             raise ImportError
     except ImportError:
-        raise UserError(f'{package} is not installed: pip install "open-bench[{extra}]"') from None
+        raise UserError(f"{package} is not installed: {installed_with(extra)}") from None
     return module
 
 

@@ -33,6 +33,7 @@ from open_bench.experiments.execute import Group, Job, facts_of, run_group, stre
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.rebuild import rebuild
 from open_bench.optimizers import registry
+from open_bench.text import installed_with
 from open_bench.training import runner
 from open_bench.training.devices import Device, RemoteDevice, start
 from open_bench.weights.format import Theta
@@ -124,7 +125,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise UserError(f'executor ray needs Ray ({error}): pip install "open-bench[ray]"') from None
+        raise UserError(f"executor ray needs Ray ({error}): {installed_with('ray')}") from None
     return ray
 
 

@@ -25,7 +25,7 @@ def test_where_it_is_absent_it_is_said_how_to_install_it(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "craftax", None)
     monkeypatch.setitem(sys.modules, "craftax.craftax_env", None)
     study = adjust(load_study("quick"), optimizers=("adam",), environments=("craftax-classic",))
-    with pytest.raises(UserError, match=r"Craftax is not installed .*pip install open-bench\[craftax\]"):
+    with pytest.raises(UserError, match=r"Craftax is not installed .*pip install \"\.\[craftax\]\" in a clone"):
         make_plan(study, jax.devices())
 
 

@@ -288,7 +288,7 @@ def test_the_board_says_what_tuning_and_meta_training_took():
 
 
 def test_of_several_adams_the_tuned_one_is_compared_with():
-    made = leaderboard(costly(), SCALES, resamples=FEW, only=["one setting", "learned"])
+    made = leaderboard(costly(), SCALES, resamples=FEW, only=["one_setting", "learned"])
     assert list(made.table["optimizer"]) == ["open", "adam (one setting)"]
     assert made.boards[0].baseline == "adam (tuned)"
     assert made.table.set_index("optimizer").loc["open", "probability_of_improvement"] == 1

@@ -68,7 +68,7 @@ def test_an_absent_package_is_named_before_anything_trains(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     answer = openbench(*command, "-e", "cartpole", "--wandb", "project", "--results", tmp_path / "results")
-    check_refused(answer, 'wandb is not installed: pip install "open-bench[wandb]"', tmp_path / "results")
+    check_refused(answer, 'wandb is not installed: pip install ".[wandb]" in a clone', tmp_path / "results")
 
 
 @pytest.mark.slow

@@ -361,7 +361,7 @@ def test_meta_training_has_no_use_for_it() -> None:
         (["--executor", "slurm"], "unknown executor 'slurm'"),
         (["--address", "10.0.0.1:6379"], "goes with executor ray"),
         (["--executor", "ray", "--coordinator", "a:1"], "two ways to use several hosts: take one"),
-        (["--executor", "ray"], 'pip install "open-bench[ray]"'),
+        (["--executor", "ray"], 'pip install ".[ray]" in a clone'),
     ],
 )
 def test_the_command_line_says_what_is_wrong(

@@ -60,3 +60,8 @@ def test_runs_of_other_weights_are_refused(publish: Any, evolution: Path) -> Non
     answer = publish(evolution, "--as", "given", "--results", ROOT / "results" / "published" / "ppo-pqn")
     assert answer.exit_code != 0
     assert "no run with the weights" in str(answer.exception)
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_a_card_is_of_the_weights_beside_it(path: Path) -> None:
+    assert f"hash `{load_weights(path).hash[:12]}`" in path.with_suffix(".md").read_text(encoding="utf-8")

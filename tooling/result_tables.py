@@ -4,8 +4,9 @@
     python -m tooling.result_tables --check    exit with 1 where one is not what the stored runs give
 
 In the page a table stands between ``<!-- KIND FOLDER [BUDGET [ENVIRONMENT]] -->`` and ``<!-- end -->``; the folder is
-one of ``results/published``. Kinds: ``board`` (the leaderboard, shortened), ``trials`` (expected best of all trials),
-``growth`` (the same against the number of trials), ``sensitivity``, ``diagnosis`` (of an environment).
+one of ``results/published``. Kinds: ``board`` (the leaderboard, shortened), ``revisions`` (of the code, by row),
+``trials`` (expected best of all trials), ``growth`` (the same against the number of trials), ``sensitivity``,
+``diagnosis`` (of the tuned rows in an environment).
 """
 
 import functools
@@ -69,6 +70,18 @@ def board(folder: str, budget: str | None) -> str:
     return markdown_table(list(columns), list(map(list, zip(*columns.values(), strict=True))))
 
 
+def revisions(folder: str, budget: str | None) -> str:
+    """Which revision of the code trained which rows."""
+    rows: dict[str, set[str]] = {}
+    for each in _board(folder, budget).scores.experiments.to_dict("records"):
+        for revision in each["revision"].split("; "):
+            commit, dash, state = revision.partition("-")
+            rows.setdefault(f"`{commit[:7]}{dash}{state}`", set()).add(each["optimizer"])
+    everyone = len(set.union(*rows.values()))
+    told = [f"{name} ({'all rows' if len(who) == everyone else ', '.join(sorted(who))})" for name, who in rows.items()]
+    return f"Revisions: {'; '.join(sorted(told))}.\n"
+
+
 def best_trials(folder: str, budget: str | None) -> str:
     """Expected best of all trials, over all environments and in each."""
     best = _best(folder, budget)
@@ -108,7 +121,7 @@ def sensitivity(folder: str, budget: str | None) -> str:
 
 def diagnosis(folder: str, budget: str | None, environment: str) -> str:
     """Final returns, and the mean of each diagnostic over seeds and the last fifth of the lifetimes."""
-    runs = load_runs(PUBLISHED / folder)
+    runs = load_runs(PUBLISHED / folder).select(hyperparameter_origin="tuned")
     rows, scores = (_of(each[each["environment"] == environment], budget) for each in (runs.diagnosis, runs.scores))
     late = rows[rows["env_steps"] > 0.8 * rows["env_steps"].max()]
     returns = scores.groupby("optimizer")["final_return"].mean().sort_values(ascending=False)
@@ -128,6 +141,7 @@ def _of(rows: pd.DataFrame, budget: str | None) -> pd.DataFrame:
 
 KINDS: dict[str, Callable[..., str]] = {
     "board": board,
+    "revisions": revisions,
     "trials": best_trials,
     "growth": growth,
     "sensitivity": sensitivity,

@@ -29,7 +29,7 @@ from open_bench.evaluation.bootstrap import AGGREGATES, NO_ESTIMATE, RESAMPLES, 
 from open_bench.evaluation.schema import MIXED, Runs, tracks
 from open_bench.evaluation.style import aliases
 from open_bench.files import write_atomically
-from open_bench.text import compact
+from open_bench.text import compact, number
 
 ESTIMATES = (*AGGREGATES, "probability_of_improvement", "paired_difference")
 
@@ -371,7 +371,8 @@ def _own_notes(scores: BoardScores, optimizer: str) -> list[str]:
         notes.append("its one setting is not the same in all environments: it comes from several tunings")
     if (meta := experiments["meta_env_steps"].max()) > 0:
         where = _distinct(experiments["trained_on"]) or "an unknown distribution"
-        notes.append(f"θ of {compact(meta)} env steps of meta-training on {where}")
+        told = f"θ of {compact(meta)} env steps of meta-training on {where}"
+        notes.append(told + _amortization(scores, float(meta)))
     lacking = scores.lacking(optimizer, scores.environments)
     if lacking:
         counts = set(lacking) & set(scores.normalized or scores.observed)
@@ -385,6 +386,16 @@ def _own_notes(scores: BoardScores, optimizer: str) -> list[str]:
     elif common == 1:
         notes.append("one seed, so no intervals")
     return notes
+
+
+def _amortization(scores: BoardScores, meta_env_steps: float) -> str:
+    """In how many environments tuning Adam would have cost as many env steps as θ did; θ needs no tuning in any."""
+    adams = scores.experiments[scores.experiments["optimizer"] == scores.adam]
+    tuned = adams[(adams["hyperparameter_origin"] == "tuned") & (adams["tuning_env_steps"] > 0)]
+    if tuned.empty:
+        return ""
+    environments = meta_env_steps / tuned["tuning_env_steps"].mean()
+    return f": as many as tuning {scores.adam} took in {number(environments)} environments like these"
 
 
 def _track_notes(experiments: pd.DataFrame) -> list[str]:

@@ -101,10 +101,14 @@ class Job(Protocol):
         """Hold the job, yielding whether it was free."""
 
     def create(self) -> None:
-        """Make the folder; where it is there, its description becomes today's. Hold the lock."""
+        """Make the folder."""
+
+    def refresh(self) -> None:
+        """Where the folder is there, bring what it says of itself up to date, and set aside what is damaged; hold the
+        lock."""
 
     def take_over(self) -> None:
-        """Copy what an equal job has stored meanwhile; the folder is there. Hold the lock."""
+        """Copy what an equal job has stored meanwhile; hold the lock."""
 
     def groups(self, missing: Sequence[int]) -> Iterable[Group]:
         """The missing lifetimes, by program."""
@@ -139,11 +143,15 @@ class SeedsOf:
     def create(self) -> None:
         self.store.create(self.experiment, description(self.experiment))
 
+    def refresh(self) -> None:
+        self.store.refresh(self.experiment, description(self.experiment))
+
     def take_over(self) -> None:
         for other in self.equals:
             missing = set(range(self.lifetimes)) - self.stored()
             shards = self.store.shards_with(other, missing, self.save_agents, self.diagnose) if missing else []
             for shard in shards:
+                self.create()
                 self.store.add_copy(self.experiment, shard)
 
     def groups(self, missing: Sequence[int]) -> Iterable[Group]:
@@ -289,10 +297,12 @@ class _Run:
             if not free:
                 return False
             if self.leader:
-                job.create()
+                job.refresh()
                 job.take_over()
             missing = self._missing(job)
             if missing:
+                if self.leader:
+                    job.create()
                 groups = list(job.groups(missing))
                 for place, group in enumerate(groups, 1):
                     self._train(job, group, groups[place:], later)

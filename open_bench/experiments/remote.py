@@ -376,13 +376,14 @@ class _Spread:
             self.look_again = time.monotonic() + WAIT_SECONDS
 
     def _cut(self, job: Job, held: contextlib.ExitStack) -> None:
-        job.create()
+        job.refresh()
         job.take_over()
         stored = job.stored()
         missing = [index for index in range(job.lifetimes) if index not in stored]
         begun = _Begun(job, work_of(job, len(stored)), held, len(missing))
         self.begun.append(begun)
         if missing:
+            job.create()
             size = self._size(job.experiment)
             parts = [_Part(begun, part) for group in job.groups(missing) for part in split(group, size)]
             begun.parts = len(parts)

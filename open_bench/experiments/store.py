@@ -148,15 +148,22 @@ class Store:
         path = self.experiments / name
         for leftover in [*path.glob(f"{TEMPORARY}*"), *self.experiments.glob(f"{TEMPORARY}{name}-*")]:
             shutil.rmtree(leftover, ignore_errors=True)
-        before = _description(path) if path.exists() else None
-        if path.exists() and before is None:
+        if path.exists() and _description(path) is None:
             set_aside(path)
         if not path.exists():
             with folder_written_whole(path) as folder:
                 _write_json(folder / DESCRIPTION, content)
-        elif before != json.loads(json.dumps(content)):  # a tuning that went on, say, of which these are the settings
-            write_atomically(path / DESCRIPTION, _json(content))
         return path
+
+    def refresh(self, experiment: Experiment, description: dict[str, Any]) -> None:
+        """Where the experiment is stored, describe it as today: a tuning that went on may have found the same settings.
+
+        Hold the lock.
+        """
+        path, content = self.path(experiment), {"identity": experiment.identity, **description}
+        before = _description(path)
+        if before is not None and before != json.loads(json.dumps(content)):
+            write_atomically(path / DESCRIPTION, _json(content))
 
     def seeds(self, experiment: Experiment) -> set[int]:
         """Seeds that are stored for the experiment; damaged shards do not count."""

@@ -112,8 +112,10 @@ class Trials:
     def lock(self, wait: bool) -> AbstractContextManager[bool]:
         return self._store.lock(self, wait)
 
-    def create(self) -> None:
+    def refresh(self) -> None:
         set_damaged_aside(self.path)
+
+    def create(self) -> None:
         path, text = self.path / DESCRIPTION, json.dumps({"identity": self.identity}, indent=1, sort_keys=True) + "\n"
         if not path.is_file() or path.read_bytes() != text.encode():
             write_atomically(path, text)

@@ -294,9 +294,9 @@ def test_a_description_becomes_todays(finished: Store, tmp_path: Path) -> None:
     shutil.copytree(finished.results, tmp_path / "results")
     store = Store(tmp_path / "results")
     before = (store.path(CHOSEN) / "experiment.json").read_bytes()
-    store.create(CHOSEN, DESCRIPTION)
+    store.refresh(CHOSEN, DESCRIPTION)
     assert (store.path(CHOSEN) / "experiment.json").read_bytes() == before
-    store.create(CHOSEN, DESCRIPTION | {"hyperparameter_origin": "tuned", "tuning_trials": 32})
+    store.refresh(CHOSEN, DESCRIPTION | {"hyperparameter_origin": "tuned", "tuning_trials": 32})
     (row,) = store.load().experiments.to_dict("records")
     assert (row["hyperparameter_origin"], row["tuning_trials"]) == ("tuned", 32)
     assert store.seeds(CHOSEN) == finished.seeds(CHOSEN) != set()

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,25 @@ def test_an_earlier_winner_is_moved_away(tmp_path: Path) -> None:
     assert second == other
     assert len(open_bench.load_runs(tmp_path).experiments) == 1
     assert len(list(tmp_path.glob("superseded/*/experiment.json"))) == 1
+
+
+@pytest.mark.slow
+def test_a_winner_that_stays_is_told_with_all_its_trials(tmp_path: Path) -> None:
+    """What is stored of it stays, and its row says how many trials it has won against by now."""
+    request = {**TINY, "num_seeds": 1, "report_seeds": 1, "results": tmp_path}
+    open_bench.tune("sgd", "cartpole", trials=2, **request)
+    (table,) = tmp_path.glob("tuning/*/trials.csv")
+    rows = pd.read_csv(table)
+    rows.loc[rows["trial"] == 1, "final_return"] = 500.0  # as if it had been the best
+    rows.to_csv(table, index=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        open_bench.tune("sgd", "cartpole", trials=2, **request)
+    before = open_bench.load_runs(tmp_path)
+    open_bench.tune("sgd", "cartpole", trials=4, **request)
+    after = open_bench.load_runs(tmp_path)
+    assert [list(runs.experiments["tuning_trials"]) for runs in (before, after)] == [[2], [4]]
+    pd.testing.assert_frame_equal(before.scores, after.scores, check_exact=True)
 
 
 @pytest.mark.slow

@@ -42,11 +42,11 @@ def rate(per_second: float) -> str:
 
 
 def compact(value: float) -> str:
-    """Env steps as 0, 500k, 2.5M."""
+    """Env steps as 0, 500k, 2.5M: four digits at most."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
 
 
 def listed(names: "list[str] | tuple[str, ...]", limit: int = 4) -> str:

@@ -29,7 +29,7 @@ from open_bench.evaluation.bootstrap import AGGREGATES, NO_ESTIMATE, RESAMPLES, 
 from open_bench.evaluation.schema import MIXED, Runs, tracks
 from open_bench.evaluation.style import aliases
 from open_bench.files import write_atomically
-from open_bench.text import compact, number
+from open_bench.text import compact
 
 ESTIMATES = (*AGGREGATES, "probability_of_improvement", "paired_difference")
 
@@ -395,7 +395,8 @@ def _amortization(scores: BoardScores, meta_env_steps: float) -> str:
     if tuned.empty:
         return ""
     environments = meta_env_steps / tuned["tuning_env_steps"].mean()
-    return f": as many as tuning {scores.adam} took in {number(environments)} environments like these"
+    told = f"{environments:,.0f}" if environments >= 10 else f"{environments:.1f}"
+    return f": as many as tuning {scores.adam} took in {told} environments like these"
 
 
 def _track_notes(experiments: pd.DataFrame) -> list[str]:

@@ -15,6 +15,8 @@ from open_bench.evaluation.baseline_returns import (
     returns_of,
     write_returns,
 )
+from open_bench.optimizers.resolve import resolve
+from open_bench.training.task import make_task
 
 
 def published(**fields) -> BaselineReturn:
@@ -80,6 +82,20 @@ def test_what_ships_can_be_read_and_is_as_it_would_be_written(tmp_path):
         assert returns.random is not None or returns.algorithms
         written = write_returns(tmp_path, returns)
         assert written.read_bytes() == (files.baselines_dir() / "returns" / f"{name}.toml").read_bytes()
+
+
+def test_what_was_measured_of_adam_has_the_settings_that_ship():
+    """Else a score of 1 would be an Adam that nobody gets: tune --ship and tooling/measure_returns.py go together."""
+    stale = [
+        f"{name} {algorithm} {budget}: {adam.hyperparameters}, and {ships} ship"
+        for name, known in load_baseline_returns().items()
+        for algorithm, budgets in known.algorithms.items()
+        for budget, adam in budgets.items()
+        if adam.origin == "measured"
+        and adam.hyperparameters
+        != (ships := dict(resolve("adam", make_task(name, algorithm=algorithm, budget=budget)).hyperparameters))
+    ]
+    assert stale == []
 
 
 def test_load_baseline_returns_finds_nested_names_and_leaves_out_the_unknown(tmp_path):

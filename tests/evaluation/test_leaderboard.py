@@ -280,7 +280,7 @@ def test_the_board_says_what_tuning_and_meta_training_took():
     assert table.loc["open", ["meta_env_steps", "trained_on"]].tolist() == [3 * 10**9, "breakout"]
     assert "adam (tuned), lion: settings of 16 trials, 2M env steps of tuning each" in made.notes
     assert "adam (one setting): settings of 16 trials, 1M env steps of tuning" in made.notes
-    paid = "as many as tuning adam (tuned) took in 3000 environments like these"  # 3G/1M
+    paid = "as many as tuning adam (tuned) took in 3,000 environments like these"  # 3G/1M
     assert f"open: θ of 3G env steps of meta-training on breakout: {paid}" in made.notes
     assert "sgd: default in b; published in a" in made.notes
     assert "| track |" in made.to_markdown()

@@ -150,7 +150,13 @@ def test_durations():
 
 
 def test_short_forms():
-    assert [text.compact(x) for x in (0, 250, 500_000, 2_500_000, 1e9)] == ["0", "250", "500k", "2.5M", "1G"]
+    assert [text.compact(x) for x in (0, 250, 499_712, 2_500_000, 1.51624e9)] == [
+        "0",
+        "250",
+        "499.7k",
+        "2.5M",
+        "1.516G",
+    ]
     assert text.listed(["a", "b"]) == "a, b"
     assert text.listed(list("abcdef"), 4) == "a, b, c, d and 2 more"
 

@@ -47,7 +47,8 @@ def _check_alias(text: str) -> str:
 
 
 Alias = Annotated[str, AfterValidator(_check_alias)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$")]
+StudyName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # part of names of files and folders
 
 PROTOCOL_VERSION = 2  # raised whenever results stop being comparable; see CHANGELOG.md
 
@@ -80,7 +81,7 @@ class Aliases(Config):
 class StudyConfig(Aliases):
     """A set of experiments: every optimizer on every environment, with one algorithm, at one budget."""
 
-    name: Name
+    name: StudyName
     description: str = ""
     optimizers: tuple[Any, ...] = Field(min_length=1)  # names; in Python also whatever a name may stand for
     environments: tuple[Any, ...] = Field(min_length=1)  # likewise

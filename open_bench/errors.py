@@ -21,3 +21,8 @@ def check_known(kind: str, name: Any, known: Iterable[str]) -> None:
     names = list(known)
     if name not in names:
         raise UserError(f"unknown {kind} '{name}'.{near_matches(str(name), names)} Known: {', '.join(names)}")
+
+
+def installed_with(extra: str) -> str:
+    """What brings an extra of this package: ``pip install ".[ray]" in a clone of open-bench``."""
+    return f'pip install ".[{extra}]" in a clone of open-bench'

@@ -67,7 +67,10 @@ def file_written_whole(path: str | Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())  # a machine that stops leaves the old file or the new one, too
-        os.replace(temporary, path)
+            if fcntl is not None:
+                os.replace(temporary, path)  # while it is locked: else another writer may take it for a leftover
+        if fcntl is None:  # Windows renames no file that is open
+            os.replace(temporary, path)
     except OSError as error:
         _name_file(error, path)
         raise

@@ -57,8 +57,3 @@ def listed(names: "list[str] | tuple[str, ...]", limit: int = 4) -> str:
 
 def _places(value: float) -> int:
     return 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2
-
-
-def installed_with(extra: str) -> str:
-    """What brings an extra of this package: ``pip install ".[ray]" in a clone of open-bench``."""
-    return f'pip install ".[{extra}]" in a clone of open-bench'

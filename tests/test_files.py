@@ -45,6 +45,21 @@ def test_what_killed_writers_left_goes_and_what_is_being_written_stays(tmp_path:
     assert sorted(os.listdir(tmp_path)) == [".b.csv.123-abcdef01.tmp", "a[1].csv"]
 
 
+def test_what_is_written_is_locked_until_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else another writer of the same file may take it for a leftover just then."""
+    replace = os.replace
+
+    def disturbed(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "replace", replace)
+        write_atomically(target, "another's")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", disturbed)
+    write_atomically(tmp_path / "board.csv", "mine")
+    assert (tmp_path / "board.csv").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["board.csv"]
+
+
 def test_a_block_that_fails_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyError), file_written_whole(tmp_path / "file") as file:
         file.write(b"x")

@@ -139,10 +139,12 @@ def main(evolution: Path, name: str, results: tuple[Path, ...], note: str) -> No
     kept = EVOLUTIONS / evolution.name
     kept.mkdir(parents=True, exist_ok=True)
     newest = sorted(evolution.glob("checkpoint-*.safetensors"))[-1]
+    if kept.resolve() != evolution.resolve():  # it may be what was published before
+        for path in (newest, evolution / HISTORY):
+            shutil.copyfile(path, kept / path.name)
     for old in kept.glob("checkpoint-*.safetensors"):
-        old.unlink()
-    for path in (newest, evolution / HISTORY):
-        shutil.copyfile(path, kept / path.name)
+        if old.name != newest.name:
+            old.unlink()
     if results:
         (TARGET / f"{name}.md").write_text(card(name, weights, history, list(results), note), encoding="utf-8")
 

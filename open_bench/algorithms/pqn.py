@@ -119,7 +119,9 @@ class PQN(Algorithm):
     def init(self, networks_key: Key[Array, ""], environment_key: Key[Array, ""], learning: Learning) -> AgentState:
         params = self.init_params(networks_key)
         observation, environment = self.vector.reset(environment_key)
-        greedy = Greedy(*self.greedy.reset(jax.random.fold_in(environment_key, 1))) if self.greedy else ()
+        greedy: Any = ()
+        if self.greedy:
+            greedy = Greedy(*self.greedy.reset(jax.random.fold_in(environment_key, 1), environment_key))
         optimizer_state = learning.optimizer.init(params)
         return AgentState(params, optimizer_state, environment, observation, jnp.bool_(True), greedy)
 

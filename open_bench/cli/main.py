@@ -43,7 +43,9 @@ def answer() -> None:
     quiet_xla()
     console.make_streams_robust()
     try:
-        sys.path.insert(0, os.getcwd())  # so that package.module:attribute finds a file beside the user
+        # So that package.module:attribute finds a file beside the user; last, as a folder of results from elsewhere may
+        # hold a file that is called like a package.
+        sys.path.append(os.getcwd())
     except FileNotFoundError:
         _fail("the folder that this was started in does not exist any more: change to one that does")
     try:

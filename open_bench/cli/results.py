@@ -137,15 +137,18 @@ def verify(execution: Execution, as_json: bool, **request: Any) -> None:
 
     found = api.verify(execution=execution, **request)
     if as_json:
-        console.show_json({"passed": found.passed, "root_seed": found.root_seed, "rows": console.records(found.rows),
-                           "skipped": found.skipped, "damaged": list(found.damaged)})  # fmt: skip
+        rows = console.records(found.rows)
+        told = {"skipped": found.skipped, "damaged": list(found.damaged), "root_seed": found.root_seed}
+        console.show_json({"passed": found.passed, "conclusive": found.conclusive, "rows": rows, **told})
     else:
         console.show(verified(found.rows).drawn(console.width()))
         for problem in found.damaged:
             console.complain("error", f"damaged: {problem}")
         for name, reason in found.skipped.items():
             console.complain("warning", f"not run again: {name}: {reason}")
-        verdict = "Verified" if found.passed else "NOT verified"
+        verdict = f"Verified, {found.conclusive} of {len(found.rows)} seeds" if found.passed else "NOT verified"
+        if found.passed and not found.conclusive:
+            verdict = "Nothing could be said: take more seeds, or the kind of machine that made them"
         console.say(f"{verdict}; this sample again: --root-seed {found.root_seed}")
     if not found.passed:
         sys.exit(1)

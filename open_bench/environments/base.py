@@ -65,6 +65,11 @@ class Environment(abc.ABC):
         """
         return jax.vmap(self.reset)(jax.random.split(key, copies))
 
+    def reset_more_copies(self, key: jax.Array, began: jax.Array, copies: int) -> tuple[jax.Array, Any]:
+        """Start ``copies`` more, to be looked at beside those that ``reset_copies`` has started from the key ``began``:
+        with what those share, such as their level."""
+        return self.reset_copies(key, copies)
+
     @abc.abstractmethod
     def step(
         self, key: jax.Array, state: Any, action: jax.Array

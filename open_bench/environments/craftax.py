@@ -14,8 +14,7 @@ from open_bench.environments.base import (
     restart_finished,
     with_strong_types,
 )
-from open_bench.errors import UserError, check_known
-from open_bench.text import installed_with
+from open_bench.errors import UserError, check_known, installed_with
 
 IDS = ("Craftax-Classic-Symbolic-v1",)
 NEVER = 2**31 - 1  # env steps: a time limit that no episode reaches

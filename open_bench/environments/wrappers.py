@@ -63,9 +63,13 @@ class VectorEnvironment:
     normalize_rewards: bool = False
     gamma: float = 0.99
 
-    def reset(self, key: Array) -> tuple[Array, VectorState]:
-        """Start every copy: ``(observation (num_envs, observation_size), state)``."""
-        observation, inner = self.environment.reset_copies(key, self.num_envs)
+    def reset(self, key: Array, began: Array | None = None) -> tuple[Array, VectorState]:
+        """Start every copy: ``(observation (num_envs, observation_size), state)``; with ``began`` as further copies of
+        those that were started from that key."""
+        if began is None:
+            observation, inner = self.environment.reset_copies(key, self.num_envs)
+        else:
+            observation, inner = self.environment.reset_more_copies(key, began, self.num_envs)
         zeros = jnp.zeros(self.num_envs)
         statistics = EpisodeStatistics(zeros, zeros, jnp.zeros(self.num_envs, bool))
         observation_moments = None

@@ -40,19 +40,25 @@ _ASK = "get it again, or have it made again by `openbench export`"
 
 
 def write_archive(target: Path, members: Mapping[str, Path | bytes], facts: Mapping[str, Any]) -> None:
-    """Write files or bytes under their names, with a manifest; equal members give equal bytes."""
-    digests = {name: hashlib.sha256(_bytes(content)).hexdigest() for name, content in members.items()}
-    manifest = {"format": FORMAT, "protocol": PROTOCOL_VERSION, **facts, "files": digests}
-    text = json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    """Write files or bytes under their names, then a manifest; equal members give equal bytes.
+
+    Each is read once, as others may be at work in the folder. Raises UserError for what ``unpack`` would refuse.
+    """
+    digests = {}
     with file_written_whole(target) as file, zipfile.ZipFile(file, "w") as archive:
-        for name, content in [(MANIFEST, text.encode()), *sorted(members.items())]:
-            info = zipfile.ZipInfo(name, _TIME)
-            info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16
-            archive.writestr(info, _bytes(content), zipfile.ZIP_DEFLATED)
+        for name, content in sorted(members.items()):
+            data = content if isinstance(content, bytes) else content.read_bytes()
+            digests[name] = hashlib.sha256(data).hexdigest()
+            _add(archive, name, data)
+        manifest = {"format": FORMAT, "protocol": PROTOCOL_VERSION, **facts, "files": digests}
+        _add(archive, MANIFEST, (json.dumps(manifest, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+        check_members(target, archive.infolist(), done="nothing is exported", ask="export less in one file")
 
 
-def _bytes(content: Path | bytes) -> bytes:
-    return content if isinstance(content, bytes) else content.read_bytes()
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
+    info = zipfile.ZipInfo(name, _TIME)
+    info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16
+    archive.writestr(info, data, zipfile.ZIP_DEFLATED)
 
 
 def unpack(path: Path, folder: Path) -> None:
@@ -76,8 +82,9 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 def check_members(
-    path: Path, infos: Iterable[zipfile.ZipInfo], most_members: int = MOST_MEMBERS, most_bytes: int = MOST_BYTES
-) -> None:
+    path: Path, infos: Iterable[zipfile.ZipInfo], most_members: int = MOST_MEMBERS, most_bytes: int = MOST_BYTES,
+    done: str = "nothing was unpacked", ask: str = _ASK,
+) -> None:  # fmt: skip
     """Raise UserError for names, kinds and sizes that no archive of ours has; nothing is read for it."""
     seen: set[str] = set()
     total = 0
@@ -91,7 +98,7 @@ def check_members(
         elif total > most_bytes:
             reason = f"would unpack to more than {most_bytes / 2**30:g} GiB with those before it"
         if reason:
-            raise UserError(f"{path}: the member {info.filename!r} {reason}, so nothing was unpacked: {_ASK}")
+            raise UserError(f"{path}: the member {info.filename!r} {reason}, so {done}: {ask}")
         seen.add(info.filename)
 
 

@@ -80,7 +80,9 @@ def _trials(store: Store) -> dict[str, Path | bytes]:
         except Damaged as problem:
             warnings.warn(f"left out {problem}", stacklevel=4)
             continue
-        members |= {f"{FOLDER}/{path.name}/{file}": path / file for file in trials.FILES if (path / file).is_file()}
+        # Somebody may be at it: curves are written before rows, so what is read after the rows has them.
+        there = [file for file in trials.FILES if (path / file).is_file()]
+        members |= {f"{FOLDER}/{path.name}/{file}": (path / file).read_bytes() for file in there}
     return members
 
 

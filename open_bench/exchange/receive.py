@@ -24,7 +24,7 @@ from open_bench.errors import UserError
 from open_bench.exchange import trials
 from open_bench.exchange.archive import unpack
 from open_bench.exchange.merge import Incoming, merged, refusal, seeds_in, write
-from open_bench.experiments.session import STUDY_FILE
+from open_bench.experiments.session import STUDY_FILE, checked_aliases
 from open_bench.experiments.store import EXPERIMENTS, Damaged, Shard, Store, Stored
 from open_bench.files import TEMPORARY, read_json, write_atomically
 from open_bench.tuning.trials import FOLDER
@@ -179,10 +179,11 @@ def _check_identity(path: Path, identity: dict[str, Any]) -> None:
 
 
 def _check_files(shard: Shard) -> None:
-    """Raise Damaged where a shard's further files (saved agents, further tables) have no seeds, or other ones."""
+    """Raise Damaged where a shard's further files (saved agents, further tables) have no seeds, or other ones than its
+    scores, of which an overlapping shard may count some already."""
     for file in shard.provenance["files"].keys() - {"scores.csv", "curves.csv"}:
         try:
-            if seeds_in(shard.path / file) - {*shard.scores["seed"]}:
+            if seeds_in(shard.path / file) - seeds_in(shard.path / "scores.csv"):
                 raise ValueError("it has other seeds than the scores")
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise Damaged(f"{shard.path}: {file}: {error}") from None
@@ -196,9 +197,10 @@ def _study(folder: Path) -> dict[str, Any] | None:
     try:
         content = read_json(folder / STUDY_FILE)
         study = {"study": content["study"], "joined": bool(content["joined"]),
-                 "experiments": sorted(map(str, content["experiments"]))}  # fmt: skip
+                 "experiments": sorted(map(str, content["experiments"])),
+                 "aliases": checked_aliases(content.get("aliases"))}  # fmt: skip
         return study if _WORD.fullmatch(study["study"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return None
 
 
@@ -211,4 +213,6 @@ def _write_study(store: Store, studies: Sequence[dict[str, Any]]) -> None:
     if len({(each["study"], each["joined"]) for each in both}) == 1:
         names = sorted({name for each in both for name in each["experiments"]} & {*store.names()})
         content = {"study": both[0]["study"], "experiments": names, "joined": both[0]["joined"]}
+        aliases = {name: short for each in reversed(both) for name, short in each["aliases"].items()}  # ours last
+        content |= {"aliases": aliases} if aliases else {}
         write_atomically(store.results / STUDY_FILE, json.dumps(content, indent=1) + "\n")

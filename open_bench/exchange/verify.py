@@ -22,7 +22,7 @@ import pandas as pd
 from open_bench.errors import UserError
 from open_bench.evaluation.schema import METRICS, Table
 from open_bench.events import Finished, Started, Watcher, silent
-from open_bench.experiments.estimate import announce, check_memory, estimate_missing
+from open_bench.experiments.estimate import announce, check_memory
 from open_bench.experiments.execute import SeedsOf, diagnosis_rows, rows, run_group, stream, work_of
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.provenance import provenance, same_kind
@@ -58,6 +58,11 @@ class Verification:
         """Whether nothing disagrees and nothing is damaged."""
         return not self.damaged and not (self.rows["agreement"] == DISAGREES).any()
 
+    @property
+    def conclusive(self) -> int:
+        """Of how many seeds something could be said."""
+        return int((self.rows["agreement"] != UNKNOWN).sum())
+
 
 def verify(
     store: Store, num_seeds: int, devices: Sequence[jax.Device], *, root_seed: int | None = None,
@@ -86,8 +91,7 @@ def verify(
         reasons = [*damaged, *(f"{name}: {reason}" for name, reason in skipped.items())]
         raise UserError(f"{store.results}: nothing can be run again: {'; '.join(reasons[:3]) or 'no seed is stored'}")
     parts = [(experiments[name], len(seeds)) for name, seeds in sample.items()]
-    ahead = estimate_missing(parts, devices)
-    announce(ahead, [each for each, _ in parts], devices)
+    ahead = announce(parts, devices)
     jobs = [SeedsOf(each, count, store, diagnose=_diagnosed(sound[each.name])) for each, count in parts]
     found: list[_Again] = []
     with stream(watcher):
@@ -131,7 +135,7 @@ def _sample(
         if name not in experiments and name not in skipped:
             try:
                 experiment = rebuild(sound[name].content, own_code)
-                check_memory(experiment, devices)
+                check_memory(experiment, devices, 1)
                 experiments[name] = experiment
             except UserError as problem:
                 skipped[name] = str(problem)

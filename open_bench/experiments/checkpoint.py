@@ -7,6 +7,7 @@ under a temporary name and renamed, so it is whole or absent; a damaged one coun
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import safetensors
 import safetensors.numpy
 
 from open_bench.errors import UserError
+from open_bench.experiments.provenance import provenance, same_kind
 from open_bench.files import write_atomically
 
 
@@ -59,10 +61,15 @@ def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 class BatchCheckpoint:
-    """The state of a device batch under way: ``partial-<first>-<last seed>-of-<count><digest>.safetensors``."""
+    """The state of a device batch under way: ``partial-<first>-<last seed>-of-<count><digest>.safetensors``.
+
+    Only code of the same revision, on the same kind of machine, goes on from it: what was begun elsewhere would end as
+    numbers that no machine gives, under the provenance of the last one.
+    """
 
     def __init__(self, folder: Path, seeds: Sequence[int], interval: float, digest: str = ""):
         self._path = folder / f"partial-{seeds[0]:04d}-{seeds[-1]:04d}-of-{len(seeds)}{digest}.safetensors"
+        self._seeds = [int(seed) for seed in seeds]
         self._interval = interval
         self._last = time.monotonic()
 
@@ -72,13 +79,25 @@ class BatchCheckpoint:
 
     def save(self, arrays: Sequence[np.ndarray], facts: dict[str, Any]) -> None:
         """Keep the leaves of the state, in order."""
-        write(self._path, {f"{index:05d}": array for index, array in enumerate(arrays)}, facts)
+        told = {**facts, "seeds": self._seeds, "provenance": provenance()}
+        write(self._path, {f"{index:05d}": array for index, array in enumerate(arrays)}, told)
         self._last = time.monotonic()
 
     def load(self) -> tuple[list[np.ndarray], dict[str, Any]] | None:
-        """What was kept, or None."""
+        """What was kept, or None: nothing, or nothing that this process may go on from."""
         saved = read(self._path)
-        return None if saved is None else ([saved.arrays[name] for name in sorted(saved.arrays)], saved.facts)
+        if saved is None or saved.facts.get("seeds") != self._seeds:
+            return None
+        made, here = saved.facts.get("provenance", {}), provenance()
+        if not same_kind(made, here) or made.get("revision") != here["revision"]:
+            warnings.warn(
+                f"{saved.facts['update']} updates of a batch were made on another kind of machine, or by another "
+                f"revision ({made.get('hardware')}, {made.get('revision')}): it is begun anew",
+                stacklevel=5,
+            )
+            return None
+        facts = {key: x for key, x in saved.facts.items() if key not in ("seeds", "provenance")}
+        return [saved.arrays[name] for name in sorted(saved.arrays)], facts
 
     def remove(self) -> None:
         """Forget the batch: its shard is stored."""

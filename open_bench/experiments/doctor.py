@@ -14,9 +14,8 @@ import jax
 from packaging.requirements import Requirement
 
 from open_bench import machine
-from open_bench.errors import UserError
+from open_bench.errors import UserError, installed_with
 from open_bench.experiments.store import Store
-from open_bench.text import installed_with
 from open_bench.training.devices import start
 from open_bench.weights.library import library_dir
 
@@ -88,10 +87,18 @@ def _devices() -> Iterator[Finding]:
 def _memory() -> Iterator[Finding]:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     yield _at_least("memory", there, LEAST_MEMORY, "take fewer devices and small agents (--devices 1)")
-    for device in jax.local_devices():
+    for device in _there():
         limit = (device.memory_stats() or {}).get("bytes_limit")
         if limit is not None:
             yield _at_least(f"memory of {device}", int(limit), LEAST_MEMORY, "take --vmap-size 1")
+
+
+def _there() -> list[jax.Device]:
+    """Devices that JAX finds; none where it cannot start, which is a finding of its own."""
+    try:
+        return jax.local_devices()
+    except RuntimeError:
+        return []
 
 
 def _at_least(name: str, there: int, least: int, advice: str) -> Finding:

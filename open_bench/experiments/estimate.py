@@ -32,17 +32,22 @@ class Estimate(NamedTuple):
 
 def estimate(experiments: Sequence[Experiment], num_seeds: int, store: Store, devices: Sequence[Device]) -> Estimate:
     """The work ahead for seeds 0 … n−1 of some experiments."""
-    missing = ((each, num_seeds - sum(seed < num_seeds for seed in store.seeds(each))) for each in experiments)
-    return estimate_missing(missing, devices)
+    return estimate_missing(missing_of(experiments, num_seeds, store), devices)
+
+
+def missing_of(experiments: Sequence[Experiment], num_seeds: int, store: Store) -> list[tuple[Experiment, int]]:
+    """How many of seeds 0 … n−1 of each experiment are not stored."""
+    return [(each, num_seeds - sum(seed < num_seeds for seed in store.seeds(each))) for each in experiments]
 
 
 def estimate_missing(work: Iterable[tuple[Experiment, int]], devices: Sequence[Device]) -> Estimate:
-    """The work ahead for experiments with so many lifetimes missing; what two of them share counts once."""
+    """The work ahead for experiments with so many lifetimes missing; those that have the same numbers count once."""
     lifetimes, env_steps, total = 0, 0, 0.0
-    counted: dict[str, int] = {}
+    least: dict[str, tuple[Experiment, int]] = {}
     for each, wanted in work:
-        missing = max(0, wanted - counted.get(each.computation, 0))
-        counted[each.computation] = missing + counted.get(each.computation, 0)
+        if each.computation not in least or wanted < least[each.computation][1]:
+            least[each.computation] = each, wanted
+    for each, missing in least.values():
         learned = each.optimizer is not None and each.optimizer.spec.learned is not None
         seconds = lifetime_seconds(each.task, learned, devices)
         lifetimes, env_steps = lifetimes + missing, env_steps + missing * each.task.lifetime_steps
@@ -60,12 +65,17 @@ def lifetime_seconds(task: Task, learned: bool, devices: Sequence[Device]) -> fl
     return task.lifetime_steps / speed * (LEARNED_FACTOR if learned else 1.0)
 
 
-def announce(ahead: Estimate, experiments: Sequence[Experiment], devices: Sequence[Device]) -> None:
-    """Warn of work that takes hours; raises UserError for work that does not fit in memory."""
-    for task in {each.task.name: each.task for each in experiments}.values():
+def announce(work: Sequence[tuple[Experiment, int]], devices: Sequence[Device]) -> Estimate:
+    """What is ahead for experiments with so many lifetimes missing, with a warning of work that takes hours.
+
+    Raises:
+        UserError: work that does not fit in memory.
+    """
+    ahead = estimate_missing(work, devices)
+    for task in {each.task.name: each.task for each, _ in work}.values():
         _warn_of_few_episodes(task)
-    for each in experiments:
-        check_memory(each, devices)
+    for each, missing in work:
+        check_memory(each, devices, missing)
     if ahead.seconds is not None and ahead.seconds > LONG_SECONDS:
         warnings.warn(
             f"{ahead.lifetimes:,} lifetimes with {ahead.env_steps:,} env steps are ahead: about "
@@ -73,6 +83,7 @@ def announce(ahead: Estimate, experiments: Sequence[Experiment], devices: Sequen
             "you interrupt it",
             stacklevel=3,
         )
+    return ahead
 
 
 def _warn_of_few_episodes(task: Task) -> None:
@@ -87,15 +98,19 @@ def _warn_of_few_episodes(task: Task) -> None:
         )
 
 
-def check_memory(experiment: Experiment, devices: Sequence[Device]) -> None:
-    """Raise UserError unless lifetimes vmapped on a CPU's devices fit in the machine's memory, which they share."""
-    if devices[0].platform != "cpu" or is_remote(devices):
+def check_memory(experiment: Experiment, devices: Sequence[Device], lifetimes: int | None = None) -> None:
+    """Raise UserError unless lifetimes vmapped on a CPU's devices fit in the machine's memory, which they share.
+
+    ``lifetimes``: how many are ahead; so few may leave devices idle.
+    """
+    if devices[0].platform != "cpu" or is_remote(devices) or lifetimes == 0:
         return
-    needed = experiment.task.lifetime_bytes * experiment.vmap_size * len(devices)
+    used = len(devices) if lifetimes is None else min(len(devices), -(-lifetimes // experiment.vmap_size))
+    needed = experiment.task.lifetime_bytes * experiment.vmap_size * used
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
         raise UserError(
-            f"{experiment.task.name}: {experiment.vmap_size} lifetimes on each of {len(devices)} devices need about "
-            f"{needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}: lower --vmap-size, or num_envs, "
-            "num_steps and the sizes of networks with --set"
+            f"{experiment.task.name}: lifetimes on {used} devices, {experiment.vmap_size} on each, need about "
+            f"{needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}: lower --devices or --vmap-size, or "
+            "num_envs, num_steps and the sizes of networks with --set"
         )

@@ -27,7 +27,7 @@ from open_bench.optimizers.resolve import ResolvedOptimizer
 from open_bench.training import runner
 from open_bench.training.devices import Device, is_remote
 from open_bench.training.lifetime import Lifetime
-from open_bench.training.mesh import Program, broadcast, compile_program
+from open_bench.training.mesh import Program, broadcast, compile_program, meet
 from open_bench.training.record import MAX_MEASURED, METRICS, curve_ends, metrics_of
 
 CHECKPOINT_SECONDS = 30.0  # how often a device batch under way is saved
@@ -234,6 +234,7 @@ def execute_jobs(
                 watcher(Waiting(len(left)))
                 time.sleep(0.5)
             pending = left
+    meet("all that was trained is stored")
 
 
 def tell(watcher: Watcher, work: Work, segment: runner.Segment) -> None:

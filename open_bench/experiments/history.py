@@ -16,12 +16,11 @@ from typing import Any, Protocol
 
 import jax
 
-from open_bench.errors import UserError
+from open_bench.errors import UserError, installed_with
 from open_bench.events import Event, Finished, Watcher, several
 from open_bench.experiments.execute import label_of
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.store import Store
-from open_bench.text import installed_with
 from open_bench.training.record import METRICS
 
 Row = dict[str, Any]  # a line of a history; one of its columns, the step, ascends
@@ -57,8 +56,8 @@ class Told:
         self._step, self._stored, self._writers = step, stored, writers
         self._told: dict[Writer, int] = {}  # last step by open writer
 
-    def begin(self) -> None:
-        """Open the writers.
+    def begin(self, spare: bool = False) -> None:
+        """Open the writers; ``spare``: one that cannot be opened is left out with a warning.
 
         Raises:
             UserError: one cannot be opened.
@@ -66,10 +65,12 @@ class Told:
         for writer in self._writers:
             try:
                 self._told[writer] = writer.begin()
-            except UserError:
-                raise
             except Exception as error:
-                raise UserError(f"{writer.name} cannot be started: {type(error).__name__}: {error}") from error
+                reason = f"{writer.name} cannot be started: {type(error).__name__}: {error}"
+                reason = str(error) if isinstance(error, UserError) else reason
+                if not spare:
+                    raise UserError(reason) from error
+                warnings.warn(f"{reason}. Training goes on.", stacklevel=1)
 
     def tell(self, row: Row | None = None) -> None:
         """Pass on what is new; ``row`` spares reading what is stored where it alone is."""
@@ -238,10 +239,7 @@ def curves_logged(
     def write(event: Event) -> None:
         if isinstance(event, Finished) and event.work.name in told:
             history = told[event.work.name]
-            try:
-                history.begin()
-            except UserError as error:
-                warnings.warn(f"{error}. Training goes on.", stacklevel=1)
+            history.begin(spare=True)
             history.end(True)
 
     return several([watcher, write])

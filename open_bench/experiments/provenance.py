@@ -53,7 +53,10 @@ def same_kind(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     does, since XLA divides sums among them. Shards of earlier versions do not tell it, and count as having had one a
     device; where one of both tells no ``processor``, it is taken to be equal.
     """
-    versions = [{name: each.get("packages", {}).get(name) for name in COMPUTING} for each in (one, other)]
+    packages = [each.get("packages") for each in (one, other)]
+    versions = [
+        {name: found.get(name) for name in COMPUTING} if isinstance(found, Mapping) else {} for found in packages
+    ]
     return _kind(one) == _kind(other) and versions[0] == versions[1] and _same_processor(one, other)
 
 

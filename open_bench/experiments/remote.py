@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from open_bench.config import RAY, Execution
-from open_bench.errors import UserError
+from open_bench.errors import UserError, installed_with
 from open_bench.events import Advanced, Event, Finished, Started, Waiting, Watcher, Work
 from open_bench.experiments.checkpoint import remove_batches
 from open_bench.experiments.estimate import estimate_missing, lifetime_seconds
@@ -33,7 +33,6 @@ from open_bench.experiments.execute import Group, Job, facts_of, run_group, stre
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.rebuild import rebuild
 from open_bench.optimizers import registry
-from open_bench.text import installed_with
 from open_bench.training import runner
 from open_bench.training.devices import Device, RemoteDevice, start
 from open_bench.weights.format import Theta

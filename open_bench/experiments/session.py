@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
+
 from open_bench.config import Aliases, Execution, StudyConfig, build
 from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import load_baseline_returns
@@ -15,7 +17,7 @@ from open_bench.evaluation.leaderboard import leaderboard as rank
 from open_bench.evaluation.schema import Runs
 from open_bench.evaluation.style import check_aliases
 from open_bench.events import Watcher, silent
-from open_bench.experiments.estimate import Estimate, announce, estimate
+from open_bench.experiments.estimate import Estimate, announce, estimate, missing_of
 from open_bench.experiments.execute import execute
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.history import curves_logged
@@ -101,7 +103,7 @@ class Session:
         for scale in self.plan.scales:
             if scale.kind != "stored":
                 warnings.warn(scale.reason, stacklevel=2)
-        announce(self.estimate(), self.experiments, self.devices)
+        announce(missing_of(self.experiments, self.study.num_seeds, self.store), self.devices)
         work = self.experiments, self.study.num_seeds, self.store
         watcher = curves_logged(self.watcher, *work, self.study.name, self.tensorboard, self.wandb)
         execute(
@@ -116,7 +118,9 @@ class Session:
                     names=self.study.aliases)  # fmt: skip
 
     def write(self, runs: Runs, board: Leaderboard) -> None:
-        """Write what is returned: tables and figures of this study."""
+        """Write what is returned: tables and figures of this study. Of several hosts the first does."""
+        if jax.process_index() > 0:
+            return
         names = sorted(each.name for each in self.experiments)
         content = {"study": self.study.name, "experiments": names, "joined": bool(self.plan.joined),
                    **({"aliases": self.study.aliases} if self.study.aliases else {})}  # fmt: skip

@@ -30,6 +30,7 @@ from open_bench.files import TEMPORARY, folder_written_whole, write_atomically
 EXPERIMENTS, DESCRIPTION, PROVENANCE, DIAGNOSIS = "experiments", "experiment.json", "provenance.json", "diagnosis.csv"
 _TABLES = {"scores.csv", "curves.csv"}  # that every shard has
 CURVES = schema.without_labels(schema.CURVES)
+_OF_SETTINGS = ("hyperparameter_origin", "tuning_trials", "tuning_env_steps")  # which follow what is known of tuning
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
@@ -156,14 +157,15 @@ class Store:
         return path
 
     def refresh(self, experiment: Experiment, description: dict[str, Any]) -> None:
-        """Where the experiment is stored, describe it as today: a tuning that went on may have found the same settings.
-
-        Hold the lock.
+        """Where the experiment is stored, say today's origin of its settings: a tuning that went on may have found the
+        same again. What shards were written by, and what a θ cost, stays. Hold the lock.
         """
-        path, content = self.path(experiment), {"identity": experiment.identity, **description}
+        path = self.path(experiment)
         before = _description(path)
-        if before is not None and before != json.loads(json.dumps(content)):
-            write_atomically(path / DESCRIPTION, _json(content))
+        if before is not None:
+            content = before | {key: description[key] for key in _OF_SETTINGS}
+            if content != before:
+                write_atomically(path / DESCRIPTION, _json(content))
 
     def seeds(self, experiment: Experiment) -> set[int]:
         """Seeds that are stored for the experiment; damaged shards do not count."""
@@ -207,7 +209,10 @@ class Store:
     def add_copy(self, experiment: Experiment, shard: Shard) -> None:
         """Store another experiment's shard for one that has the same numbers; the provenance says so. Hold the lock."""
         told = {**shard.provenance, "trained_as": shard.path.parent.name}
-        with new_shard(self.path(experiment), shard.scores["seed"], told) as folder:
+        whole = pd.read_csv(shard.path / "scores.csv", usecols=["seed"])[
+            "seed"
+        ]  # where shards overlap it tells of fewer
+        with new_shard(self.path(experiment), whole, told) as folder:
             for name in shard.provenance["files"]:
                 shutil.copyfile(shard.path / name, folder / name)
 
@@ -228,11 +233,10 @@ class Store:
         ``num_seeds``: only seeds below it; a folder may hold more than were asked for now.
         """
         self.refuse_version_1()
-        wanted = {each.name for each in experiments} if experiments is not None else None
+        wanted = None if experiments is None else sorted({each.name for each in experiments})
+        there = self.names() if wanted is None else [name for name in wanted if (self.experiments / name).exists()]
         tables = []
-        for name in self.names():
-            if wanted is not None and name not in wanted:
-                continue
+        for name in there:
             try:
                 stored = self.read(name)
                 for problem in stored.damaged:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 
@@ -16,7 +17,7 @@ from open_bench.environments.registry import load_environment
 from open_bench.errors import UserError, check_known
 from open_bench.evaluation.schema import Runs
 from open_bench.events import Watcher
-from open_bench.experiments.estimate import announce, estimate
+from open_bench.experiments.estimate import announce, missing_of
 from open_bench.experiments.execute import execute
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.plan import make_experiments, with_random_policy
@@ -112,6 +113,13 @@ def make_plan(
     folder = None if hyperparameters is None else hyperparameters_folder(hyperparameters)
     find = functools.partial(_carried_over, folder=folder)
     experiments = make_experiments(named, tasks, devices, study.root_seed, vmap_size, share_keys=True, find=find)
+    labels = [each.label for each in found]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"two of the optimizers are called {twice} (tracks are no part of a label): name it once; other "
+            "settings of it stand in the name, as in adam:learning_rate=1e-3"
+        )
     if trained:
         notes.append(f"--train-on: {', '.join(trained)} counts as the training distribution, at any lifetime, of those "
                      "optimizers of which it is not known")  # fmt: skip
@@ -120,8 +128,8 @@ def make_plan(
 
 def _carried_over(optimizer: Any, task: Task, folder: Path | None) -> ResolvedOptimizer:
     """Under another algorithm than the environment's own the baseline is tuned for it, and all others carry over."""
-    usual = task.environment.algorithm
-    return resolve(optimizer, task, tuned_for=None if optimizer == BASELINE else usual, folder=folder)
+    usual = None if resolve(optimizer).label == BASELINE else task.environment.algorithm
+    return resolve(optimizer, task, tuned_for=usual, folder=folder)
 
 
 def generalize(
@@ -142,6 +150,8 @@ def generalize(
     evidence = run(plan, store, devices, watcher_of(execution), execution.save_agents, execution.diagnose)
     scored = generalization(evidence, normalizer, BASELINE)
     folder = folder_of(execution.folder, chosen.name)
+    if jax.process_index() > 0:  # of several hosts the first writes
+        return scored
     write(scored, folder)
     (folder / REQUEST).unlink(missing_ok=True)
     if all(isinstance(each, str) for each in (study, *optimizers)):
@@ -162,7 +172,7 @@ def run(
     num_seeds, there = plan.study.num_seeds, {_key(each): each for each in plan.experiments}
     random = {key: with_random_policy(each) for key, each in there.items()}
     experiments = (*plan.experiments, *random.values())
-    announce(estimate(experiments, num_seeds, store, devices), experiments, devices)
+    announce(missing_of(experiments, num_seeds, store), devices)
     execute(experiments, num_seeds, store, devices, watcher, title=plan.study.name,
             save_agents=save_agents, diagnose=diagnose)  # fmt: skip
     optimal = {key: found for key, each in there.items() if (found := optimal_returns(each, num_seeds)) is not None}

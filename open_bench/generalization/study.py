@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
-from open_bench.config import Config, Count, Name, Positive, RootSeed, build, load_named
+from open_bench.config import Config, Count, Positive, RootSeed, StudyName, build, load_named
 from open_bench.environments.base import Discrete
 from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.registry import load_environment, make_environment, read_files, same_task
@@ -65,7 +65,7 @@ class Sweep(Config):
 class GeneralizationConfig(Config):
     """A study: sweeps, and how often each point is repeated."""
 
-    name: Name
+    name: StudyName
     description: str = ""
     num_seeds: Count = 4  # seeds of each point
     root_seed: RootSeed = 0  # root seed

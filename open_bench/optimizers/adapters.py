@@ -28,6 +28,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 DEFAULT_LEARNING_RATE = 3e-4
 OWN_DEFAULT = f" (it has none itself: open-bench's default is {DEFAULT_LEARNING_RATE:g})"
+OWN_SEARCH = (1e-4, 3e-2)
 SEARCH_FACTOR = 30.0  # a learning rate is searched from default/30 to default·30 where nobody says otherwise
 FILLED = ("length", "theta")  # arguments that are no hyperparameters
 
@@ -185,7 +186,7 @@ def from_constructor(name: str, constructor: Callable[..., Any], citation: str =
             default,
             _describe(name, parameters[key]),
             traced=key in traced,
-            search=spaces.get(key) or _default_search(key, default),
+            search=spaces.get(key) or _default_search(parameters[key], default),
         )
         for key, default in defaults.items()
     }
@@ -199,6 +200,11 @@ def from_constructor(name: str, constructor: Callable[..., Any], citation: str =
 
     def make(theta: Any, length: TrainingLength, **values: Any) -> Any:
         enabled = False if own else values.pop("anneal_learning_rate")
+        if enabled and free:
+            raise UserError(
+                f"{name} is schedule-free: scaled updates would leave its average behind, so anneal_learning_rate=true "
+                "means nothing there; schedule-free-adamw has that setting, and anneals the iterate"
+            )
         return anneal(build(theta, length, values), length, enabled)
 
     description = (inspect.getdoc(constructor) or name).strip().splitlines()[0].rstrip(".")
@@ -239,10 +245,12 @@ def _describe(name: str, parameter: inspect.Parameter) -> str:
     return f"argument of {name}{OWN_DEFAULT if parameter.name == 'learning_rate' else ' (required)'}"
 
 
-def _default_search(key: str, default: Any) -> Search | None:
-    if key == "learning_rate" and isinstance(default, float) and default > 0:
-        return Search(default / SEARCH_FACTOR, default * SEARCH_FACTOR, "log")
-    return None
+def _default_search(parameter: inspect.Parameter, default: Any) -> Search | None:
+    if parameter.name != "learning_rate" or not isinstance(default, float) or default <= 0:
+        return None
+    if parameter.default is inspect.Parameter.empty:  # open-bench's own default: the space of Adam's relatives, too
+        return Search(*OWN_SEARCH, "log")
+    return Search(default / SEARCH_FACTOR, default * SEARCH_FACTOR, "log")
 
 
 def _try(build: Callable[..., Any], defaults: dict[str, Any]) -> tuple[set[str], bool]:

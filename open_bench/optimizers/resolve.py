@@ -144,6 +144,7 @@ def resolve(
         parsed, spec = registry.find_object(optimizer)
     spec, policy_loss = _with_policy_loss(spec, parsed, task)
     given = registry.check_settings(spec, {**(stored or {}), **dict(parsed.settings)})
+    parsed = dataclasses.replace(parsed, settings=tuple((key, given[key]) for key, _ in parsed.settings))  # 1 is 1.0
     track = parsed.track or track
     found = ResolvedOptimizer(_label(spec, parsed), spec, _defaults(spec), "default", None, policy_loss)
     if task is not None and track != "default" and stored is None:

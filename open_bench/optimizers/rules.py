@@ -88,7 +88,7 @@ def ademamix(
     """
 
     def share(step: Any) -> jax.Array:
-        return jnp.minimum(step / _steps(length), 1.0)
+        return jnp.minimum(step / length.optimizer_steps, 1.0)
 
     def slow_decay(step: Any) -> jax.Array:
         s, fast, slow = share(step), jnp.log(b1), jnp.log(b3)
@@ -107,7 +107,7 @@ def schedule_free_adamw(
     The learning rate rises from 0 over the first ``warmup`` of the optimizer steps, as the authors ask for. Where it
     is annealed, the steps of the iterate z are, and y and x follow.
     """
-    steps = round(warmup * _steps(length))
+    steps = round(warmup * length.optimizer_steps)
     rate = optax.warmup_constant_schedule(0.0, learning_rate, steps) if steps else learning_rate
     iterate = optax.chain(
         optax.scale_by_rms(b2, eps, eps_in_sqrt=False, bias_correction=True),
@@ -136,8 +136,3 @@ def prodigy(
         return at(rate).update(gradients, state, params)
 
     return optax.GradientTransformationExtraArgs(at(1.0).init, update)
-
-
-def _steps(length: TrainingLength) -> int:
-    """Optimizer steps of a lifetime."""
-    return length.updates * length.epochs * length.minibatches

@@ -56,7 +56,13 @@ def start(devices: int | None = None, cluster: Cluster | str | None = None) -> l
     _ask_for_cpu_devices(devices)
     if cluster is not None and cluster != Cluster():
         _join(cluster)
-    found = jax.devices()
+    try:
+        found = jax.devices()
+    except RuntimeError as error:  # a platform that was asked for and is not there
+        first = str(error).partition("\n")[0]
+        raise UserError(
+            f"JAX cannot start ({first}): unset JAX_PLATFORMS, or set it to cpu; `openbench doctor` says what is there"
+        ) from None
     if devices is None:
         return found
     if jax.process_count() > 1 and devices != len(found):

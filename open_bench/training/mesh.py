@@ -5,6 +5,7 @@ there are, a lifetime's numbers do not either.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -67,9 +68,12 @@ class Program:
 
     def acting_params(self, state: LifetimeState, inputs: Any) -> Any:
         """Parameters of the trained agents, with a leading axis of lifetimes; compiled when first needed."""
+        return self._acting_params(state, self._place(inputs))
+
+    @functools.cached_property
+    def _acting_params(self) -> Callable[..., Any]:
         own = (True, self.own_inputs)
-        function = jax.jit(_over_devices(self.lifetime.acting_params, self.mesh, self.vmap_size, own))
-        return function(state, self._place(inputs))
+        return jax.jit(_over_devices(self.lifetime.acting_params, self.mesh, self.vmap_size, own))
 
     def _place(self, inputs: Any) -> Any:
         if not self.own_inputs:
@@ -149,6 +153,12 @@ def gather(tree: Any) -> Any:
 def broadcast(array: np.ndarray) -> np.ndarray:
     """The first process's array, on every process."""
     return array if jax.process_count() == 1 else np.asarray(multihost_utils.broadcast_one_to_all(array))
+
+
+def meet(place: str) -> None:
+    """Wait until all processes are at a place of this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(place)
 
 
 def same_everywhere(number: int) -> bool:

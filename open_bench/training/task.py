@@ -152,6 +152,7 @@ def make_task(
     Raises:
         UserError: naming what is wrong.
     """
+    steps = None if steps is None else _whole(steps)
     config = load_environment(environment)
     tables = _tables(config, environment if isinstance(environment, str) else config.name)
     chosen = algorithm or config.algorithm
@@ -164,6 +165,16 @@ def make_task(
     task = Task(named, chosen, after, name, env_steps, config.name)
     _ = task.num_updates  # too few steps are an error now
     return task
+
+
+def _whole(steps: Any) -> int:
+    """A number of env steps, which Python may spell 1e5; raises UserError for what is none."""
+    try:
+        if not isinstance(steps, str | bool) and int(steps) == steps:
+            return int(steps)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise UserError(f"steps = {steps!r} is no whole number of env steps")
 
 
 def _tables(config: EnvironmentConfig, origin: str) -> dict[str, AlgorithmConfig]:

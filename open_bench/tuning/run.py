@@ -17,7 +17,7 @@ from open_bench.config import Config, Count, Execution, StudyConfig, build, chec
 from open_bench.errors import UserError
 from open_bench.evaluation.tables import csv
 from open_bench.evaluation.trials import read_trials
-from open_bench.experiments.estimate import announce, estimate_missing
+from open_bench.experiments.estimate import announce
 from open_bench.experiments.execute import execute, execute_jobs
 from open_bench.experiments.experiment import Experiment
 from open_bench.experiments.plan import adjust, make_plan, told_apart
@@ -212,10 +212,7 @@ class _Campaign:
 
     def run_trials(self) -> None:
         """Train what is missing; files are written as soon as they can be."""
-        ahead = estimate_missing(
-            ((job.experiment, job.lifetimes - len(job.stored())) for job in self.jobs), self.devices
-        )
-        announce(ahead, [job.experiment for job in self.jobs], self.devices)
+        announce([(job.experiment, job.lifetimes - len(job.stored())) for job in self.jobs], self.devices)
         title = f"tuning, {self.amount.trials} trials"
         execute_jobs(self.jobs, self.devices, self.watcher, title=title, when_done=self._select)
 

@@ -219,6 +219,22 @@ def test_a_fixed_epsilon_of_one_is_the_random_policy() -> None:
     assert float(mean.total / mean.known) == pytest.approx(0.5, abs=5 * 0.5 / np.sqrt(40 * 64))
 
 
+def test_the_greedy_policy_acts_on_the_lifetimes_own_level() -> None:
+    """Its copies are others, and what all copies share is the same."""
+    from open_bench.environments.registry import load_environment, make_environment
+
+    agent = PQN(make_environment(load_environment("gridworld/rand_all")), SMALL)
+    state = jax.jit(lambda key: agent.init(key, key, learning()))(jax.random.key(3))
+    trained, greedy = state.environment.environment.level, state.extra.environment.environment.level
+    for mine, own in zip(jax.tree.leaves(trained), jax.tree.leaves(greedy), strict=True):
+        np.testing.assert_array_equal(mine[0], own[0])
+    another = jax.jit(lambda key: agent.init(key, key, learning()))(jax.random.key(4))
+    levels = [np.concatenate([np.ravel(leaf[0]) for leaf in jax.tree.leaves(each)]) for each in (
+        trained, another.environment.environment.level
+    )]  # fmt: skip
+    assert not np.array_equal(*levels)  # so that it could have been another
+
+
 @pytest.mark.slow
 def test_the_greedy_policy_is_measured_late_and_changes_nothing() -> None:
     """Without its copies the agent learns the same, bit for bit, and there is no such number."""

@@ -124,6 +124,27 @@ def test_the_program_itself_exits_with_2() -> None:
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
+def test_a_file_that_is_called_like_a_package_is_not_run(tmp_path: Path) -> None:
+    """A folder of results may come from anywhere, and reading it runs no code from it."""
+    for name in ("numpy.py", "pandas.py", "jax.py", "rich.py"):
+        (tmp_path / name).write_text("import pathlib\npathlib.Path(__file__).with_name('was_imported').touch()\n")
+    program = str(Path(sys.executable).with_name("openbench"))
+    done = subprocess.run([program, "leaderboard", "--results", "."], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"no stored runs" in done.stderr
+    assert not (tmp_path / "was_imported").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["train", "adam", "-e", "cartpole"], ["doctor"]])
+def test_a_platform_that_is_not_there_is_no_traceback(command: list[str], tmp_path: Path) -> None:
+    done = run("-m", "open_bench", *command, cwd=tmp_path, env={**os.environ, "JAX_PLATFORMS": "nosuch"})
+    assert "Traceback" not in done.stderr
+    assert done.returncode == (1 if command == ["doctor"] else 2)
+    assert "JAX_PLATFORMS" in done.stdout + done.stderr
+
+
 # --- a hostile surrounding ------------------------------------------------------------------------------------------
 
 

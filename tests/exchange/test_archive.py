@@ -16,6 +16,7 @@ from exchanged import contents
 from hypothesis import example, given, settings
 
 from open_bench.errors import UserError
+from open_bench.exchange import archive
 from open_bench.exchange.archive import MANIFEST, check_members, unpack, write_archive
 
 MEMBERS: dict[str, Path | bytes] = {
@@ -37,6 +38,31 @@ def test_what_is_packed_is_unpacked(sent: Path, tmp_path: Path) -> None:
     assert contents(tmp_path / "there") == MEMBERS
     write_archive(tmp_path / "again.zip", dict(reversed(MEMBERS.items())), {"seeds": 1})
     assert (tmp_path / "again.zip").read_bytes() == sent.read_bytes()
+
+
+def test_what_changes_while_it_is_packed_is_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody tunes in the folder: each file is read once, and its digest is of what was read."""
+
+    class Growing(type(tmp_path)):  # type: ignore[misc]
+        reads = 0
+
+        def read_bytes(self) -> bytes:
+            Growing.reads += 1
+            return b"{" + b" " * Growing.reads + b"}"
+
+    name = "experiments/cartpole--adam--0123456789/experiment.json"
+    write_archive(tmp_path / "sent.zip", {**MEMBERS, name: Growing(tmp_path / "x.json")}, {})
+    unpack(tmp_path / "sent.zip", tmp_path / "there")
+    assert (tmp_path / "there" / name).read_bytes() == b"{ }"
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(archive._LARGEST, ".csv", 5)
+    with pytest.raises(
+        UserError, match=r"would unpack to \d+ bytes, and 5 are allowed, so nothing is exported: export le"
+    ):
+        write_archive(tmp_path / "sent.zip", MEMBERS, {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def rewritten(path: Path, change: Callable[[dict[str, bytes]], None]) -> None:

@@ -148,6 +148,16 @@ def test_the_study_names_the_board_that_its_parts_make(tmp_path: Path, whole: Pa
     assert merged.boards[0].study == "mine"
 
 
+def test_short_names_survive_an_import_and_the_receivers_come_first(tmp_path: Path, whole: Path, half: Path) -> None:
+    names = sorted(Store(whole).names())
+    for place, (each, aliases) in enumerate(((half, {"adam": "ours"}), (whole, {"adam": "theirs", "sgd": "plain"}))):
+        copy = Path(shutil.copytree(each, tmp_path / str(place)))
+        study = {"study": "mine", "experiments": names, "joined": False, "aliases": aliases}
+        (copy / "study.json").write_text(json.dumps(study))
+    open_bench.import_results(tmp_path / "1", results=tmp_path / "0")
+    assert json.loads((tmp_path / "0" / "study.json").read_text())["aliases"] == {"adam": "ours", "sgd": "plain"}
+
+
 KILLED = """
 import os, sys
 from pathlib import Path

@@ -241,6 +241,23 @@ def test_what_is_damaged_or_cannot_run_is_named(copy: Path, openbench: OpenBench
 
 
 @pytest.mark.slow
+def test_where_nothing_can_be_said_nothing_is_verified(copy: Path, openbench: OpenBench) -> None:
+    """A single seed from elsewhere, with another number: nobody knows how far seeds lie apart."""
+    shutil.rmtree(copy / "experiments" / Store(copy).names()[1])
+    for shard in shards(copy)[1:]:
+        shutil.rmtree(shard)
+    (shard,) = shards(copy)
+    edit_json(shard / "provenance.json", lambda facts: facts.update(ELSEWHERE))
+    for row in range(len((shard / "scores.csv").read_text().splitlines()) - 1):
+        changed(shard, row, final_return=100.0 + row, mean_return=90.0 + row)
+    answer = openbench("verify", 1, "--results", copy, "--devices", 2, "--quiet")
+    assert answer.code == 0, answer.err
+    assert "unknown" in answer.out
+    assert "Nothing could be said" in answer.out
+    assert "Verified" not in answer.out
+
+
+@pytest.mark.slow
 def test_elsewhere_returns_are_compared_as_draws(copy: Path) -> None:
     """The same folder as if another version had made it: its numbers still agree, and an invented one does not."""
     for shard in shards(copy):

@@ -90,6 +90,29 @@ def test_a_batch_is_kept_in_the_order_of_its_leaves(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"revision": "another"}, {"threads": 64}, {"processor": "arm64-1234"}, {"packages": None}, {"platform": "gpu"}],
+)
+def test_only_the_same_code_on_the_same_kind_of_machine_goes_on(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of which half were made elsewhere are no machine's, and provenance tells of one."""
+    from open_bench.experiments import checkpoint
+
+    BatchCheckpoint(tmp_path, [0], 0.0).save([np.zeros(2)], FACTS)
+    assert BatchCheckpoint(tmp_path, [0], 0.0).load() is not None
+    here = {**checkpoint.provenance(), **changes}
+    monkeypatch.setattr(checkpoint, "provenance", lambda: here)
+    with pytest.warns(UserWarning, match=r"\d+ updates of a batch were made on another kind of machine, or by another"):
+        assert BatchCheckpoint(tmp_path, [0], 0.0).load() is None
+
+
+def test_batches_with_the_same_ends_are_told_apart(tmp_path: Path) -> None:
+    BatchCheckpoint(tmp_path, [0, 1, 3], 0.0).save([np.zeros(2)], FACTS)
+    assert BatchCheckpoint(tmp_path, [0, 2, 3], 0.0).load() is None
+
+
 # --- in use -----------------------------------------------------------------------------------------------------------
 
 

@@ -10,8 +10,9 @@ from tiny import STEPS, experiments, random_policy, train
 
 from open_bench.errors import UserError
 from open_bench.experiments import estimate as module
-from open_bench.experiments.estimate import Estimate, announce, estimate, lifetime_seconds
+from open_bench.experiments.estimate import announce, estimate, estimate_missing, lifetime_seconds
 from open_bench.experiments.store import Store
+from open_bench.optimizers.resolve import resolve
 from open_bench.training.task import make_task
 
 CPU = jax.devices()
@@ -58,28 +59,55 @@ def test_nothing_is_guessed_of_accelerators(tmp_path: Path) -> None:
 
 
 def test_long_work_is_announced() -> None:
-    with pytest.warns(UserWarning, match=r"6 lifetimes with 6,000 env steps are ahead: about 3\.0 h on this CPU"):
-        announce(Estimate(6, 6000, 10_800.0), experiments(), CPU)
+    (long,) = experiments(steps=10**9)
+    with pytest.warns(
+        UserWarning, match=r"6 lifetimes with 6,\d{3},\d{3},\d{3} env steps are ahead: about \d+\.\d h on thi"
+    ):
+        ahead = announce([(long, 6)], CPU)
+    assert ahead.lifetimes == 6
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        announce(Estimate(3, 3000, 60.0), experiments(), CPU)
+        announce([(experiments()[0], 3), (long, 0)], CPU)
+
+
+def test_experiments_with_the_same_numbers_are_made_once() -> None:
+    """Whichever of them more is stored of: the other gets copies."""
+    (one,) = experiments()
+    other = dataclasses.replace(one, optimizer=resolve("adam:track=tuned", one.task))
+    assert other.name != one.name
+    assert other.computation == one.computation
+    for missing in ((4, 8), (8, 4)):
+        found = estimate_missing([(one, missing[0]), (other, missing[1])], CPU)
+        assert (found.lifetimes, found.env_steps) == (4, 4 * STEPS)
 
 
 def test_what_does_not_fit_in_memory_is_refused() -> None:
     (huge,) = experiments(changes={"num_envs": 2**24, "num_steps": 2**10, "num_minibatches": 1}, steps=2**34)
-    with pytest.raises(UserError, match=r"1 lifetimes on each of 4 devices need about .* GiB, and this machine has"):
-        announce(Estimate(3, 3000, 1.0), [huge], CPU)
+    with pytest.raises(
+        UserError, match=r"lifetimes on 3 devices, 1 on each, need about .* GiB, and .*: lower --devices"
+    ):
+        announce([(huge, 3)], CPU)
+    announce([(huge, 0)], CPU)  # what is stored needs none
     (broad,) = experiments(changes={"hidden": (10**8, 10**8)})
     with pytest.raises(UserError, match=r"need about .* GiB.*the sizes of networks"):
-        announce(Estimate(3, 3000, 1.0), [broad], CPU)
+        announce([(broad, 3)], CPU)
     wide = dataclasses.replace(experiments()[0], vmap_size=10**6)
-    with pytest.raises(UserError, match=r"1000000 lifetimes .*lower --vmap-size"):
-        announce(Estimate(3, 3000, 1.0), [wide], CPU)
+    with pytest.raises(UserError, match=r"1000000 on each, need .*lower --devices or --vmap-size"):
+        announce([(wide, 10**6)], CPU)
+
+
+def test_devices_that_stay_idle_need_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    (one,) = experiments()
+    pages = 3 * one.task.lifetime_bytes // 4096  # of four devices' lifetimes three fit
+    monkeypatch.setattr(module.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": pages}.__getitem__)
+    announce([(one, 2)], CPU)
+    with pytest.raises(UserError, match="on 4 devices"):
+        announce([(one, 8)], CPU)
 
 
 def test_budgets_that_are_too_short_to_be_scored_are_warned_of() -> None:
     """An episode of Freeway lasts 2,500 steps in every copy."""
     (short,) = experiments(environments=("freeway",), steps=64 * 2500 * 2, changes={"num_envs": 64, "num_steps": 100})
     with pytest.warns(UserWarning, match=r"each of 64 copies finishes 2 episodes at most"):
-        announce(Estimate(3, 3000, 1.0), [short], CPU)
+        announce([(short, 3)], CPU)
     assert module.ENOUGH_EPISODES == 3

@@ -302,6 +302,31 @@ def test_a_description_becomes_todays(finished: Store, tmp_path: Path) -> None:
     assert store.seeds(CHOSEN) == finished.seeds(CHOSEN) != set()
 
 
+def test_what_a_theta_cost_and_what_shards_hold_stays(finished: Store, tmp_path: Path) -> None:
+    """The same θ may be given without its metadata, and a later version may measure more."""
+    shutil.copytree(finished.results, tmp_path / "results")
+    store = Store(tmp_path / "results")
+    edit_json(store.path(CHOSEN) / "experiment.json", lambda content: content.update(meta_env_steps=10**9))
+    store.refresh(CHOSEN, DESCRIPTION | {"meta_env_steps": 0, "metrics": {**DESCRIPTION["metrics"], "more": "more"}})
+    (row,) = store.load().experiments.to_dict("records")
+    assert row["meta_env_steps"] == 10**9
+    assert store.seeds(CHOSEN) == finished.seeds(CHOSEN) != set()
+
+
+def test_a_copy_of_a_shard_that_overlaps_is_whole(finished: Store, tmp_path: Path) -> None:
+    """Of two that share seeds the second counts fewer than its files hold."""
+    shutil.copytree(finished.results, tmp_path / "results")
+    store = Store(tmp_path / "results")
+    whole = store.read(CHOSEN.name).shards[0]
+    seeds = [int(seed) for seed in whole.scores["seed"]]
+    reduced = whole._replace(scores={name: column[1:] for name, column in whole.scores.items()})
+    other = dataclasses.replace(CHOSEN, root_seed=1)
+    store.create(other, description(other))
+    store.add_copy(other, reduced)
+    assert store.seeds(other) == {*seeds}
+    assert store.read(other.name).damaged == []
+
+
 def test_one_damaged_shard_leaves_the_others(tmp_path: Path, finished: Store) -> None:
     store = train(tmp_path, [CHOSEN], devices=2)
     bad, good = shards(tmp_path)

@@ -119,6 +119,19 @@ def test_hyperparameters_carry_over_to_another_algorithm() -> None:
     assert ("open-feedforward", "pqn") in found
 
 
+def test_adam_is_the_baseline_however_it_is_named() -> None:
+    """With a track it is still Adam, and tuned for each algorithm; two rows of one label would be one."""
+    study = study_of(axis="algorithm", vary=["algorithm"], values=["ppo", "pqn"], env_steps=None, budget="quick")
+    plan = make_plan(study, ["adam:track=tuned"], jax.devices())
+    found = {(each.label, each.task.algorithm): each.optimizer for each in plan.experiments}
+    assert set(found) == {("adam", "ppo"), ("adam", "pqn")}
+    baseline = found["adam", "pqn"]
+    assert baseline is not None
+    assert baseline.tuned_on == ("cartpole", "pqn", "quick")
+    with pytest.raises(UserError, match="two of the optimizers are called adam"):
+        make_plan(study, ["adam", "adam:track=default"], jax.devices())
+
+
 TINY = """
 name = "tiny"
 num_seeds = 2

@@ -142,6 +142,10 @@ def test_a_learning_rate_without_a_default_is_said_to_be_ours() -> None:
     found = adapters.from_value("branches", branches).hyperparameters["learning_rate"]
     assert found.default == adapters.DEFAULT_LEARNING_RATE
     assert "it has none itself: open-bench's default is 0.0003" in found.description
+    assert (found.search.low, found.search.high) == (1e-4, 3e-2)  # as of Adam's relatives, which optax's defaults are
+    named = adapters.from_value("plain", lambda learning_rate=1e-3: optax.sgd(learning_rate))
+    own = named.hyperparameters["learning_rate"].search
+    assert (own.low, own.high) == pytest.approx((1e-3 / 30, 1e-3 * 30))
 
 
 def test_users_functions_anneal_like_shipped_ones_and_not_twice() -> None:
@@ -197,6 +201,13 @@ def test_schedule_free_methods_act_at_x(value: Any) -> None:
     expected = (params["w"] - (1 - inner.b1) * inner.z["w"]) / inner.b1
     np.testing.assert_allclose(spec.eval_params(state, params)["w"], expected, rtol=1e-6)
     assert not np.allclose(expected, params["w"], atol=1e-7)
+
+
+def test_a_schedule_free_method_is_not_annealed_from_outside() -> None:
+    """Its average would be left behind by updates that are scaled after it."""
+    with pytest.raises(UserError, match=r"is schedule-free.*schedule-free-adamw has that setting"):
+        resolve("optax.contrib.schedule_free_adamw:anneal_learning_rate=true", make_task("cartpole"))
+    assert resolve("optax.contrib.schedule_free_adamw", make_task("cartpole")).spec.eval_params is not None
 
 
 def test_other_methods_act_at_their_parameters() -> None:

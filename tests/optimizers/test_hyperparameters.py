@@ -115,6 +115,8 @@ def test_shipped_hyperparameters_fit_their_optimizers() -> None:
                     found = resolve(path.stem, task)
                     assert found.origin == chosen.origin
                     assert found.hyperparameters.items() >= chosen.values.items()
+                    if chosen.origin == "tuned":  # each row says what its settings took
+                        assert min(chosen.trials, chosen.num_seeds, chosen.env_steps) > 0, (path, environment, budget)
         for algorithm, by_budget in file.one_setting.items():
             for budget, one in by_budget.items():
                 found = resolve(path.stem, at(one.environments[0], budget, algorithm=algorithm), track="one_setting")

@@ -81,6 +81,17 @@ def test_bad_grids_are_explained(name: str) -> None:
         names.expand(name)
 
 
+def test_spellings_of_one_value_are_one_name() -> None:
+    from open_bench.config import StudyConfig
+    from open_bench.experiments.plan import make_plan, told_apart
+
+    one, other = (resolve(f"sgd:learning_rate={value}") for value in ("1", "1.0"))
+    assert one.label == other.label == "sgd:learning_rate=1.0"
+    study = StudyConfig(name="mine", optimizers=("sgd:learning_rate={1,1e0}",), environments=("cartpole",))
+    with pytest.raises(UserError, match="twice"):
+        make_plan(told_apart(study), jax.devices())
+
+
 def test_a_track_is_part_of_a_name_and_of_no_label() -> None:
     parsed = names.parse("adam:track=one_setting+dpo")
     assert (parsed.track, parsed.settings, str(parsed)) == ("one_setting", (), "adam:track=one_setting+dpo")

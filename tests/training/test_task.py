@@ -3,6 +3,7 @@
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import given, settings
 
@@ -35,6 +36,19 @@ def test_num_updates_is_the_whole_number_that_fits(num_envs: int, num_steps: int
 @pytest.mark.parametrize("steps", [-5, 0, 1, 511])
 def test_fewer_steps_than_one_update_is_an_error(steps: int) -> None:
     with pytest.raises(UserError, match=rf"^{steps} steps on cartpole are fewer than one update of ppo.*4 × 128 = 512"):
+        make_task("cartpole", steps=steps)
+
+
+@pytest.mark.parametrize("steps", [1e5, np.int64(100_000)])
+def test_steps_may_be_any_whole_number(steps: Any) -> None:
+    task = make_task("cartpole", steps=steps)
+    assert (task.num_updates, task.budget) == (make_task("cartpole").num_updates, "quick")
+    assert isinstance(task.env_steps, int)
+
+
+@pytest.mark.parametrize("steps", [1e5 + 0.5, "1000", True, float("nan"), float("inf")])
+def test_steps_that_are_none_are_refused(steps: Any) -> None:
+    with pytest.raises(UserError, match="is no whole number of env steps"):
         make_task("cartpole", steps=steps)
 
 

@@ -84,10 +84,13 @@ class GridworldEnvironment(Environment):
         return self.begin(jax.random.split(key)[1], self.level(key))
 
     def reset_copies(self, key: Array, copies: int) -> tuple[Array, State]:
+        return self.reset_more_copies(key, key, copies)
+
+    def reset_more_copies(self, key: Array, began: Array, copies: int) -> tuple[Array, State]:
         if self.level_per_copy:
             return super().reset_copies(key, copies)
         keys = jax.random.split(jax.random.split(key)[1], copies)
-        return jax.vmap(self.begin, in_axes=(0, None))(keys, self.level(key))
+        return jax.vmap(self.begin, in_axes=(0, None))(keys, self.level(began))
 
     def begin(self, key: Array, level: Level) -> tuple[Array, State]:
         """Start an episode on a given level: ``(observation, state)``."""

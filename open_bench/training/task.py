@@ -135,7 +135,7 @@ def make_task(
     *,
     algorithm: str | None = None,
     budget: str = "quick",
-    steps: int | None = None,
+    steps: Any = None,
     settings: Any = None,
     options: Mapping[str, Any] | None = None,
 ) -> Task:
@@ -144,7 +144,8 @@ def make_task(
     Args:
         environment: whatever ``load_environment`` takes.
         algorithm: in place of the environment's own.
-        budget: of a lifetime; ``steps`` (env steps) replaces it. As many steps as a budget has are that budget.
+        budget: of a lifetime; ``steps``, a whole number of env steps, replaces it. As many steps as a budget has are
+            that budget.
         settings: settings of the algorithm to replace, or all of them as its ``Config``; the environment is renamed by
             them, so that results stay apart.
         options: options of the environment to replace, likewise.

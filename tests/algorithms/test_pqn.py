@@ -223,7 +223,7 @@ def test_the_greedy_policy_acts_on_the_lifetimes_own_level() -> None:
     """Its copies are others, and what all copies share is the same."""
     from open_bench.environments.registry import load_environment, make_environment
 
-    agent = PQN(make_environment(load_environment("gridworld/rand_all")), SMALL)
+    agent = PQN(SMALL, make_environment(load_environment("gridworld/rand_all")))
     state = jax.jit(lambda key: agent.init(key, key, learning()))(jax.random.key(3))
     trained, greedy = state.environment.environment.level, state.extra.environment.environment.level
     for mine, own in zip(jax.tree.leaves(trained), jax.tree.leaves(greedy), strict=True):

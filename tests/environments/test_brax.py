@@ -18,9 +18,8 @@ from open_bench.environments.brax import BACKENDS
 from open_bench.environments.registry import identifiers, load_environment, make, make_environment
 from open_bench.environments.wrappers import VectorEnvironment
 from open_bench.errors import UserError
-from open_bench.experiments.estimate import announce, estimate
+from open_bench.experiments.estimate import announce
 from open_bench.experiments.plan import make_plan
-from open_bench.experiments.store import Store
 from open_bench.training.task import make_task
 
 SHIPPED = ("ant", "humanoid", "walker2d", "hopper", "halfcheetah")
@@ -272,8 +271,7 @@ def told(environment: str, steps: int | None, devices: Any) -> list[str]:
     experiments = make_plan(study, jax.devices()[:2], steps=steps).experiments
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ahead = estimate(experiments, 2, Store("nowhere"), devices)
-        announce(ahead, experiments, devices)
+        announce([(each, 2) for each in experiments], devices)
     return [str(warning.message) for warning in caught if "are ahead" in str(warning.message)]
 
 

@@ -140,7 +140,7 @@ PAIRS = {**META, "task_sampling": "antithetic"}
         (changed(optimizers=("open", "velo")), {}, "`openbench weights fetch velo` downloads the official ones"),
         (changed(optimizers=("open", "open@nowhere")), {}, "no weights named 'nowhere'"),
         (changed(environments=("cartpole", "brekout")), {}, "unknown environment 'brekout'. Did you mean breakout"),
-        (changed(environments=("cartpole", "cartpole")), {}, "cartpole' is listed twice"),
+        (changed(environments=("cartpole", "cartpole")), {}, "cartpole' is named twice"),
         (changed(**NO_ENVIRONMENT), {}, "UmbrellaChain-bsuite cannot be meta-trained on together with others"),
         (changed(meta=PAIRS), {}, "cartpole draws none: train on environments with levels alone"),
         (changed(meta="opn"), {}, "unknown study 'opn'. Did you mean open"),

@@ -71,14 +71,14 @@ def board(folder: str, budget: str | None) -> str:
 
 
 def revisions(folder: str, budget: str | None) -> str:
-    """Which revision of the code trained which rows."""
+    """Which revision of the code trained which optimizers."""
     rows: dict[str, set[str]] = {}
     for each in _board(folder, budget).scores.experiments.to_dict("records"):
         for revision in each["revision"].split("; "):
             commit, dash, state = revision.partition("-")
-            rows.setdefault(f"`{commit[:7]}{dash}{state}`", set()).add(each["optimizer"])
+            rows.setdefault(f"`{commit[:7]}{dash}{state}`", set()).add(each["optimizer"].partition(" (")[0])
     everyone = len(set.union(*rows.values()))
-    told = [f"{name} ({'all rows' if len(who) == everyone else ', '.join(sorted(who))})" for name, who in rows.items()]
+    told = [f"{name} ({'all' if len(who) == everyone else ', '.join(sorted(who))})" for name, who in rows.items()]
     return f"Revisions: {'; '.join(sorted(told))}.\n"
 
 

@@ -193,12 +193,12 @@ def finish_axis(axis: "Axes", title: str, x_label: str) -> None:
 
 
 def figure_legend(figure: "Figure", lines: dict[str, Any]) -> None:
-    """One legend for all panels, below them: name → what was drawn."""
-    figure.legend(
-        list(lines.values()),
-        list(lines),
-        loc="outside lower center",
-        ncols=min(len(lines), max(2, int(figure.get_figwidth() / 1.6))),
-        frameon=False,
-        fontsize=9,
-    )
+    """One legend for all panels, below them: name → what was drawn; in as many columns as fit."""
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]  # of Agg, which panel_grid has chosen
+    for columns in range(min(len(lines), max(2, int(figure.get_figwidth() / 1.6))), 0, -1):
+        legend = figure.legend(
+            list(lines.values()), list(lines), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+        )
+        if columns == 1 or legend.get_window_extent(renderer).width <= figure.bbox.width:
+            return
+        legend.remove()

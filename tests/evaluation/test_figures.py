@@ -79,6 +79,22 @@ def test_learning_curves_draw_a_panel_an_environment_and_one_legend():
     assert levels == [10, 0]
 
 
+@pytest.mark.parametrize("count", [2, 7, 25])
+def test_a_legend_of_many_long_names_fits_below_the_panels(count):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure, axes = style.panel_grid(2, (3.6, 2.4))
+    names = [f"schedule-free-adamw-{number:02d} (one setting)" for number in range(count)]
+    style.figure_legend(figure, {name: axes[0].plot([0, 1], label=name)[0] for name in names})
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == names
+    shown = legend.get_window_extent(canvas.get_renderer())
+    assert figure.bbox.x0 <= shown.x0 < shown.x1 <= figure.bbox.x1
+    assert legend._ncols >= min(2, count)
+
+
 def test_a_diverged_curve_goes_on_with_the_random_policys_return():
     runs = make_runs({("adam", "a"): [8, None]}, curves=True)
     figure = figures.learning_curves(made_board(runs, make_returns(a=(2, 12))), runs, {}, FEW)

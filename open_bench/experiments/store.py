@@ -209,10 +209,8 @@ class Store:
     def add_copy(self, experiment: Experiment, shard: Shard) -> None:
         """Store another experiment's shard for one that has the same numbers; the provenance says so. Hold the lock."""
         told = {**shard.provenance, "trained_as": shard.path.parent.name}
-        whole = pd.read_csv(shard.path / "scores.csv", usecols=["seed"])[
-            "seed"
-        ]  # where shards overlap it tells of fewer
-        with new_shard(self.path(experiment), whole, told) as folder:
+        whole = pd.read_csv(shard.path / "scores.csv", usecols=["seed"])  # where shards overlap, it tells of fewer
+        with new_shard(self.path(experiment), whole["seed"], told) as folder:
             for name in shard.provenance["files"]:
                 shutil.copyfile(shard.path / name, folder / name)
 

@@ -11,7 +11,7 @@ climbs the scores of pairs (``tasks.pair_scores``) in place of ranks; fitness st
 import inspect
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -73,7 +73,6 @@ class Strategy:
             )
         settings = {"optimizer": mean_optimizer(config), "std_schedule": sigma_schedule(config)}
         accepted = inspect.signature(algorithm).parameters
-        _warn_of_ignored(config, accepted)
         if config.task_sampling == "antithetic":
             settings["fitness_shaping_fn"] = centered_scores
         elif accepted["fitness_shaping_fn"].default is fitness_shaping.centered_rank_fitness_shaping_fn:
@@ -137,8 +136,9 @@ def _strategy_class(name: str) -> Any:
 _OWN = {"optimizer": ("learning_rate", "learning_rate_decay", "b1"), "std_schedule": ("sigma_decay",)}
 
 
-def _warn_of_ignored(config: MetaConfig, accepted: Mapping[str, Any]) -> None:
+def warn_of_ignored(config: MetaConfig) -> None:
     """Some strategies move their mean, or shrink σ, by rules of their own."""
+    accepted = inspect.signature(_strategy_class(config.strategy)).parameters
     fields = MetaConfig.model_fields
     idle = [name for taken, names in _OWN.items() if taken not in accepted for name in names]
     idle = [name for name in idle if getattr(config, name) != fields[name].default]

@@ -19,7 +19,7 @@ from open_bench.environments.registry import has_levels
 from open_bench.errors import UserError, check_known
 from open_bench.evaluation.baseline_returns import BaselineReturns, returns_of
 from open_bench.evaluation.metrics import Scale, stored_scale
-from open_bench.meta_training.evolution import Strategy
+from open_bench.meta_training.evolution import Strategy, warn_of_ignored
 from open_bench.meta_training.fitness import FitnessTask
 from open_bench.meta_training.spec import ImitationConfig, MetaConfig
 from open_bench.optimizers import names
@@ -181,6 +181,7 @@ def make_request(
     teachers = _teachers(optimizer, config, tasks)
     name = str(dataclasses.replace(names.parse(optimizer), source=None))
     Strategy(config, start)
+    warn_of_ignored(config)
     if config.task_sampling == "antithetic":
         _check_levels(tasks)
     compared = [*tasks, *evaluated] if config.evaluate_every else []

@@ -15,9 +15,10 @@ from open_bench.environments.base import Discrete
 from open_bench.environments.config import EnvironmentConfig
 from open_bench.environments.registry import load_environment, make_environment
 from open_bench.errors import UserError, near_matches
-from open_bench.optimizers import names
+from open_bench.optimizers import names, registry
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.task import make_task
+from open_bench.weights.fetch import OFFICIAL
 
 ENVIRONMENTS, STUDIES = tuple(shipped("environments")), tuple(shipped("studies"))
 
@@ -198,7 +199,12 @@ def test_shipped_study(name: str) -> None:
     assert study.description
     assert all(load_environment(environment).budget_steps(study.budget) for environment in study.environments)
     for optimizer in study.optimizers:
-        assert resolve(optimizer).label == str(dataclasses.replace(names.parse(optimizer), track=None))
+        parsed = names.parse(optimizer)
+        if parsed.source or parsed.head in OFFICIAL:  # of weights that are fetched first
+            assert name == "minatar-learned"
+            assert registry.find(parsed).learned
+        else:
+            assert resolve(optimizer).label == str(dataclasses.replace(parsed, track=None))
 
 
 def test_the_quick_study_is_what_it_promises() -> None:

@@ -24,7 +24,7 @@ from open_bench.meta_training.fitness import FitnessTask
 from open_bench.meta_training.spec import ImitationConfig, MetaConfig
 from open_bench.optimizers import names
 from open_bench.optimizers.registry import learned_names
-from open_bench.optimizers.resolve import UNTRAINED, ResolvedOptimizer, resolve
+from open_bench.optimizers.resolve import BY_ENVIRONMENT, UNTRAINED, ResolvedOptimizer, resolve
 from open_bench.optimizers.spec import Imitation, Theta
 from open_bench.training.devices import default_vmap_size
 from open_bench.training.record import METRICS, metrics_of
@@ -277,7 +277,8 @@ def _check_levels(tasks: Sequence[Task]) -> None:
 def _beginning(optimizer: str, config: MetaConfig, task: Task) -> tuple[Theta, str | None, tuple[dict[str, Any], ...]]:
     """θ where it starts, the hash of the weights that it comes from, and their ancestry."""
     parsed = names.parse(optimizer)
-    found = resolve(optimizer, task, require_weights=parsed.source is not None)
+    single = parsed.source is not None and BY_ENVIRONMENT in parsed.source  # refused where there is no task
+    found = resolve(optimizer, None if single else task, require_weights=parsed.source is not None)
     if not found.needs_weights:
         raise UserError(
             f"{optimizer} cannot be meta-trained: it has no meta-parameters θ. Those that ship and have: "

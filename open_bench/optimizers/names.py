@@ -7,7 +7,8 @@
     source    = everything after the first "@": a weights name, a file or directory, or "zero"
 
 The source comes last and is taken as it stands, so a path may hold any character; settings and policy losses never
-hold an "@". In ``lr=1e+3`` the "+" belongs to the number: a policy loss begins with a letter.
+hold an "@". In ``lr=1e+3`` the "+" belongs to the number: a policy loss begins with a letter. ``{environment}`` in a
+source stands for the name of the environment that it is used on.
 
 A *grid* stands for several names: ``adam:learning_rate={1e-3,3e-3}`` (``expand``).
 """

@@ -29,6 +29,7 @@ from open_bench.weights.format import Weights, content_hash
 
 UNTRAINED = ("zero", "init")  # sources of a θ that nothing has trained
 UNTUNED = "untuned"  # a track that no name says: published settings, or else the defaults
+BY_ENVIRONMENT = "{environment}"  # in a source: weights of their own on every environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +156,7 @@ def resolve(
             tuning_trials=0, tuning_env_steps=0,
         )  # fmt: skip
     found = dataclasses.replace(found, track=track if track in names.TRACKS else "")
-    found = _with_weights(found, parsed)
+    found = _with_weights(found, parsed, task)
     if found.needs_weights and found.weights is None:
         if require_weights:
             raise UserError(how_to_get_weights(found, task))
@@ -230,7 +231,7 @@ def _label(spec: OptimizerSpec, parsed: names.ParsedName) -> str:
 # --- weights -------------------------------------------------------------------------------------------------------
 
 
-def _with_weights(found: ResolvedOptimizer, parsed: names.ParsedName) -> ResolvedOptimizer:
+def _with_weights(found: ResolvedOptimizer, parsed: names.ParsedName, task: Task | None) -> ResolvedOptimizer:
     """Attach the weights that the name asks for, or those that are kept under what is learned (``own_weights``)."""
     if not found.needs_weights:
         if parsed.source is not None:
@@ -251,13 +252,26 @@ def _with_weights(found: ResolvedOptimizer, parsed: names.ParsedName) -> Resolve
         else:
             theta = found.spec.init_theta(jax.random.key(0))
         return dataclasses.replace(found, weights=Weights(theta, {}, ""), source=parsed.source)
-    weights = library.load_source(parsed.source, found.spec)
+    weights = library.load_source(_on_environment(parsed, task), found.spec)
     # Rows and folders show the weights' name; what they hold is told by their hash, wherever the file lies.
     short = pathlib.PurePath(parsed.source).name
     for suffix in library.SUFFIXES:
         short = short.removesuffix(suffix)
     label = _label(found.spec, dataclasses.replace(parsed, source=short))
     return dataclasses.replace(found, label=label, weights=weights, source=short)
+
+
+def _on_environment(parsed: names.ParsedName, task: Task | None) -> str:
+    """The source of weights on a task: ``{environment}`` stands for its environment, with "-" in place of "/"."""
+    source = str(parsed.source)
+    if BY_ENVIRONMENT not in source:
+        return source
+    if task is None:
+        raise UserError(
+            f"'{parsed}' has weights of its own on every environment, and here one θ is asked for: name the weights, "
+            f"as in {parsed.head}@{source.replace(BY_ENVIRONMENT, 'breakout')}"
+        )
+    return source.replace(BY_ENVIRONMENT, task.base.replace("/", "-"))
 
 
 def own_weights(found: ResolvedOptimizer) -> str | None:

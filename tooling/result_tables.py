@@ -120,14 +120,18 @@ def sensitivity(folder: str, budget: str | None) -> str:
 
 
 def diagnosis(folder: str, budget: str | None, environment: str) -> str:
-    """Final returns, and the mean of each diagnostic over seeds and the last fifth of the lifetimes."""
+    """Final returns, and each diagnostic's mean over seeds and the last fifth of the lifetimes, where it is stored."""
     runs = load_runs(PUBLISHED / folder).select(hyperparameter_origin="tuned")
     rows, scores = (_of(each[each["environment"] == environment], budget) for each in (runs.diagnosis, runs.scores))
     late = rows[rows["env_steps"] > 0.8 * rows["env_steps"].max()]
     returns = scores.groupby("optimizer")["final_return"].mean().sort_values(ascending=False)
     shown = [name for name in DIAGNOSTICS if name in rows]
     means = late.groupby("optimizer")[shown].mean()
-    cells = [[each, number(returns[each]), *map("{:.3g}".format, means.loc[each])] for each in returns.index]
+    cells = [
+        [each, number(returns[each]), *map("{:.3g}".format, means.loc[each])]
+        for each in returns.index
+        if each in means.index
+    ]
     return markdown_table(["optimizer", "final return", *(name.replace("_", " ") for name in shown)], cells)
 
 

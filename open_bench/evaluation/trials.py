@@ -10,7 +10,7 @@ two tuning seeds that is one for ranking and one for judging, and the reverse.
 
 **Expected best of k** of N trials (Dodge et al. 2019, arXiv 1909.03004): Σⱼ C(N − j, k − 1)/C(N, k)·s₍ⱼ₎, where s₍ⱼ₎ is
 the score of the trial of rank j, best first: what tuning with k of these trials brings, on average over their choice.
-Equally ranked trials share their mean score.
+Equally ranked trials share their mean score, in each draw of the bootstrap those that it holds.
 
 **Sensitivity** (Adkins et al. 2024, arXiv 2412.07165): Γ = (score − p5)/(p95 − p5) in each environment, percentiles
 over all trials of all optimizers there; Φ = mean over environments of the best Γ − the best mean of Γ over
@@ -141,7 +141,7 @@ def rank_stability(best: pd.DataFrame) -> pd.DataFrame:
 
 def expected_best(ranking: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Expected best of k = 1 … N trials, (N,), from (N,) values to rank by (higher is better) and scores."""
-    return _in_order(ranking[None], _sharing_ties(ranking, scores)[None])[0]
+    return _in_order(ranking[None], scores[None])[0]
 
 
 # --- trials as arrays --------------------------------------------------------------------------------------------
@@ -235,9 +235,8 @@ def _curves(one: Searched, resamples: int) -> tuple[np.ndarray, np.ndarray, np.n
     draws = _draws(one.values.shape[1], resamples)
     for rankings, scores in _folds(one):
         for ranking, own in zip(rankings, scores, strict=True):
-            shared = _sharing_ties(ranking, own)
-            value.append(_in_order(ranking[None], shared[None])[0])
-            again.append(_in_order(ranking[draws], shared[draws]))
+            value.append(expected_best(ranking, own))
+            again.append(_in_order(ranking[draws], own[draws]))
     low, high = _interval(np.mean(again, axis=0))
     return np.mean(value, axis=0), low, high
 
@@ -245,12 +244,15 @@ def _curves(one: Searched, resamples: int) -> tuple[np.ndarray, np.ndarray, np.n
 def _in_order(ranking: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """(rows, trials) → (rows, k)."""
     order = np.argsort(-ranking, axis=1, kind="stable")
-    return np.take_along_axis(scores, order, axis=1) @ _weights(ranking.shape[1])
+    return np.take_along_axis(_sharing_ties(ranking, scores), order, axis=1) @ _weights(ranking.shape[1])
 
 
 def _sharing_ties(ranking: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    _, group = np.unique(ranking, return_inverse=True)
-    return (np.bincount(group, scores) / np.bincount(group))[group]
+    """Scores (rows, trials), each the mean of those that rank equally in its row."""
+    ranks, which = np.unique(ranking, return_inverse=True)
+    group = which.reshape(ranking.shape) + len(ranks) * np.arange(len(ranking))[:, None]
+    sums = np.bincount(group.ravel(), scores.ravel())
+    return (sums / np.maximum(np.bincount(group.ravel()), 1))[group]
 
 
 def _weights(trials: int) -> np.ndarray:
@@ -274,12 +276,16 @@ def _sensitivity(one: Searched, resamples: int) -> dict[str, Estimate]:
 
 def _chosen(one: Searched, draws: np.ndarray) -> np.ndarray:
     """(3, draws): mean Γ of each environment's choice, of the single choice over all, and the difference."""
-    environments = np.arange(len(one.environments))[:, None]
     found = []
     for rankings, scores in _folds(one):
-        each = np.take_along_axis(draws, rankings[:, draws].argmax(axis=2).reshape(-1, len(draws)).T, axis=1).T
         finite = np.where(np.isinf(rankings), one.values.min(axis=(1, 2))[:, None], rankings)
-        single = np.take_along_axis(draws, finite.mean(axis=0)[draws].argmax(axis=1)[:, None], axis=1)[:, 0]
-        found.append([scores[environments, each].mean(axis=0), scores[:, single].mean(axis=0)])
+        drawn, over_all = scores[:, draws], finite.mean(axis=0)[draws]
+        found.append([_of_the_best(rankings[:, draws], drawn).mean(axis=0), _of_the_best(over_all, drawn).mean(axis=0)])
     tuned, single_setting = np.mean(found, axis=0)
     return np.stack([tuned, single_setting, tuned - single_setting])
+
+
+def _of_the_best(ranking: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """(…, trials) → (…): the score of the trial that ranks highest; the mean of several that do."""
+    best = ranking == ranking.max(axis=-1, keepdims=True)
+    return np.where(best, scores, 0.0).sum(axis=-1) / best.sum(axis=-1)

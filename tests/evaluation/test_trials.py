@@ -98,6 +98,21 @@ def test_three_seeds_are_left_out_one_by_one():
     assert found.loc[found["environment"] == "a", "value"].tolist() == pytest.approx(expected)
 
 
+def test_trials_that_tie_at_a_cap_share_their_scores():
+    """As at CartPole's 500: every draw has a mean of its own, and the order of trials decides nothing."""
+    tied = [[500, 480], [500, 400], [500, 460], [480, 500], [300, 200], [250, 150]]
+    frames = [
+        make_trials({("adam", e): [[0, 0], *order] for e in ("a", "b")}) for order in (tied, tied[::-1])
+    ]  # fmt: skip
+    best, again = (trials.best_of_k(frame, FEW).set_index(["environment", "k"]) for frame in frames)
+    assert best.loc[("a", 6), "value"] == pytest.approx((np.mean([480, 400, 460]) + 480) / 2)
+    assert again["value"].tolist() == pytest.approx(best["value"].tolist())
+    assert best.loc[("a", 6), "low"] < best.loc[("a", 6), "value"] < best.loc[("a", 6), "high"]
+    names = ["performance", "one_setting", "sensitivity"]
+    first, second = (trials.sensitivity(frame, FEW)[names].to_numpy()[0] for frame in frames)
+    assert first.tolist() == pytest.approx(second.tolist())
+
+
 def plain_sensitivity(gamma):
     """gamma[environment][trial] = (first seed, second seed), in plain Python."""
     tuned, single = [], []

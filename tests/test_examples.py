@@ -34,7 +34,8 @@ def main_of(name: str) -> Any:
 
 def test_every_example_is_run_here() -> None:
     assert {path.stem for path in EXAMPLES.iterdir() if path.is_file()} == {
-        "compare_your_optimizer", "add_an_environment", "meta_train_open", "schedule_free_at_y", "slurm", "tour"
+        "compare_your_optimizer", "add_an_environment", "meta_train_open", "schedule_free_at_y", "schedule_free_at_z",
+        "slurm", "tour"
     }  # fmt: skip
 
 
@@ -44,18 +45,18 @@ def test_compare_your_optimizer(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "signed_momentum" in capsys.readouterr().out
 
 
-def test_schedule_free_at_y_is_the_same_rule_that_acts_elsewhere(tmp_path: Path) -> None:
-    variant = importlib.import_module("schedule_free_at_y").at_y
+def test_schedule_free_elsewhere_is_the_same_rule(tmp_path: Path) -> None:
+    at_y, at_z = importlib.import_module("schedule_free_at_y").at_y, importlib.import_module("schedule_free_at_z").at_z
     task = make_task("breakout", budget="short")
-    original, changed = (resolve(each, task, track="tuned") for each in ("schedule-free-adamw", variant))
-    assert changed.hyperparameters == original.hyperparameters
-    assert changed.origin == "tuned"
-    both = ["schedule-free-adamw", variant]
+    original, *changed = (resolve(each, task, track="tuned") for each in ("schedule-free-adamw", at_y, at_z))
+    assert all(each.hyperparameters == original.hyperparameters for each in changed)
+    assert {each.origin for each in changed} == {"tuned"}
+    three = ["schedule-free-adamw", at_y, at_z]
     open_bench.compare(
-        optimizers=both, environments="cartpole", settings=SETTINGS, results=tmp_path, baseline=False, **FEW
+        optimizers=three, environments="cartpole", settings=SETTINGS, results=tmp_path, baseline=False, **FEW
     )
     returns = open_bench.load_runs(tmp_path).scores.groupby("optimizer")["mean_return"].apply(tuple)
-    assert len(returns) == len(set(returns)) == 2
+    assert len(returns) == len(set(returns)) == 3
 
 
 def test_add_an_environment(tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def save_figures(
     ``…_time_to_target.png`` where Adam's target and curves are there; for each environment with a stored diagnosis
     ``…_diagnosis_<environment>.png``.
     A board of more than ``most_cells`` optimizers × environments has no figures of single environments but diagnosis.
-    Boards that would share a name have protocol, root seed and vmap size in it. ``ranked`` saves computing the
+    Another root seed than 0 is in the name, so that one call leaves the other's figures; boards that would still share a
+    name have protocol and vmap size in it. ``ranked`` saves computing the
     leaderboard again; ``formats``: see ``style.save``. Raises what ``leaderboard`` raises.
     """
     if ranked is None:
@@ -75,13 +76,14 @@ def save_figures(
 def _stem(board: Board) -> str:
     key = board.scores.key
     study, budget, algorithm = map(in_file_names, (board.study or "", key.budget, key.algorithm))
-    return "_".join([*([] if study in ("", budget) else [study]), budget, algorithm])
+    seed = [f"seed{key.root_seed}"] if key.root_seed else []
+    return "_".join([*([] if study in ("", budget) else [study]), budget, algorithm, *seed])
 
 
 def _suffix(board: Board) -> str:
     key, vmap_size = board.scores.key, board.scores.vmap_size
     apart = "" if vmap_size is None else f"_vmap{vmap_size}"
-    return f"_protocol{key.protocol}_seed{key.root_seed}{apart}"
+    return f"_protocol{key.protocol}{apart}"
 
 
 def learning_curves(

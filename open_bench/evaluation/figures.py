@@ -56,9 +56,9 @@ def save_figures(
     ``…_time_to_target.png`` where Adam's target and curves are there; for each environment with a stored diagnosis
     ``…_diagnosis_<environment>.png``.
     A board of more than ``most_cells`` optimizers × environments has no figures of single environments but diagnosis.
-    Another root seed than 0 is in the name, so that one call leaves the other's figures; boards that would still share a
-    name have protocol and vmap size in it. ``ranked`` saves computing the
-    leaderboard again; ``formats``: see ``style.save``. Raises what ``leaderboard`` raises.
+    Another root seed than 0 is in the name, so that one call leaves the other's figures; boards that would still share
+    a name have protocol and vmap size in it. ``ranked`` saves computing the leaderboard again; ``formats``: see
+    ``style.save``. Raises what ``leaderboard`` raises.
     """
     if ranked is None:
         ranked = leaderboard(runs, baseline_returns, budget, resamples=resamples)

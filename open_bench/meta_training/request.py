@@ -277,8 +277,8 @@ def _check_levels(tasks: Sequence[Task]) -> None:
 def _beginning(optimizer: str, config: MetaConfig, task: Task) -> tuple[Theta, str | None, tuple[dict[str, Any], ...]]:
     """θ where it starts, the hash of the weights that it comes from, and their ancestry."""
     parsed = names.parse(optimizer)
-    single = parsed.source is not None and BY_ENVIRONMENT in parsed.source  # refused where there is no task
-    found = resolve(optimizer, None if single else task, require_weights=parsed.source is not None)
+    at = None if BY_ENVIRONMENT in (parsed.source or "") else task  # it begins at one θ: refused
+    found = resolve(optimizer, at, require_weights=parsed.source is not None)
     if not found.needs_weights:
         raise UserError(
             f"{optimizer} cannot be meta-trained: it has no meta-parameters θ. Those that ship and have: "

@@ -271,7 +271,8 @@ def _on_environment(parsed: names.ParsedName, task: Task | None) -> str:
             f"'{parsed}' has weights of its own on every environment, and here one θ is asked for: name the weights, "
             f"as in {parsed.head}@{source.replace(BY_ENVIRONMENT, 'breakout')}"
         )
-    return source.replace(BY_ENVIRONMENT, task.base.replace("/", "-"))
+    base = task.base.partition("[")[0]  # a task that is made again from a stored one has its changed settings in it
+    return source.replace(BY_ENVIRONMENT, base.replace("/", "-"))
 
 
 def own_weights(found: ResolvedOptimizer) -> str | None:

@@ -10,6 +10,8 @@ from commands import OpenBench, check_refused
 
 import open_bench
 from open_bench.errors import UserError
+from open_bench.experiments.rebuild import rebuild
+from open_bench.files import read_json
 from open_bench.optimizers.resolve import resolve
 from open_bench.training.task import make_task
 from open_bench.weights import library
@@ -58,6 +60,10 @@ def test_one_row_of_a_board(kept: dict[str, str], openbench: OpenBench, tmp_path
     assert set(board.index) == {"adam", NAME}
     assert board.loc[NAME, "theta"] == f"{kept['cartpole']}/{kept['catch']}"
     assert board.loc[NAME, [f"final_return:{task}" for task in tasks.values()]].notna().all()
+    for path in (folder / "experiments").glob("*--open*/experiment.json"):
+        again = rebuild(read_json(path)).optimizer
+        assert again is not None
+        assert again.theta_hash in kept.values()
 
 
 def test_an_environment_without_weights(kept: dict[str, str], openbench: OpenBench, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@
 
 The small setting is that of the study ``open-breakout-small``, with 20 generations: Breakout with 16 environments and
 hidden layers of 16. Arms: ``imitation`` (of Lion) alone; ``evolution`` alone, from θ = 0, with the study's σ and
-learning rate; and both, with fewer generations, as imitation's lifetimes count, for two strategies × two σ. Each θ then trains agents on Breakout and on two games that it
-has never seen, in the small setting, beside Adam. It goes on where it was interrupted; arms may run in processes of
-their own, on one ``--results`` folder, and the last call prints all that is there.
+learning rate; and both, with fewer generations, as imitation's lifetimes count, for two strategies × two σ. Each θ then
+trains agents on Breakout and on two games that it has never seen, in the small setting, beside Adam. It goes on where
+it was interrupted; arms may run in processes of their own, on one ``--results`` folder, and the last call prints all
+that is there.
 """
 
 import itertools

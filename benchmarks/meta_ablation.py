@@ -1,7 +1,7 @@
 """What imitation and evolution each give OPEN, and which strategy and σ to evolve with, at equal env steps.
 
     python benchmarks/meta_ablation.py                      all arms; two hours of one core
-    python benchmarks/meta_ablation.py --arm both --arm evolution --devices 1
+    python benchmarks/meta_ablation.py --arm imitation --arm evolution --devices 1
     python benchmarks/meta_ablation.py --small              a minute: that it works, no result
 
 The small setting is that of the study ``open-breakout-small``, with 20 generations: Breakout with 16 environments and

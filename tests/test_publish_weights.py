@@ -1,5 +1,6 @@
 """Weights that ship are put in place with a card that stored runs have written (tooling/publish_weights.py)."""
 
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -52,8 +53,21 @@ def test_a_card_says_what_was_stored(publish: Any, evolution: Path, tmp_path: Pa
     assert own > 1 and adam > 1 and own != adam
     assert [path.name for path in sorted((tmp_path / "evolutions" / "mine").iterdir())] == [
         "checkpoint-000010.safetensors",
+        "figures",
         "history.csv",
     ]
+
+
+def test_a_card_shows_the_curves_of_imitation_and_evolution(publish: Any, evolution: Path, tmp_path: Path) -> None:
+    imitated = evolution.with_name("mine-imitation")
+    shutil.copytree(ROOT / "results" / "published" / "meta" / "open-campaign-imitation", imitated)
+    shutil.rmtree(imitated / "figures")
+    assert publish(evolution, "--as", "given", "--results", QUICK).exit_code == 0
+    target, kept = tmp_path / "target", tmp_path / "evolutions" / "mine-imitation"
+    links = re.findall(r"!\[\w+\]\((.*)\)", (target / "given.md").read_text())
+    assert [Path(link).name for link in links] == ["imitation.png", "history.png"]
+    assert all((target / link).is_file() for link in links)
+    assert sorted(path.name for path in kept.iterdir()) == ["figures", "imitation.csv", "latest.safetensors"]
 
 
 def test_runs_of_other_weights_are_refused(publish: Any, evolution: Path) -> None:
@@ -64,4 +78,6 @@ def test_runs_of_other_weights_are_refused(publish: Any, evolution: Path) -> Non
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.safetensors")), ids=lambda path: path.stem)
 def test_a_card_is_of_the_weights_beside_it(path: Path) -> None:
-    assert f"hash `{load_weights(path).hash[:12]}`" in path.with_suffix(".md").read_text(encoding="utf-8")
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert f"hash `{load_weights(path).hash[:12]}`" in card
+    assert all((path.parent / link).is_file() for link in re.findall(r"!\[\w+\]\((.*)\)", card))

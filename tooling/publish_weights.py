@@ -3,11 +3,14 @@
     python tooling/publish_weights.py results/meta/mine --as open --results results/quick
 
 ``<name>.safetensors`` and ``<name>.history.csv`` are copied from the evolution's folder; with its last checkpoint, kept
-in results/published/meta/<evolution>, it can be continued. ``<name>.md`` is written from the weights' metadata and from
-stored runs with exactly these weights: nothing on a card is typed by hand but the note.
+in results/published/meta/<evolution>, it can be continued. Training curves are drawn there, those of a stage
+<evolution>-imitation, too. ``<name>.md`` is written from the weights' metadata and from stored runs with exactly these
+weights: nothing on a card is typed by hand but the note.
 """
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,20 @@ import pandas as pd
 from open_bench import files
 from open_bench.errors import UserError
 from open_bench.evaluation.baseline_returns import load_baseline_returns
+from open_bench.evaluation.style import save
 from open_bench.experiments.session import load_runs
-from open_bench.meta_training.checkpoint import HISTORY
+from open_bench.meta_training.checkpoint import HISTORY, IMITATION
+from open_bench.meta_training.figure import history_figure, imitation_figure
 from open_bench.weights.format import Weights, load_weights
 
 TARGET = files.baselines_dir() / "weights"
 EVOLUTIONS = Path(__file__).resolve().parents[1] / "results" / "published" / "meta"
+STAGE = "-imitation"  # which comes before the evolution of that name
 BASELINE = "adam"
 PAIRED = ["environment", "algorithm", "env_steps", "root_seed"]
 
 
-def card(name: str, weights: Weights, history: pd.DataFrame, results: list[Path], note: str) -> str:
+def card(name: str, weights: Weights, history: pd.DataFrame, curves: list[Path], results: list[Path], note: str) -> str:
     """The model card, in Markdown."""
     facts = weights.metadata
     parts = [
@@ -41,6 +47,7 @@ def card(name: str, weights: Weights, history: pd.DataFrame, results: list[Path]
         f"All of it is in `{name}.history.csv`. Fitness is the mean over the population, the mean θ is evaluated on "
         "keys that are never trained on.",
         _history(history),
+        *(f"![{path.stem.capitalize()}]({Path(os.path.relpath(path, TARGET)).as_posix()})" for path in curves),
         "## Where they win and lose",
         _compared(weights, results),
     ]
@@ -97,7 +104,7 @@ def _history(history: pd.DataFrame) -> str:
 
 
 def _compared(weights: Weights, results: list[Path]) -> str:
-    """Final returns of runs with these weights beside Adam's in the same folder, environment and length."""
+    """Final returns of runs with these weights beside tuned Adam's in the same folder, environment and length."""
     facts, references = weights.metadata, load_baseline_returns()
     trained = {name for one in (facts, *facts.get("ancestors", ())) for name in one["environments"]}
     lines: list[str] = []
@@ -108,7 +115,8 @@ def _compared(weights: Weights, results: list[Path]) -> str:
         for _, experiment in own.iterrows():
             same = runs.experiments[PAIRED].eq(experiment[PAIRED], axis="columns")
             others = runs.experiments[same.all(axis=1) & (runs.experiments["optimizer"] == BASELINE)]
-            baseline = f"{means.loc[others['experiment'].iloc[0], 'mean']:.4g}" if len(others) else "–"
+            tuned = others[others["hyperparameter_origin"] == "tuned"]["experiment"]
+            baseline = f"{means.loc[tuned.iloc[0], 'mean']:.4g}" if len(tuned) else "–"
             known = references.get(experiment["environment"])
             random = f"{known.random.final_return.mean:.4g}" if known and known.random else "–"
             place = "trained on" if experiment["environment"] in trained else "not trained on"
@@ -119,8 +127,34 @@ def _compared(weights: Weights, results: list[Path]) -> str:
             )
     if not lines:
         raise UserError(f"no run with the weights {weights.hash[:12]} in {', '.join(map(str, results)) or 'no folder'}")
-    head = "| environment | | env steps | seeds | final return | Adam, same seeds | random |"
+    head = "| environment | | env steps | seeds | final return | tuned Adam, same seeds | random |"
     return "\n".join([head, "|" + "---|" * 7, *sorted(lines)])
+
+
+def keep(evolution: Path) -> None:
+    """Put where evolutions are published what continues this one: its last checkpoint, and θ of its imitation."""
+    newest = max(evolution.glob("checkpoint-*.safetensors"))
+    imitated = evolution.with_name(f"{evolution.name}{STAGE}")
+    wanted = [newest, evolution / HISTORY, imitated / IMITATION, imitated / "latest.safetensors"]
+    for path in wanted:
+        target = EVOLUTIONS / path.parent.name / path.name
+        if path.exists() and path.resolve() != target.resolve():  # it may be what was published before
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    for old in (EVOLUTIONS / evolution.name).glob("checkpoint-*.safetensors"):
+        if old.name != newest.name:
+            old.unlink()
+
+
+def draw(evolution: str) -> Iterator[Path]:
+    """Training curves of a published evolution, and of its imitation where there is one."""
+    for name, table, figure in (
+        (f"{evolution}{STAGE}", IMITATION, imitation_figure),
+        (evolution, HISTORY, history_figure),
+    ):
+        history = EVOLUTIONS / name / table
+        if history.exists():
+            yield from save(figure(pd.read_csv(history), name), history.parent / "figures" / history.stem)
 
 
 @click.command()
@@ -136,17 +170,10 @@ def main(evolution: Path, name: str, results: tuple[Path, ...], note: str) -> No
     TARGET.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(evolution / "latest.safetensors", TARGET / f"{name}.safetensors")
     shutil.copyfile(evolution / HISTORY, TARGET / f"{name}.history.csv")
-    kept = EVOLUTIONS / evolution.name
-    kept.mkdir(parents=True, exist_ok=True)
-    newest = sorted(evolution.glob("checkpoint-*.safetensors"))[-1]
-    if kept.resolve() != evolution.resolve():  # it may be what was published before
-        for path in (newest, evolution / HISTORY):
-            shutil.copyfile(path, kept / path.name)
-    for old in kept.glob("checkpoint-*.safetensors"):
-        if old.name != newest.name:
-            old.unlink()
+    keep(evolution)
+    curves = list(draw(evolution.name))
     if results:
-        (TARGET / f"{name}.md").write_text(card(name, weights, history, list(results), note), encoding="utf-8")
+        (TARGET / f"{name}.md").write_text(card(name, weights, history, curves, list(results), note), encoding="utf-8")
 
 
 if __name__ == "__main__":

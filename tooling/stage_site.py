@@ -114,9 +114,12 @@ def _gallery(reports: list[str]) -> str:
         links += [f"[report]({address})" for address in reports if address == f"{_below(folder)}/report.html"]
         lines += [f"\n## {'meta-training' if _below(folder) == 'published' else folder.name}\n", " · ".join(links)]
         for path in sorted(
-            path for part in ("", "tuning/", "generalization/*/") for path in folder.glob(f"{part}figures/*.png")
+            path
+            for part in ("", "tuning/", "generalization/*/", "meta/*/")
+            for path in folder.glob(f"{part}figures/*.png")
         ):
-            title = path.stem.replace("_", " ")
+            of = f"{path.parent.parent.name}, " if path.match("meta/*/figures/*") else ""
+            title = of + path.stem.replace("_", " ")
             lines.append(f"\n![{title}]({_below(path)})\n\n*{title}*")
     return "\n".join(lines) + "\n"
 

@@ -4,9 +4,9 @@
     python -m tooling.result_tables --check    exit with 1 where one is not what the stored runs give
 
 In the page a table stands between ``<!-- KIND FOLDER [BUDGET [ENVIRONMENT]] -->`` and ``<!-- end -->``; the folder is
-one of ``results/published``. Kinds: ``board`` (the leaderboard, shortened), ``revisions`` (of the code, by row),
-``trials`` (expected best of all trials), ``growth`` (the same against the number of trials), ``sensitivity``,
-``diagnosis`` (of the tuned rows in an environment).
+one of ``results/published``. Kinds: ``board`` (the leaderboard, shortened), ``returns`` (by environment, with
+intervals), ``revisions`` (of the code, by row), ``trials`` (expected best of all trials), ``growth``
+(the same against the number of trials), ``sensitivity``, ``diagnosis`` (of the tuned rows in an environment).
 """
 
 import functools
@@ -21,7 +21,7 @@ import pandas as pd
 
 from open_bench.evaluation import trials
 from open_bench.evaluation.leaderboard import Board
-from open_bench.evaluation.tables import markdown_table, summary
+from open_bench.evaluation.tables import markdown_table, returns, summary
 from open_bench.experiments.session import load_runs, stored_board
 from open_bench.text import interval, number
 
@@ -68,6 +68,11 @@ def board(folder: str, budget: str | None) -> str:
     for name in found.scores.environments:
         columns[found.places[name]] = list(map(number, found.table[f"{found.scores.metric}:{name}"]))
     return markdown_table(list(columns), list(map(list, zip(*columns.values(), strict=True))))
+
+
+def board_returns(folder: str, budget: str | None) -> str:
+    """Mean final returns in each environment, with 95 % bootstrap intervals."""
+    return markdown_table(*returns(_board(folder, budget)))
 
 
 def revisions(folder: str, budget: str | None) -> str:
@@ -145,6 +150,7 @@ def _of(rows: pd.DataFrame, budget: str | None) -> pd.DataFrame:
 
 KINDS: dict[str, Callable[..., str]] = {
     "board": board,
+    "returns": board_returns,
     "revisions": revisions,
     "trials": best_trials,
     "growth": growth,

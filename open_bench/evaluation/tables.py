@@ -61,7 +61,7 @@ def _tables(board: "Board") -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """What each table of a board is about, its headings and its rows."""
     cells = summary(board)
     yield "", list(cells), [list(row) for row in zip(*cells.values(), strict=True)]
-    yield f"Mean {board.scores.label} per environment, with 95 % bootstrap intervals", *_returns(board)
+    yield f"Mean {board.scores.label} per environment, with 95 % bootstrap intervals", *returns(board)
     if board.per_environment["steps_to_target"].notna().any():
         adam = board.short.get(board.scores.adam, board.scores.adam)
         about = f"Env steps to the median {board.scores.label} of {adam}, median over seeds"
@@ -124,7 +124,8 @@ def summary(board: "Board") -> dict[str, list[str]]:
     return columns
 
 
-def _returns(board: "Board") -> tuple[list[str], list[list[str]]]:
+def returns(board: "Board") -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of each environment's mean, with its 95 % bootstrap interval."""
     found = board.per_environment.set_index(["optimizer", "environment"])[["mean", "low", "high"]].to_dict("index")
     cells = {key: interval(*values.values()) for key, values in found.items()}
     rows = [

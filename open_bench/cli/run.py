@@ -24,13 +24,25 @@ from open_bench.cli.options import (
 )
 from open_bench.cli.results import print_board
 from open_bench.config import Execution
+from open_bench.errors import UserError
 
 _REQUEST = options(ALGORITHM, STEPS, SET, HYPERPARAMETERS, KEEP, LOGS, trains)
 
 
+def _one(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> str:
+    """The environment; of several click would train on the last and say nothing."""
+    if len(names) > 1:
+        several = " ".join(f"-e {name}" for name in names)
+        raise UserError(
+            f"train takes one environment, not {', '.join(names)}: openbench compare -o OPTIMIZER {several}"
+        )
+    return names[0]
+
+
 @click.command()
 @click.argument("optimizer", shell_complete=optimizer_names)
-@click.option("--env", "-e", "environment", required=True, shell_complete=shipped("environments"),
+@click.option("--env", "-e", "environment", required=True, multiple=True, callback=_one,
+              shell_complete=shipped("environments"),
               help="Environment: a shipped name, a .toml, a gymnax id.")  # fmt: skip
 @click.option("--budget", default="quick", show_default=True, help="One of the environment's budgets.")
 @num_seeds(1)

@@ -315,7 +315,7 @@ BAD_TRAIN: dict[str, tuple[dict[str, str], str]] = {
     "missing module": ({"optimizer": "no_such_module:x"}, "cannot import no_such_module"),
     "no weights": ({"optimizer": "lpo@nowhere"}, "nowhere"),
     "unknown environment": ({"--env": "brekout"}, "unknown environment 'brekout'. Did you mean breakout"),
-    "two environments": ({"-e": "catch"}, "one environment, not cartpole, catch: openbench compare -o OPTIMIZER -e cart"),
+    "two environments": ({"-e": "catch"}, "not cartpole, catch: openbench compare -o OPTIMIZER -e cart"),
     "missing file": ({"--env": "nowhere.toml"}, "nowhere.toml: no such file"),
     "negative steps": ({"--steps": "-5"}, "-5 steps on cartpole are fewer than one update of ppo"),
     "zero steps": ({"--steps": "0"}, "0 steps on cartpole"),

@@ -65,14 +65,16 @@ def board(folder: str, budget: str | None) -> str:
     whole = summary(found)
     shown = ("rank", "optimizer", "track", "IQM", f"difference to {found.short[found.baseline]}")
     columns = {name: whole[name] for name in shown}
-    for name in found.scores.environments:
-        columns[found.places[name]] = list(map(number, found.table[f"{found.scores.metric}:{name}"]))
+    for name, place in zip(found.scores.environments, _without_settings(found), strict=True):
+        columns[place] = list(map(number, found.table[f"{found.scores.metric}:{name}"]))
     return markdown_table(list(columns), list(map(list, zip(*columns.values(), strict=True))))
 
 
 def board_returns(folder: str, budget: str | None) -> str:
     """Mean final returns in each environment, with 95 % bootstrap intervals."""
-    return markdown_table(*returns(_board(folder, budget)))
+    found = _board(folder, budget)
+    headings, rows = returns(found)
+    return markdown_table([headings[0], *_without_settings(found)], rows)
 
 
 def revisions(folder: str, budget: str | None) -> str:
@@ -138,6 +140,13 @@ def diagnosis(folder: str, budget: str | None, environment: str) -> str:
         if each in means.index
     ]
     return markdown_table(["optimizer", "final return", *(name.replace("_", " ") for name in shown)], cells)
+
+
+def _without_settings(board: Board) -> list[str]:
+    """Environments without what is in brackets, which the page says, unless they differ in it."""
+    places = [board.places[name] for name in board.scores.environments]
+    plain = [place.partition("[")[0] for place in places]
+    return plain if len(set(plain)) == len(plain) else places
 
 
 def _best(folder: str, budget: str | None) -> pd.DataFrame:

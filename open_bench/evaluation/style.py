@@ -183,13 +183,25 @@ def panel_grid(
 
 def finish_axis(axis: "Axes", title: str, x_label: str) -> None:
     """Title, label and the look that all panels share."""
-    axis.set_title(title, fontsize=10)
+    grid = axis.get_gridspec()
+    inches = axis.get_figure().get_figwidth() / (grid.ncols if grid is not None else 1)  # type: ignore[union-attr]
+    axis.set_title("\n".join(folded(title, int(8 * inches))), fontsize=10)  # so many letters an inch
     axis.set_xlabel(x_label, fontsize=9)
     axis.tick_params(labelsize=8.5)
     axis.grid(visible=True, color="#dddddd", linewidth=0.6)
     axis.set_axisbelow(True)
     for side in ("top", "right"):
         axis.spines[side].set_visible(False)
+
+
+def folded(title: str, width: int) -> list[str]:
+    """Lines of at most ``width`` characters, where a title may break: at spaces, after commas and before brackets."""
+    lines = [""]
+    for part in re.split(r"(?<=[, ])|(?=\[)", title):
+        if lines[-1] and len(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return [line.rstrip() for line in lines]
 
 
 def figure_legend(figure: "Figure", lines: dict[str, Any]) -> None:

@@ -2,10 +2,13 @@
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from leaderboards import FEW, RESULTS, SCALES
 from synthetic import NAN, join, make_returns, make_runs
 
@@ -294,3 +297,26 @@ def test_figures_are_the_same_bytes_in_every_form(tmp_path):
         data = (tmp_path / f"one.{form}").read_bytes()
         assert data.startswith(start)
         assert data == (tmp_path / f"two.{form}").read_bytes()
+
+
+def test_a_long_title_is_folded_where_it_may_break() -> None:
+    assert style.folded("breakout", 24) == ["breakout"]
+    assert style.folded("gridworld/rand_dense[num_envs=16]", 24) == ["gridworld/rand_dense", "[num_envs=16]"]
+    assert style.folded("breakout[hidden=16x16,num_envs=16]", 24) == ["breakout[hidden=16x16,", "num_envs=16]"]
+
+
+@given(st.text("ab [],", max_size=60), st.integers(1, 30))
+def test_folding_loses_nothing_and_only_what_cannot_break_is_too_long(title: str, width: int) -> None:
+    lines = style.folded(title, width)
+    assert "".join(lines).replace(" ", "") == title.replace(" ", "")
+    for line in lines:
+        assert len(line) <= width or sum(map(bool, re.split(r"(?<=[, ])|(?=\[)", line))) == 1
+
+
+def test_titles_of_neighbors_do_not_meet() -> None:
+    figure, axes = style.panel_grid(3, (3.6, 2.4))
+    for axis, name in zip(axes, ("asterix", "breakout", "spaceinvaders"), strict=True):
+        style.finish_axis(axis, f"{name}[hidden=16x16,num_envs=16]", "env steps")
+    figure.canvas.draw()
+    boxes = [axis.title.get_window_extent() for axis in axes]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))

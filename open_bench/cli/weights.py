@@ -7,8 +7,6 @@ import click
 from open_bench.cli import console
 from open_bench.cli.options import JSON
 
-_OPTIMIZER = click.option("--optimizer", "-o", required=True, help="Whose weights they are, such as open.")
-
 
 @click.group()
 def weights() -> None:
@@ -28,7 +26,7 @@ def list_(as_json: bool) -> None:
 @click.argument("file")
 @JSON
 def inspect(file: str, as_json: bool) -> None:
-    """Show what FILE (or the weights of that name) holds: kind, hash, arrays, metadata."""
+    """Show what FILE (or the weights of that name, such as mine or open@mine) holds: kind, hash, arrays, metadata."""
     from open_bench.cli.listings import weights_report
     from open_bench.weights import library
 
@@ -41,7 +39,7 @@ def inspect(file: str, as_json: bool) -> None:
 
 @weights.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@_OPTIMIZER
+@click.option("--optimizer", "-o", required=True, help="Whose weights they are, such as open.")
 @click.option("--name", help="Name in your library; by default the optimizer's, which makes them its default weights.")
 @click.option(
     "--train-on", multiple=True, metavar="ENV", help="Where they were trained, if they do not say; repeatable."
@@ -61,16 +59,17 @@ def import_(file: Path, optimizer: str, name: str | None, train_on: tuple[str, .
 @weights.command()
 @click.argument("source")
 @click.argument("target", type=click.Path(path_type=Path))
-@_OPTIMIZER
+@click.option("--optimizer", "-o", help="Whose weights they are; by default as their metadata say.")
 @click.option("--format", "kind", help="By default what TARGET's suffix says: .safetensors or .npy.")
 @click.option("--overwrite", is_flag=True, help="Replace TARGET where it exists.")
-def export(source: str, target: Path, optimizer: str, kind: str | None, overwrite: bool) -> None:
-    """Write the weights SOURCE (a name or a file) to TARGET, as .safetensors or a flat float32 .npy."""
+def export(source: str, target: Path, optimizer: str | None, kind: str | None, overwrite: bool) -> None:
+    """Write the weights SOURCE (a file, or a name such as mine or open@mine) to TARGET, as .safetensors or a flat
+    float32 .npy."""
     from open_bench.optimizers.registry import learned_spec
     from open_bench.weights import library
 
-    spec = learned_spec(optimizer)
-    found = library.load_source(source, spec)
+    spec = learned_spec(optimizer) if optimizer else library.owner_of(source)
+    found = library.load_source(library.split_label(source)[1], spec)
     library.export(found.theta, target, kind, spec=spec, metadata=found.metadata, overwrite=overwrite)
     console.say(f"{target}  {found.hash[:12]}")
 

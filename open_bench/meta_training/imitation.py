@@ -164,12 +164,23 @@ class Imitator:
                     f"the teacher {teacher.label} diverges on {task.task.name}, in {int(each.diverged.sum())} of "
                     f"{len(each.diverged)} lifetimes: lower its learning rate, or name another"
                 )
+        self._look_at_teachers(recorded)
         row: dict[str, Any] = {"batch": 0, "round": 1, **dict.fromkeys(_MEASURED, math.nan)}
         row |= self._count(None, recorded)
         for each, (task, _) in zip(recorded, self._pairs(), strict=True):
             row |= {f"return.{task.task.name}": math.nan, f"teacher.{task.task.name}": float(each.returns.mean())}
         state = _leaves((part, self._fit.optimizer.init(part)))
         return Saved(0, {"starts": starts, **state}, [row], {"seconds": 0.0})
+
+    def _look_at_teachers(self, recorded: list[Recorded]) -> None:
+        """Warn of teachers that learn nothing: θ would come to do the same."""
+        for each, random, (task, teacher) in zip(recorded, self._random, self._pairs(), strict=True):
+            if (mean := float(each.returns.mean())) <= random:
+                warnings.warn(
+                    f"the teacher {teacher.label} ends at {mean:.4g} on {task.task.name}, and the random policy has "
+                    f"{random:.4g}: there is nothing to learn from it",
+                    stacklevel=2,
+                )
 
     def _recall(
         self, recorders: list[Recorder], saved: Saved, first: list[Recorded] | None

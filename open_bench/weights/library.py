@@ -275,12 +275,34 @@ def load_source(source: str, spec: OptimizerSpec) -> Weights:
     return import_file(located, spec)
 
 
+def split_label(source: str) -> tuple[str | None, str]:
+    """``open@mine`` as ("open", "mine"); (None, ``source``) where no learned optimizer stands before an "@"."""
+    optimizer, at, rest = source.partition("@")
+    return (optimizer, rest) if at and optimizer in registry.learned_names() else (None, source)
+
+
 def path_of(source: str) -> Path:
-    """The file or directory of a path or a name; WeightsError where a name means nothing."""
+    """The file or directory of a path, a name or OPTIMIZER@either; WeightsError where it means nothing."""
+    _, source = split_label(source)
     if not source:
         raise WeightsError("name a file of weights, or weights that `openbench weights list` shows")
     path = _expanded(source)
     return path if path.exists() or os.sep in source or path.suffix in SUFFIXES else locate(source)
+
+
+def owner_of(source: str) -> OptimizerSpec:
+    """The optimizer whose weights ``source`` (a path, a name or OPTIMIZER@either) are: as it says, or as they say.
+
+    Raises:
+        WeightsError: no such weights, or neither says it.
+    """
+    optimizer, _ = split_label(source)
+    if optimizer is None:
+        path = path_of(source)
+        optimizer = inspect(path)["belongs_to"]
+        if optimizer not in registry.learned_names():
+            raise WeightsError(f"{path} may be weights of {optimizer or 'any optimizer'}: say whose with --optimizer")
+    return registry.learned_spec(optimizer)
 
 
 def _expanded(source: str) -> Path:

@@ -99,6 +99,9 @@ def test_importing_and_exporting(tmp_path: Path, openbench: OpenBench, monkeypat
     again = openbench("weights", "export", "open", target, "-o", "open")
     assert (again.code, "exists already" in again.err) == (2, True)
     assert openbench("weights", "export", "open", target, "-o", "open", "--overwrite").code == 0
+    ours = target.read_bytes()
+    assert openbench("weights", "export", "open", target, "--overwrite").code == 0  # whose they are, they say
+    assert target.read_bytes() == ours
     answer = openbench("weights", "import", target, "-o", "open", "--name", "theirs", "--train-on", "breakout")
     assert answer.code == 0, answer.err
     (line,) = [line for line in openbench("weights", "list").out.splitlines() if line.startswith("theirs ")]
@@ -106,6 +109,10 @@ def test_importing_and_exporting(tmp_path: Path, openbench: OpenBench, monkeypat
     report = openbench("weights", "inspect", "theirs").out
     assert "trained on breakout\n" in report
     assert "–" not in report
+    assert openbench("weights", "inspect", "open@theirs").out == report  # the name that `train` takes
+    target.unlink()
+    assert openbench("weights", "export", "open@theirs", target).code == 0
+    assert target.read_bytes() == ours
     answer = openbench("weights", "import", target, "-o", "open", "--name", "more", "--train-on", "breakuot")
     assert (answer.code, "Did you mean breakout" in answer.err) == (2, True)
     assert not (tmp_path / "library" / "more.safetensors").exists()
@@ -121,6 +128,8 @@ def test_importing_and_exporting(tmp_path: Path, openbench: OpenBench, monkeypat
         (["import", "x.npy", "-o", "opne"], "Did you mean open"),
         (["import", "x.npy", "-o", "open", "--name", "lpo"], "would become the default weights of lpo"),
         (["export", "open", "x.npy", "-o", "lpo"], "lpo has none to learn"),
+        (["export", "lpo@open", "x.npy"], "lpo has none to learn"),
+        (["export", "adam@open", "x.npy"], "'adam@open' is no name of weights"),
         (["export", "open", "x.npy", "-o", "open", "--format", "safetensors"], "x.npy would hold safetensors"),
         (["fetch", "nothing"], "nothing"),
     ],

@@ -258,6 +258,14 @@ def test_a_teacher_that_diverges_is_named(tmp_path: Path) -> None:
         imitate(tmp_path, "open-feedforward", imitation={**IMITATION, "teachers": "lion:learning_rate=1e30"})
 
 
+@pytest.mark.slow
+def test_a_teacher_that_learns_nothing_is_named(tmp_path: Path) -> None:
+    imitation = {**IMITATION, "teachers": "sgd:learning_rate=1e-12"}
+    message = r"sgd:learning_rate=1e-12 ends at .* on cartpole, and the random policy has 2"
+    with pytest.warns(UserWarning, match=message), pytest.raises(KeyboardInterrupt):
+        imitate(tmp_path, "open-feedforward", imitation=imitation, progress=StopAt(Fitted, 1))
+
+
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 ALONE = ("-e", "cartpole", "--generations", "0")

@@ -318,13 +318,23 @@ def work_note(tally: Tally) -> str:
 
 def stage_note(tally: Tally) -> str:
     """The last batches' losses or the last generation's fitness, and how far the present one is."""
+    if not tally.row:
+        return under_way_note(tally)
     note = fit_note if tally.started.batches else fitness_note
-    parts = [note(tally.row) + tally.evaluation] if tally.row else []
-    if tally.total and not tally.over and not tally.started.batches:
-        parts.append(f"{tally.lifetimes} of {many(tally.total, 'lifetime')}")
-    if not tally.row and tally.now is not None:
-        parts.append(f"{tally.now.label}: {'compiling' if tally.compiling else work_note(tally)}")
-    return "; ".join(parts) or "compiling"
+    return "; ".join([note(tally.row) + tally.evaluation, *_lifetimes(tally)])
+
+
+def under_way_note(tally: Tally) -> str:
+    """How far the present generation is."""
+    at_work = []
+    if tally.now is not None:
+        at_work = [f"{tally.now.label}: {'compiling' if tally.compiling else work_note(tally)}"]
+    return "; ".join([*_lifetimes(tally), *at_work]) or "compiling"
+
+
+def _lifetimes(tally: Tally) -> list[str]:
+    counted = tally.total and not tally.over and not tally.started.batches
+    return [f"{tally.lifetimes} of {many(tally.total, 'lifetime')}"] if counted else []
 
 
 def picture(tally: Tally, width: int, elapsed: float) -> list[str]:
@@ -411,11 +421,13 @@ class Lines:
     def __init__(self, console: Console, clock: Clock = time.monotonic):
         self._console, self._clock, self._tally = console, clock, Tally(clock)
         self._start, self._last, self._waited = clock(), -math.inf, False
+        self._begun = self._start  # of the generation under way
 
     def __call__(self, event: Event) -> None:
         self._tally(event)
         match event:
             case Started(title):
+                self._begun = self._clock()
                 self._say(f"{title}: {plan_note(event)}" if title else plan_note(event))
                 self._last = self._clock() if not self._tally.staged else -math.inf
             case Compiling(work, seeds) if seeds:
@@ -433,10 +445,10 @@ class Lines:
                 self._say(f"waiting for another process that trains {parts} of these experiments")
             case Advanced(work) if self._tally.started.batches:
                 self._sometimes(f"recording {work.label}: {work_note(self._tally)}, ")
-            case Advanced() | Evaluated() if not self._tally.row:
+            case Advanced() | Evaluated() if self._slow():
                 number = self._tally.generation + 1
                 where = f"generation {number}/{self._tally.started.generations}"
-                self._sometimes(f"{where}: {stage_note(self._tally)}, ")
+                self._sometimes(f"{where}: {under_way_note(self._tally)}, ")
             case Fitted(row):
                 text = f"batch {row['batch']}/{self._tally.started.batches}: {fit_note(row)}{imitation_note(row)}"
                 self._sometimes(f"{text}, ", now=bool(imitation_note(row)))
@@ -450,7 +462,12 @@ class Lines:
         if number == total:
             self._say(text)
         else:
-            self._sometimes(f"{text}, ", now=bool(evaluation))
+            self._sometimes(f"{text}, ", now=bool(evaluation) or self._slow())
+        self._begun = self._clock()
+
+    def _slow(self) -> bool:
+        """Whether the generation under way takes so long that it has lines of its own."""
+        return self._clock() - self._begun >= PLAIN_SECONDS
 
     def _sometimes(self, text: str, now: bool = False) -> None:
         if now or self._clock() - self._last >= PLAIN_SECONDS:

@@ -231,6 +231,23 @@ def test_lines_say_what_goes_on_before_the_first_generation() -> None:
     ]
 
 
+def test_every_slow_generation_has_lines_of_its_own() -> None:
+    under_way = [advanced(EVOLVED, 50, 9.0, 2), Evaluated(2, 12)]
+    events = [Started("mine", (EVOLVED,), 10), *under_way, Generation(row(1), 90.0), *under_way]
+    assert [line.partition(",")[0] for line in log(events, 0.6 * PLAIN_SECONDS)[1:]] == [
+        "generation 1/10: 2 of 12 lifetimes; cartpole: 0 of 100 updates; return 5",
+        "generation 1/10: fitness 10 ± 1.5",  # whatever was said just before
+        "generation 2/10: 2 of 12 lifetimes; cartpole: 0 of 100 updates; return 5",
+    ]
+    quick = [
+        Started("mine", (EVOLVED,), 10),
+        *(each for n in range(1, 9) for each in (*under_way, Generation(row(n), 9.0))),
+    ]
+    said = log(quick, 0.2 * PLAIN_SECONDS)[1:]
+    assert len(said) >= 3
+    assert all(": fitness" in line for line in said)
+
+
 def test_lines_survive_ascii() -> None:
     assert log(WHOLE, encoding="ascii")[0] == "mine: 2 experiments, 3 seeds each"
 

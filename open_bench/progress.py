@@ -80,7 +80,8 @@ class Tally:
         self._steps: dict[str, float] = {}  # made now, by part
         self._seconds: dict[str, float] = {}  # that they took
         self._compilations: list[float] = []
-        self._known_left, self._known_at = math.nan, self.since
+        measured = started.seconds if started.generations_done else None  # by the generations that are stored
+        self._known_left, self._known_at = math.nan if measured is None else measured, self.since
         self._idle = 0.0  # seconds of this generation that were compilation
 
     def __call__(self, event: Event) -> None:

@@ -163,6 +163,13 @@ def test_an_interrupt_says_what_is_stored(events: list[Event], message: str) -> 
     assert message in told(events).interrupted()
 
 
+def test_time_left_of_an_evolution_that_goes_on_is_known_at_once() -> None:
+    stored = told([Started("mine", (EVOLVED,), 10, generations_done=4, seconds=600.0)])
+    assert stored.seconds_left == 600.0
+    guessed = told([Started("mine", (EVOLVED,), 10, seconds=600.0)])
+    assert guessed.seconds_left != guessed.seconds_left
+
+
 # --- lines ----------------------------------------------------------------------------------------------------------
 
 

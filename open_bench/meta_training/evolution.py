@@ -244,6 +244,8 @@ def evolve(
     strategy = Strategy(config, theta)
     saved = _begin(strategy, checkpoints, config)
     size, missing = ravel_pytree(theta)[0].size, config.generations - saved.generation
+    if saved.generation:  # measured is better than guessed
+        generation_seconds = saved.facts["seconds"] / saved.generation
     ahead = None if generation_seconds is None else generation_seconds * missing
     if ahead is not None and ahead > LONG_SECONDS:
         warnings.warn(

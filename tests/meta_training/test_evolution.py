@@ -9,6 +9,7 @@ import pytest
 from tiny_meta import TARGET, fitness_of, quadratic, theta_of, vector
 
 from open_bench.errors import UserError
+from open_bench.events import Event, Started
 from open_bench.meta_training import evolution
 from open_bench.meta_training.checkpoint import Checkpoints
 from open_bench.meta_training.evolution import Strategy, evolve
@@ -192,6 +193,20 @@ def test_every_so_many_generations_theta_is_kept(tmp_path: Path) -> None:
     two = evolve(MetaConfig(population=4, generations=2), theta_of(0, 0, 0), quadratic)
     np.testing.assert_array_equal(vector(kept[0].theta), vector(two.theta))
     assert not np.array_equal(vector(kept[1].theta), vector(ended.theta))
+
+
+def test_what_is_stored_says_how_long_the_rest_takes(tmp_path: Path) -> None:
+    def begin(generations: int) -> Started:
+        events: list[Event] = []
+        config = MetaConfig(population=4, generations=generations)
+        checkpoints = Checkpoints(tmp_path, {})
+        evolve(config, theta_of(0, 0, 0), quadratic, checkpoints, events.append, generation_seconds=900.0)
+        return next(event for event in events if isinstance(event, Started))
+
+    assert begin(2).seconds == 2 * 900.0  # a guess
+    two = Checkpoints(tmp_path, {}).load()
+    assert two is not None
+    assert begin(5).seconds == pytest.approx(two.facts["seconds"] / 2 * 3)
 
 
 # --- antithetic task sampling -----------------------------------------------------------------------------------------

@@ -246,14 +246,16 @@ def tune(
 
 
 def leaderboard(
-    results: str | Path = "results", budget: str | None = None, *, tracks: Sequence[str] | str = (),
-    metric: str = "final_return", figures: Sequence[str] | str = ("png",), aliases: Mapping[str, str] | None = None,
+    results: str | Path = "results", budget: str | None = None, *, environments: Sequence[str] | str = (),
+    tracks: Sequence[str] | str = (), metric: str = "final_return", figures: Sequence[str] | str = ("png",),
+    aliases: Mapping[str, str] | None = None,
 ) -> "Leaderboard":  # fmt: skip
     """Write the leaderboard (CSV, Markdown) and figures of a folder anew, from its stored runs and trials.
 
     Args:
         results: the folder.
         budget: only this one.
+        environments: rank by these alone, such as those that a learned optimizer was trained on, or the others.
         tracks: show only rows with these: default, one setting, tuned, published, learned, given, mixed.
         metric: column to rank by: final_return, mean_return (the area under the learning curve divided by its length),
             or another that experiments list.
@@ -261,17 +263,18 @@ def leaderboard(
         aliases: short names to show for optimizers and environments, by name.
 
     Raises:
-        UserError: there are no runs, a budget, track, metric, form of figures or a name of ``aliases`` is unknown, or
-            two rows would have one short name.
+        UserError: there are no runs, a budget, environment, track, metric, form of figures or a name of ``aliases`` is
+            unknown, or two rows would have one short name.
     """
     from open_bench.errors import check_known
     from open_bench.evaluation.style import FORMATS
-    from open_bench.experiments.session import load_runs, write_board
+    from open_bench.experiments.session import load_runs, of_environments, write_board
 
     forms = several(figures) or ()
     for form in forms:
         check_known("form of figures", form, FORMATS)
-    return write_board(Path(results), load_runs(results), budget, several(tracks) or (), metric, forms, aliases)
+    runs = of_environments(load_runs(results), several(environments) or ())
+    return write_board(Path(results), runs, budget, several(tracks) or (), metric, forms, aliases)
 
 
 def report(

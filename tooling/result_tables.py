@@ -3,10 +3,11 @@
     python -m tooling.result_tables            write them anew
     python -m tooling.result_tables --check    exit with 1 where one is not what the stored runs give
 
-In the page a table stands between ``<!-- KIND FOLDER [BUDGET [ENVIRONMENT]] -->`` and ``<!-- end -->``; the folder is
-one of ``results/published``. Kinds: ``board`` (the leaderboard, shortened), ``returns`` (by environment, with
-intervals), ``revisions`` (of the code, by row), ``trials`` (expected best of all trials), ``growth``
-(the same against the number of trials), ``sensitivity``, ``diagnosis`` (of the tuned rows in an environment).
+In the page a table stands between ``<!-- KIND FOLDER [BUDGET [ENVIRONMENT,…]] -->`` and ``<!-- end -->``; the folder
+is one of ``results/published``. Kinds: ``board`` (the leaderboard, shortened, of these environments or all),
+``returns`` (by environment, with intervals), ``revisions`` (of the code, by row), ``trials`` (expected best of all
+trials), ``growth`` (the same against the number of trials), ``sensitivity``, ``diagnosis`` (of the tuned rows in one
+environment).
 """
 
 import functools
@@ -22,14 +23,14 @@ import pandas as pd
 from open_bench.evaluation import trials
 from open_bench.evaluation.leaderboard import Board
 from open_bench.evaluation.tables import markdown_table, returns, summary
-from open_bench.experiments.session import load_runs, stored_board
+from open_bench.experiments.session import load_runs, of_environments, stored_board
 from open_bench.text import interval, number
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, PUBLISHED = ROOT / "docs" / "results.md", ROOT / "results" / "published"
 WHERE = ("budget", "environment")
 PLACE = re.compile(
-    r"(<!-- (?P<kind>\w+) (?P<folder>[\w-]+)(?: (?P<budget>[\w-]+)(?: (?P<environment>[\w-]+))?)? -->\n)"
+    r"(<!-- (?P<kind>\w+) (?P<folder>[\w-]+)(?: (?P<budget>[\w-]+)(?: (?P<environment>[\w,-]+))?)? -->\n)"
     r".*?(?P<end><!-- end -->)",
     re.DOTALL,
 )
@@ -48,9 +49,10 @@ def table(kind: str, folder: str, budget: str | None = None, environment: str | 
 
 
 @functools.cache
-def _board(folder: str, budget: str | None) -> Board:
+def _board(folder: str, budget: str | None, environments: str = "") -> Board:
     place = PUBLISHED / folder
-    (board,) = stored_board(place, load_runs(place), budget).boards
+    runs = of_environments(load_runs(place), environments.split(",") if environments else ())
+    (board,) = stored_board(place, runs, budget).boards
     return board
 
 
@@ -59,9 +61,9 @@ def _trials(folder: str) -> pd.DataFrame:
     return trials.read_trials(PUBLISHED / folder)
 
 
-def board(folder: str, budget: str | None) -> str:
+def board(folder: str, budget: str | None, environments: str = "") -> str:
     """Ranks, IQM, difference to the baseline, and mean returns."""
-    found = _board(folder, budget)
+    found = _board(folder, budget, environments)
     whole = summary(found)
     shown = ("rank", "optimizer", "track", "IQM", f"difference to {found.short[found.baseline]}")
     columns = {name: whole[name] for name in shown}

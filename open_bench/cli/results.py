@@ -16,6 +16,7 @@ WRITTEN = ("leaderboard.csv", "leaderboard.md", "figures/")
 @click.command()
 @RESULTS
 @click.option("--budget", help="Only this budget.")
+@click.option("--env", "-e", "environments", multiple=True, help="Rank by this environment alone; repeatable.")
 @click.option("--track", "tracks", multiple=True,
               help="Show only rows of this track: default, 'one setting', tuned, published, learned, given, mixed; "
                    "repeatable.")  # fmt: skip
@@ -32,6 +33,7 @@ def leaderboard(results: Path, figures: str, form: str | None, as_json: bool, **
     \b
     openbench leaderboard --format tex > board.tex
     openbench leaderboard --figures pdf,svg
+    openbench leaderboard -e asterix -e spaceinvaders
     """
     from open_bench import api
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from open_bench.config import Aliases, Execution, StudyConfig, build
-from open_bench.errors import UserError
+from open_bench.errors import UserError, check_known
 from open_bench.evaluation.baseline_returns import load_baseline_returns
 from open_bench.evaluation.leaderboard import Leaderboard
 from open_bench.evaluation.leaderboard import leaderboard as rank
@@ -145,6 +145,13 @@ def load_runs(results: str | Path = "results") -> Runs:
     store = Store(results)
     store.check_there()
     return store.load()
+
+
+def of_environments(runs: Runs, environments: Sequence[str]) -> Runs:
+    """The runs on these environments, all where none is named; raises UserError for one that there are no runs of."""
+    for name in environments:
+        check_known("environment", name, sorted(set(runs.experiments["environment"])))
+    return runs.select(environment=list(environments)) if environments else runs
 
 
 def write_board(

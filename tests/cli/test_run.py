@@ -428,3 +428,22 @@ def test_a_leaderboard_of_some_tracks(tmp_path: Path, openbench: OpenBench) -> N
     check_refused(
         answer, "no row has the track 'publishd'; there are learned, tuned. Did you mean published", tmp_path / "x"
     )
+
+
+@pytest.mark.slow
+def test_a_leaderboard_of_some_environments(tmp_path: Path, openbench: OpenBench) -> None:
+    """Of the published quick study: what it has of the others has no part in scores."""
+    published = Path(__file__).parents[2] / "results" / "published" / "quick"
+    shutil.copytree(published, tmp_path / "results")
+    command = ("leaderboard", "--results", tmp_path / "results", "--metric", "final_return")
+    assert openbench(*command, "-e", "breakout", "-e", "spaceinvaders").code == 0
+    two = pd.read_csv(tmp_path / "results" / "leaderboard.csv").set_index("optimizer")
+    returns = [column for column in two if column.startswith("final_return:")]
+    assert returns == ["final_return:breakout", "final_return:spaceinvaders"]
+    assert openbench(*command).code == 0
+    whole = pd.read_csv(tmp_path / "results" / "leaderboard.csv").set_index("optimizer")
+    pd.testing.assert_frame_equal(two[returns], whole.loc[two.index, returns], check_exact=True)
+    assert two.loc["open", "iqm"] > whole.loc["open", "iqm"]  # CartPole is what it is bad at
+    check_refused(
+        openbench(*command, "-e", "breakuot"), "unknown environment 'breakuot'. Did you mean breakout", tmp_path / "x"
+    )

@@ -13,6 +13,7 @@ from open_bench.weights.format import load_weights
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "baselines" / "weights"
+OPEN_MINATAR = ROOT / "results" / "published" / "open-minatar"
 QUICK = ROOT / "results" / "published" / "quick"
 
 
@@ -68,6 +69,26 @@ def test_a_card_shows_the_curves_of_imitation_and_evolution(publish: Any, evolut
     assert [Path(link).name for link in links] == ["imitation.png", "history.png"]
     assert all((target / link).is_file() for link in links)
     assert sorted(path.name for path in kept.iterdir()) == ["figures", "imitation.csv", "latest.safetensors"]
+
+
+def test_an_imitation_alone_is_published(publish: Any, tmp_path: Path) -> None:
+    imitated = tmp_path / "meta" / "mine"
+    shutil.copytree(ROOT / "results" / "published" / "meta" / "open-campaign-imitation", imitated)
+    assert publish(imitated, "--as", "given").exit_code == 0
+    assert load_weights(tmp_path / "target" / "given.safetensors").metadata["cost"]["generations"] == 0
+    assert sorted(path.name for path in (tmp_path / "evolutions" / "mine").iterdir()) == [
+        "figures",
+        "imitation.csv",
+        "latest.safetensors",
+    ]
+    answer = publish(imitated, "--as", "given", "--results", OPEN_MINATAR)
+    assert answer.exit_code == 0, answer.output
+    card = (tmp_path / "target" / "given.md").read_text()
+    assert "Weights of `open`, fitted by this project." in card
+    assert "imitation of `lion:learning_rate=0.001` in 3 rounds of 600 batches, no evolution.\n" in card
+    assert "population" not in card
+    rounds = re.findall(r"^\| (\d) \| (\d+) \|", card, re.MULTILINE)
+    assert rounds == [("1", "600"), ("2", "1200"), ("3", "1800")]
 
 
 def test_runs_of_other_weights_are_refused(publish: Any, evolution: Path) -> None:

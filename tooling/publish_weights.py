@@ -4,8 +4,8 @@
 
 ``<name>.safetensors`` and ``<name>.history.csv`` are copied from the evolution's folder; with its last checkpoint, kept
 in results/published/meta/<evolution>, it can be continued. Training curves are drawn there, those of a stage
-<evolution>-imitation, too. ``<name>.md`` is written from the weights' metadata and from stored runs with exactly these
-weights: nothing on a card is typed by hand but the note.
+<evolution>-imitation, too. An imitation alone can be published as well. ``<name>.md`` is written from the weights'
+metadata and from stored runs with exactly these weights: nothing on a card is typed by hand but the note.
 """
 
 import os
@@ -30,23 +30,27 @@ TARGET = files.baselines_dir() / "weights"
 EVOLUTIONS = Path(__file__).resolve().parents[1] / "results" / "published" / "meta"
 STAGE = "-imitation"  # which comes before the evolution of that name
 BASELINE = "adam"
+EXPLAINED = {
+    True: "Fitness is the mean over the population, the mean θ is evaluated on keys that are never trained on.",
+    False: "The loss is in units of the teacher's learning rate. Of teacher: 1 is its return, 0 the random policy's.",
+}
 PAIRED = ["environment", "algorithm", "env_steps", "root_seed"]
 
 
 def card(name: str, weights: Weights, history: pd.DataFrame, curves: list[Path], results: list[Path], note: str) -> str:
     """The model card, in Markdown."""
     facts = weights.metadata
+    evolved = "fitness_mean" in history
     parts = [
         f"# {name}",
-        f"Weights of `{facts['optimizer']}`, evolved by this project. "
+        f"Weights of `{facts['optimizer']}`, {'evolved' if evolved else 'fitted'} by this project. "
         f"{facts['parameters']:,} meta-parameters, hash `{weights.hash[:12]}`.",
         note,
         "## How they were made",
         _made(facts),
         "## Training history",
-        f"All of it is in `{name}.history.csv`. Fitness is the mean over the population, the mean θ is evaluated on "
-        "keys that are never trained on.",
-        _history(history),
+        f"All of it is in `{name}.history.csv`. {EXPLAINED[evolved]}",
+        _history(history) if evolved else _rounds(history),
         *(f"![{path.stem.capitalize()}]({Path(os.path.relpath(path, TARGET)).as_posix()})" for path in curves),
         "## Where they win and lose",
         _compared(weights, results),
@@ -61,18 +65,35 @@ def _made(facts: dict[str, Any]) -> str:
         for name, of in facts["environments"].items()
     )
     seed = facts["root_seed"] if "root_seed" in facts else facts["seed"]  # as version 1 called it
+    evolved = cost["generations"] > 0
+    generations = f"{cost['generations']} generations, " if evolved else ""
+    fitness = f" Fitness: {config['fitness']}." if evolved else ""
     lines = [
-        f"- Trained on: {trained}. Fitness: {config['fitness']}. Root seed {seed}.",
-        f"- Study `{config['name']}`: {config['strategy']}, population {config['population']}, "
-        f"σ {config['sigma']} × {config['sigma_decay']} a generation, learning rate {config['learning_rate']} × "
-        f"{config['learning_rate_decay']}, b1 {config['b1']}, rollouts {config['rollouts']}.",
+        f"- Trained on: {trained}.{fitness} Root seed {seed}.",
+        f"- Study `{config['name']}`: {_evolution(config) if evolved else _imitation(facts['identity']['imitation'])}.",
         f"- Started from: {_ancestry(facts)}.",
-        f"- Cost: {cost['generations']} generations, {cost['lifetimes']:,} lifetimes, {cost['env_steps']:,} env steps, "
+        f"- Cost: {generations}{cost['lifetimes']:,} lifetimes, {cost['env_steps']:,} env steps, "
         f"{cost['seconds'] / 60:.0f} minutes on {cost['device']}.",
         f"- Code: revision `{facts['provenance']['revision']}`, jax {facts['provenance']['packages']['jax']}, "
         f"evosax {facts['provenance']['packages']['evosax']}.",
     ]
     return "\n".join(lines)
+
+
+def _evolution(config: dict[str, Any]) -> str:
+    return (
+        f"{config['strategy']}, population {config['population']}, σ {config['sigma']} × {config['sigma_decay']} a "
+        f"generation, learning rate {config['learning_rate']} × {config['learning_rate_decay']}, b1 {config['b1']}, "
+        f"rollouts {config['rollouts']}"
+    )
+
+
+def _imitation(facts: dict[str, Any]) -> str:
+    teachers = sorted({teacher["optimizer"] for teacher in facts["teachers"].values()})
+    return (
+        f"imitation of {', '.join(f'`{each}`' for each in teachers)} in {facts['rounds']} rounds of {facts['batches']} "
+        "batches, no evolution"
+    )
 
 
 def _ancestry(facts: dict[str, Any]) -> str:
@@ -96,10 +117,20 @@ def _settings(facts: dict[str, Any], environment: str) -> str:
 def _history(history: pd.DataFrame) -> str:
     evaluated = [column for column in history if column.startswith(("return.", f"{BASELINE}."))]
     shown = history.dropna(subset=evaluated) if evaluated else history.iloc[[0, len(history) // 2, -1]]
-    rows = ["| " + " | ".join(["generation", "fitness", *evaluated]) + " |", "|" + "---|" * (2 + len(evaluated))]
-    for _, row in shown.iterrows():
-        values = [f"{row['generation']:.0f}", *(f"{row[column]:.4g}" for column in ["fitness_mean", *evaluated])]
-        rows.append("| " + " | ".join(values) + " |")
+    return _rows(shown, {"generation": "generation", "fitness_mean": "fitness", **{name: name for name in evaluated}})
+
+
+def _rounds(history: pd.DataFrame) -> str:
+    """The end of each round of an imitation, where θ is evaluated."""
+    returns = [column for column in history if column.startswith(("return.", "teacher."))]
+    names = {"round": "round", "batch": "batches", "held_out_loss": "held-out loss", "of_teacher": "of teacher"}
+    return _rows(history.dropna(subset=returns), {**names, **{name: name for name in returns}})
+
+
+def _rows(table: pd.DataFrame, columns: dict[str, str]) -> str:
+    """These columns, under their headings."""
+    rows = ["| " + " | ".join(columns.values()) + " |", "|" + "---|" * len(columns)]
+    rows += ["| " + " | ".join(f"{row[name]:.4g}" for name in columns) + " |" for _, row in table.iterrows()]
     return "\n".join(rows)
 
 
@@ -133,9 +164,10 @@ def _compared(weights: Weights, results: list[Path]) -> str:
 
 def keep(evolution: Path) -> None:
     """Put where evolutions are published what continues this one: its last checkpoint, and θ of its imitation."""
-    newest = max(evolution.glob("checkpoint-*.safetensors"))
+    newest = max(evolution.glob("checkpoint-*.safetensors"), default=evolution / "latest.safetensors")
     imitated = evolution.with_name(f"{evolution.name}{STAGE}")
-    wanted = [newest, evolution / HISTORY, imitated / IMITATION, imitated / "latest.safetensors"]
+    wanted = [newest, evolution / HISTORY, evolution / IMITATION]
+    wanted += [imitated / IMITATION, imitated / "latest.safetensors"]
     for path in wanted:
         target = EVOLUTIONS / path.parent.name / path.name
         if path.exists() and path.resolve() != target.resolve():  # it may be what was published before
@@ -150,6 +182,7 @@ def draw(evolution: str) -> Iterator[Path]:
     """Training curves of a published evolution, and of its imitation where there is one."""
     for name, table, figure in (
         (f"{evolution}{STAGE}", IMITATION, imitation_figure),
+        (evolution, IMITATION, imitation_figure),
         (evolution, HISTORY, history_figure),
     ):
         history = EVOLUTIONS / name / table
@@ -166,10 +199,11 @@ def draw(evolution: str) -> Iterator[Path]:
 @click.option("--note", default="", help="A sentence for the card.")
 def main(evolution: Path, name: str, results: tuple[Path, ...], note: str) -> None:
     """Publish EVOLUTION, a folder <results>/meta/<name>. Without --results only the weights are put in place."""
-    weights, history = load_weights(evolution / "latest.safetensors"), pd.read_csv(evolution / HISTORY)
+    table = next(path for path in (evolution / HISTORY, evolution / IMITATION) if path.exists())
+    weights, history = load_weights(evolution / "latest.safetensors"), pd.read_csv(table)
     TARGET.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(evolution / "latest.safetensors", TARGET / f"{name}.safetensors")
-    shutil.copyfile(evolution / HISTORY, TARGET / f"{name}.history.csv")
+    shutil.copyfile(table, TARGET / f"{name}.history.csv")
     keep(evolution)
     curves = list(draw(evolution.name))
     if results:

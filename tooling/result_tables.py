@@ -6,8 +6,8 @@
 In the page a table stands between ``<!-- KIND FOLDER [BUDGET [ENVIRONMENT,…]] -->`` and ``<!-- end -->``; the folder
 is one of ``results/published``. Kinds: ``board`` (the leaderboard, shortened, of these environments or all),
 ``returns`` (by environment, with intervals), ``revisions`` (of the code, by row), ``trials`` (expected best of all
-trials), ``growth`` (the same against the number of trials), ``sensitivity``, ``diagnosis`` (of the tuned rows in one
-environment).
+trials), ``growth`` (the same against the number of trials), ``sensitivity``, ``diagnosis`` (of tuned and
+learned rows in one environment).
 """
 
 import functools
@@ -130,7 +130,10 @@ def sensitivity(folder: str, budget: str | None) -> str:
 
 def diagnosis(folder: str, budget: str | None, environment: str) -> str:
     """Final returns, and each diagnostic's mean over seeds and the last fifth of the lifetimes, where it is stored."""
-    runs = load_runs(PUBLISHED / folder).select(hyperparameter_origin="tuned")
+    runs = load_runs(PUBLISHED / folder)
+    found = runs.experiments
+    learned_or_tuned = found[(found["theta"] != "") | (found["hyperparameter_origin"] == "tuned")]
+    runs = runs.select(experiment=list(learned_or_tuned["experiment"]))
     rows, scores = (_of(each[each["environment"] == environment], budget) for each in (runs.diagnosis, runs.scores))
     late = rows[rows["env_steps"] > 0.8 * rows["env_steps"].max()]
     returns = scores.groupby("optimizer")["final_return"].mean().sort_values(ascending=False)

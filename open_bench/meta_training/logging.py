@@ -81,18 +81,27 @@ class Logged:
 class Drawn:
     """A watcher that draws an imitation's history after every round; ``title`` None: it does not.
 
-    A figure that cannot be drawn is left out with a warning.
+    At the end it is drawn where it lacks: the process may have been killed before. A figure that cannot be drawn is
+    left out with a warning.
     """
 
     def __init__(self, folder: Path, title: str | None):
         self._folder, self._title = folder, title
 
     def __call__(self, event: Event) -> None:
-        if self._title is None or not isinstance(event, Fitted) or not _has_returns(event.row):
+        if self._title is None:
             return
+        stem = self._folder / Path(IMITATION).stem
+        lacks = (
+            isinstance(event, Ended) and (self._folder / IMITATION).exists() and not stem.with_suffix(".png").exists()
+        )
+        if lacks or (isinstance(event, Fitted) and _has_returns(event.row)):
+            self._draw(stem, self._title)
+
+    def _draw(self, stem: Path, title: str) -> None:
         history = pd.read_csv(self._folder / IMITATION, float_precision="round_trip")
         try:
-            save_imitation(history, self._folder / Path(IMITATION).stem, self._title)
+            save_imitation(history, stem, title)
         except Exception as error:
             warnings.warn(f"figure of the imitation: {type(error).__name__}: {error}", stacklevel=1)
 

@@ -30,6 +30,7 @@ from open_bench.training.devices import default_vmap_size
 from open_bench.training.record import METRICS, metrics_of
 from open_bench.training.task import Settings, Task, make_task
 from open_bench.weights.format import content_hash
+from open_bench.weights.library import SUFFIXES
 
 COMPARED = "adam"  # what evaluations of the mean θ are compared with
 # These change neither θ nor the rows of the history that are there already.
@@ -249,13 +250,15 @@ def _scale(task: Task, config: MetaConfig, baseline_returns: BaselineReturns) ->
 
     Whatever the lifetime's length: the scale makes environments commensurable, and returns may be negative, so they are
     not merely divided. Antithetic pairs need none: they are compared within each environment. Imitation alone has no
-    fitness.
+    fitness and does without; where there is a scale it has it, so that evolution can go on from there.
     """
-    if len(config.environments) == 1 or config.task_sampling == "antithetic" or not config.generations:
+    if len(config.environments) == 1 or config.task_sampling == "antithetic":
         return None
     known = returns_of(baseline_returns, task.base)
     scale = stored_scale(known, task.algorithm, config.budget, config.fitness)
     if isinstance(scale, str):
+        if not config.generations:
+            return None
         raise UserError(
             f"{task.base} cannot be meta-trained on together with others: at the budget '{config.budget}' its "
             f"returns cannot be normalized ({scale}). Leave it out, or name a budget that has baseline returns."
@@ -296,7 +299,12 @@ def _beginning(optimizer: str, config: MetaConfig, task: Task) -> tuple[Theta, s
     if parsed.source in UNTRAINED:
         return theta, None, ()
     facts = found.weights.metadata if found.weights else {}
-    return theta, content_hash(theta), ancestry(Path(parsed.source).stem, theta, facts)
+    return theta, content_hash(theta), ancestry(_called(Path(parsed.source)), theta, facts)
+
+
+def _called(source: Path) -> str:
+    """Name of weights, which may have a dot, or of a file without what tells its format."""
+    return source.name.removesuffix(source.suffix) if source.suffix in SUFFIXES else source.name
 
 
 def imitation_of(student: ResolvedOptimizer) -> Imitation:
@@ -348,14 +356,16 @@ def _no_teacher(teacher: ResolvedOptimizer, student: ResolvedOptimizer, timed: b
 
 
 def _check_memory(config: ImitationConfig, tasks: Sequence[Task]) -> None:
-    """Refuse recordings that would fill the machine's memory; their size does not depend on a lifetime's length."""
-    windows = config.rounds * config.lifetimes * config.windows * len(tasks)
-    needed = 2 * 4 * 20 * windows * config.window_steps * config.parameters  # some 20 numbers each, kept twice
+    """Refuse recordings and batches that would fill the machine's memory."""
+    fitting = (min(config.windows, max(1, task.length.optimizer_steps // config.window_steps)) for task in tasks)
+    windows = config.rounds * config.lifetimes * sum(fitting)
+    # Of some 20 numbers each; recordings are kept twice.
+    needed = 4 * 20 * (2 * windows + config.batch_size) * config.window_steps * config.parameters
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there // 2:
         raise UserError(
             f"the recordings may need {needed / 2**30:.0f} GiB, and this machine has {there / 2**30:.0f}: lower "
-            "imitation's rounds, lifetimes, windows or parameters"
+            "imitation's rounds, lifetimes, windows, window_steps, parameters or batch_size"
         )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
@@ -39,6 +40,7 @@ from open_bench.weights import library
 from open_bench.weights.format import WeightsError, content_hash, load_weights, save_weights
 
 LOCK = ".lock"  # held by the process that evolves in a folder
+LATEST = "latest.safetensors"  # θ as it is, with its metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +84,7 @@ def evolve_weights(
     changes = {key: value for key, value in changes.items() if key not in fields}
     changes["algorithm"] = algorithm_name(changes.get("algorithm"))
     config = adjusted(study, {**changes, "vmap_size": changes.get("vmap_size") or execution.vmap_size})
+    _warn_of_unused(config, tensorboard, wandb)
     devices = start(execution.devices, execution.executor)
     requests = make_requests(name_of(optimizer), config, load_baseline_returns(), devices, settings)
     last = name or requests[-1].default_name
@@ -95,6 +98,21 @@ def evolve_weights(
         later = tuple(_plan(other, devices) for other in requests[index + 1 :])
         done += (meta_train(begun, execution.folder, each, devices, watcher, provenance(), later),)
     return dataclasses.replace(done[-1], stages=done[:-1])
+
+
+def _warn_of_unused(config: MetaConfig, tensorboard: bool, wandb: str | None) -> None:
+    """Without generations, what is done every so many of them is never done."""
+    if config.generations:
+        return
+    asked = {"evaluate_every": config.evaluate_every, "save_every": config.save_every, "tensorboard": tensorboard,
+             "wandb": wandb}  # fmt: skip
+    unused = [name for name, value in asked.items() if value]
+    if unused:
+        warnings.warn(
+            f"generations = 0: {', '.join(unused)} {'does' if len(unused) == 1 else 'do'} nothing. Each round of "
+            "imitation has a check of its own, on the environments that it imitates on",
+            stacklevel=3,
+        )
 
 
 def meta_train(
@@ -151,11 +169,11 @@ def meta_train(
             save_weights(path, evolved.theta, about(evolved))
 
         evolved = _evolve(request, theta, devices, watcher, checkpoints, begin, keep, leader, later)
-        metadata = about(evolved)
+        metadata = _as_stored(about(evolved), evolved.theta, folder)
         if leader:
             if evolved.history:
                 checkpoints.write_history(evolved.history)
-            _store(evolved, metadata, name, folder)
+            _store(evolved, metadata, name, folder, request)
     path = library.library_dir() / f"{name}.safetensors"
     histories = pd.DataFrame(evolved.history), pd.DataFrame(imitation)
     optimizer = f"{request.optimizer}@{name}"
@@ -289,7 +307,10 @@ class Busy(UserError):
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the folder; freed by the system when the process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made: {error.strerror}. Choose another --name or --results") from error
     lock = filelock.FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
@@ -303,21 +324,43 @@ def _lock(folder: Path) -> Iterator[None]:
 
 def check_name_is_free(name: str, request: Request) -> None:
     """Hours of evolution must not end at a name that is taken; earlier weights of the same request may be replaced."""
-    path = library.library_dir() / f"{name}.safetensors"
-    if path.exists() and load_weights(path).metadata.get("run") != request.digest:
+    path = library.kept(library.check_can_keep(name))
+    if path is None:
+        return
+    if path.suffix != library.OWN or load_weights(path).metadata.get("run") != request.digest:
         raise WeightsError(f"{path} holds other weights; choose another --name or remove that file")
 
 
-def _store(evolved: Evolved, metadata: Mapping[str, Any], name: str, folder: Path) -> None:
+def _store(evolved: Evolved, metadata: Mapping[str, Any], name: str, folder: Path, request: Request) -> None:
+    """Keep θ in the folder, and in the library unless others have taken the name meanwhile."""
     if evolved.history:
         fitness = evolved.best_fitness if np.isfinite(evolved.best_fitness) else None  # all members failed
         best = {**metadata, "which": "best", "fitness": fitness}
         save_weights(folder / "best.safetensors", evolved.best, best)
-    save_weights(folder / "latest.safetensors", evolved.theta, metadata)
-    path = library.library_dir() / f"{name}.safetensors"
-    if path.exists() and load_weights(path).hash != content_hash(evolved.theta):
-        path.unlink()  # fewer generations of the same request: check_name_is_free has seen to that
-    library.save_named(name, evolved.theta, metadata)
+    latest = folder / LATEST
+    save_weights(latest, evolved.theta, metadata)
+    try:
+        check_name_is_free(name, request)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error}. It was free when this began; what was made is in {latest}: keep it by `openbench weights import "
+            f"{latest} --optimizer {request.optimizer} --name ANOTHER`"
+        ) from error
+    save_weights(library.library_dir() / f"{name}{library.OWN}", evolved.theta, metadata)
+
+
+def _as_stored(metadata: dict[str, Any], theta: Theta, folder: Path) -> dict[str, Any]:
+    """The metadata that θ was stored with: where nothing has been made since, this machine has no part in it."""
+    try:
+        stored = load_weights(folder / LATEST)
+    except WeightsError:  # none yet, or damaged
+        return metadata
+    same = stored.hash == content_hash(theta) and stored.metadata.get("run") == metadata["run"]
+    return dict(stored.metadata) if same and _generations(stored.metadata) == _generations(metadata) else metadata
+
+
+def _generations(metadata: Mapping[str, Any]) -> Any:
+    return metadata["cost"]["generations"]
 
 
 _NOTHING: dict[str, Any] = {"env_steps": 0, "lifetimes": 0, "generation": 0, "seconds": 0.0, "fitness_mean": np.nan}

@@ -162,7 +162,7 @@ def load_meta(name: str) -> MetaConfig:
 def adjusted(config: str | MetaConfig | None, changes: Mapping[str, Any]) -> MetaConfig:
     """Settings of meta-training with a user's changes; None is none, and a budget replaces a number of env steps.
 
-    A table of imitation is changed key by key. What is changed holds in all stages.
+    A table of imitation is changed key by key. What is changed holds in all stages; of 0 generations none are left.
     """
     base = config if isinstance(config, MetaConfig) else load_meta(config) if config else MetaConfig()
     given = {key: tuple(x) if isinstance(x, list) else x for key, x in changes.items() if x is not None}
@@ -171,5 +171,7 @@ def adjusted(config: str | MetaConfig | None, changes: Mapping[str, Any]) -> Met
     table: Any = given.get("imitation")
     if isinstance(table, Mapping):
         given["imitation"] = {**(base.imitation.model_dump() if base.imitation else {}), **table}
-    given["stages"] = tuple({key: x for key, x in table.items() if key not in given} for table in base.stages)
+    taken = given.keys() | ({"budget"} if given.get("env_steps") else set())  # a stage's budget would come before it
+    stages = base.stages if given.get("generations") != 0 else ()
+    given["stages"] = tuple({key: x for key, x in table.items() if key not in taken} for table in stages)
     return build(MetaConfig, base.model_dump() | given, f"meta-training {base.name}")

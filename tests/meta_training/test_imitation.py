@@ -253,6 +253,37 @@ def test_evolution_goes_on_from_the_imitated_theta(imitated: Imitated, tmp_path:
 
 
 @pytest.mark.slow
+def test_evolution_goes_on_where_returns_of_several_environments_are_normalized(tmp_path: Path) -> None:
+    settings = {
+        **SETTINGS, "steps": STEPS_PER_UPDATE * 8, "imitation": {**IMITATION, "rounds": 1, "batches": 5},
+        "population": 4, "sigma": 1.0, "fitness": "mean_return",
+    }  # fmt: skip
+
+    def both(**changes: Any) -> Any:
+        changed = {**settings, "devices": 2, "name": "mine", **changes}
+        return open_bench.meta_train("open-feedforward", ["cartpole", "catch"], results=tmp_path, **changed)
+
+    with pytest.warns(UserWarning, match="generations = 0: save_every does nothing"):
+        alone = both(save_every=3)
+    events: list[Event] = []
+    done = both(generations=1, progress=events.append)
+    assert done.metadata["run"] == alone.metadata["run"]
+    assert not [event for event in events if isinstance(event, Fitted)]  # what was imitated is used
+    pd.testing.assert_frame_equal(done.imitation, alone.imitation, check_exact=True)
+    assert load_weights(alone.path).hash == done.hash != alone.hash
+
+
+@pytest.mark.slow
+def test_the_figure_of_an_imitation_that_is_over_is_drawn_where_it_lacks(imitated: Imitated, tmp_path: Path) -> None:
+    shutil.copytree(imitated.done.folder, tmp_path / "meta" / "mine")
+    figure = tmp_path / "meta" / "mine" / "imitation.png"
+    drawn = figure.read_bytes()
+    figure.unlink()
+    imitate(tmp_path)
+    assert figure.read_bytes() == drawn
+
+
+@pytest.mark.slow
 def test_a_teacher_that_diverges_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the teacher lion:learning_rate=1e\+30 diverges on cartpole, in 2 of 2 lifet"):
         imitate(tmp_path, "open-feedforward", imitation={**IMITATION, "teachers": "lion:learning_rate=1e30"})

@@ -12,8 +12,9 @@ from tiny_meta import meta_train
 from open_bench import files
 from open_bench.config import build
 from open_bench.errors import UserError
-from open_bench.meta_training.request import Request, make_request
-from open_bench.meta_training.spec import MetaConfig
+from open_bench.meta_training.request import Request, _called, _check_memory, make_request
+from open_bench.meta_training.spec import ImitationConfig, MetaConfig
+from open_bench.training.task import make_task
 
 
 @pytest.mark.parametrize(
@@ -132,3 +133,17 @@ def test_theta_may_be_evolved_under_another_algorithm() -> None:
     assert request.policy_loss is None
     with pytest.raises(UserError, match="pqn has no policy loss, so lpo means nothing there"):
         make_request("lpo", config, {}, jax.devices())
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("mine", "mine"), ("v1.2", "v1.2"), ("mine.safetensors", "mine"), ("a/b.npy", "b")]
+)
+def test_an_ancestor_is_called_as_its_weights_are(source: str, name: str) -> None:
+    assert _called(Path(source)) == name
+
+
+def test_recordings_need_as_much_memory_as_windows_fit_and_batches_count() -> None:
+    task = make_task("cartpole", steps=2560)
+    _check_memory(ImitationConfig(teachers=("lion",), windows=10**6), [task])
+    with pytest.raises(UserError, match=r"may need .* GiB, and this machine has .* window_steps, parameters or batch"):
+        _check_memory(ImitationConfig(teachers=("lion",), batch_size=10**9), [task])

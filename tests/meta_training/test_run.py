@@ -26,6 +26,7 @@ from tiny_meta import (
 
 import open_bench
 from open_bench.errors import UserError
+from open_bench.events import Generation
 from open_bench.meta_training.checkpoint import Checkpoints, Saved
 from open_bench.optimizers.resolve import resolve
 from open_bench.weights import library
@@ -325,6 +326,47 @@ def test_a_name_that_is_taken_is_refused_at_once(tmp_path: Path) -> None:
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
+
+
+class Taking:
+    """Takes the name of the weights after the first generation, as another process may."""
+
+    def __init__(self, theta: Any):
+        self._theta = theta
+
+    def __call__(self, event: Any) -> None:
+        if isinstance(event, Generation):
+            library.save_named("mine", self._theta, {"by": "another"})
+
+
+@pytest.mark.slow
+def test_weights_that_took_the_name_meanwhile_are_left_alone(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    others = undisturbed.trained.theta
+    with pytest.raises(UserError, match=r"holds other weights.* It was free when this began.*latest\.safetensors"):
+        meta_train(tmp_path, generations=1, progress=Taking(others))
+    kept = load_weights(library.library_dir() / "mine.safetensors")
+    assert (kept.metadata, vector(kept.theta).tolist()) == ({"by": "another"}, vector(others).tolist())
+    made = load_weights(tmp_path / "meta" / "mine" / "latest.safetensors")
+    assert made.metadata["cost"]["generations"] == 1
+
+
+@pytest.mark.slow
+def test_asked_for_again_weights_say_who_made_them(tmp_path: Path) -> None:
+    first = meta_train(tmp_path, generations=1, devices=1)
+    again = meta_train(tmp_path, generations=1, devices=2)
+    assert again.metadata == first.metadata
+    assert load_weights(again.path).metadata["cost"]["devices"] == 1
+    more = meta_train(tmp_path, generations=2, devices=2)
+    assert more.metadata["cost"]["devices"] == 2
+
+
+@pytest.mark.parametrize("inside", ["meta", "meta/mine"])
+def test_a_file_where_the_folder_would_be_is_named(inside: str, tmp_path: Path) -> None:
+    (tmp_path / inside).parent.mkdir(exist_ok=True)
+    (tmp_path / inside).write_text("mine")
+    with pytest.raises(UserError, match=r"meta/mine cannot be made: .*\. Choose another --name or --results"):
+        meta_train(tmp_path)
+    assert (tmp_path / inside).read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,19 @@ def test_a_stages_budget_replaces_the_studys_env_steps() -> None:
     ]  # fmt: skip
 
 
+def test_an_options_env_steps_come_before_a_stages_budget() -> None:
+    stages = ({"name": "small", "budget": "short"}, {"name": "last"})
+    base = MetaConfig(environments=("cartpole",), stages=stages)
+    assert [each.env_steps for each in adjusted(base, {"env_steps": 640}).in_stages] == [640, 640]
+    assert [each.budget for each in adjusted(base, {"budget": "full"}).in_stages] == ["full", "full"]
+    assert [each.budget for each in adjusted(base, {}).in_stages] == ["short", "quick"]
+
+
+def test_of_no_generations_imitation_is_left() -> None:
+    (alone,) = adjusted(SMALL_FIRST, {"generations": 0}).in_stages
+    assert (alone.name, alone.generations, alone.imitation) == ("staged", 0, load_meta(SMALL_FIRST).imitation)
+
+
 def test_the_names_of_all_stages_are_checked_before_the_first_begins(openbench: OpenBench, tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(
         'environments = ["cartpole"]\n[[stages]]\nname = "a"\n[[stages]]\nname = "16x16/short"\n[[stages]]\n'

@@ -30,7 +30,7 @@ def inspect(file: str, as_json: bool) -> None:
     from open_bench.cli.listings import weights_report
     from open_bench.weights import library
 
-    report = library.inspect(library.path_of(file))
+    report = library.inspect_source(file)
     if as_json:
         console.show_json(report)
     else:
@@ -39,7 +39,7 @@ def inspect(file: str, as_json: bool) -> None:
 
 @weights.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--optimizer", "-o", required=True, help="Whose weights they are, such as open.")
+@click.option("--optimizer", "-o", required=True, help="Whose weights they are, such as open or open+lpo.")
 @click.option("--name", help="Name in your library; by default the optimizer's, which makes them its default weights.")
 @click.option(
     "--train-on", multiple=True, metavar="ENV", help="Where they were trained, if they do not say; repeatable."
@@ -47,12 +47,10 @@ def inspect(file: str, as_json: bool) -> None:
 def import_(file: Path, optimizer: str, name: str | None, train_on: tuple[str, ...]) -> None:
     """Check FILE and keep it in your library: .safetensors, OPEN's .npy, LPO's .npz, Celo's .state, a VeLO folder."""
     from open_bench.environments.registry import load_environment
-    from open_bench.optimizers.registry import learned_spec
     from open_bench.weights import library
 
-    for environment in train_on:
-        load_environment(environment)  # which says what is wrong with a name that means nothing
-    path, found = library.import_named(file, learned_spec(optimizer), name, train_on)
+    trained_on = [load_environment(each).name for each in train_on]  # a file's own, as experiments call it
+    path, found = library.import_named(file, optimizer, name, trained_on)
     console.say(f"{path}  {found.hash[:12]}")
 
 
@@ -65,10 +63,9 @@ def import_(file: Path, optimizer: str, name: str | None, train_on: tuple[str, .
 def export(source: str, target: Path, optimizer: str | None, kind: str | None, overwrite: bool) -> None:
     """Write the weights SOURCE (a file, or a name such as mine or open@mine) to TARGET, as .safetensors or a flat
     float32 .npy."""
-    from open_bench.optimizers.registry import learned_spec
     from open_bench.weights import library
 
-    spec = learned_spec(optimizer) if optimizer else library.owner_of(source)
+    spec = library.learned_optimizer(optimizer) if optimizer else library.owner_of(source)
     found = library.load_source(library.split_label(source)[1], spec)
     library.export(found.theta, target, kind, spec=spec, metadata=found.metadata, overwrite=overwrite)
     console.say(f"{target}  {found.hash[:12]}")

@@ -7,9 +7,11 @@ against its SHA-256 where that is known; else its length is checked, the first f
 ``fetched.json``, and later ones are checked against that.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ from open_bench.errors import near_matches
 from open_bench.files import read_json
 from open_bench.optimizers import registry
 from open_bench.weights import library
-from open_bench.weights.format import WeightsError, load_weights, save_weights, write
+from open_bench.weights.format import Theta, Weights, WeightsError, content_hash, save_weights, write
 
 RECORD, STAGE = "fetched.json", ".fetching"
 TIMEOUT = 60.0  # seconds without a byte
@@ -138,14 +140,16 @@ def fetch_weights(
 ) -> list[tuple[Published, Path]]:
     """Bring weights that are published under a name to the library; returns what they are and where they lie.
 
-    What is there already is verified and nothing is contacted for it.
+    What is there already is verified, and nothing is contacted for it if its hash tells what it is. What is damaged is
+    replaced.
 
     Args:
         name: as "open" or "velo".
         only: names of some of them, as "breakout"; by default all.
         source: another address of the folder (http or https), or a local folder.
         folder: where to keep them instead of the library.
-        official: False: accept other weights of the same optimizer, whose lengths and hashes differ.
+        official: False: accept other weights of the same optimizer, whose lengths and hashes differ; neither their
+            license nor their environments are known, and what is there already is compared with the source.
         progress: called as bytes arrive.
         published: what is published under which name.
 
@@ -153,6 +157,8 @@ def fetch_weights(
         WeightsError: unknown name, no network, missing file, wrong length or hash, other weights of that name in the
             library. Nothing is retried.
     """
+    if source is not None and not str(source).strip():
+        raise WeightsError("the source is empty: give an address or a folder, or leave it out")
     chosen = _choose(name, only, published)
     if folder is None:
         for weights in chosen:
@@ -185,53 +191,96 @@ def fetch_one(
     progress: Progress | None = None,
 ) -> Path:
     """Bring one published θ to ``folder``; see ``fetch_weights``. Returns the file or folder in it."""
-    address = str(source or published.base_url)
+    address = str(published.base_url if source is None else source)
     if not official:
-        published = dataclasses.replace(published, files=tuple(File(file.name) for file in published.files))
+        files = tuple(File(file.name) for file in published.files)
+        published = dataclasses.replace(published, files=files, license="", environments=())
     if len(published.files) == 1:
         return _fetch_file(published, folder, address, progress)
-    return _fetch_folder(published, folder / published.name, address, progress)
+    return _fetch_folder(published, folder, address, official, progress)
 
 
 def _fetch_file(published: Published, folder: Path, address: str, progress: Progress | None) -> Path:
     """Weights in one file: kept as safetensors, which say where they are from."""
-    path = folder / f"{published.name}.safetensors"
-    (file,) = published.files
-    if path.exists():
-        there = load_weights(path).metadata.get("sha256")
-        if there is None or file.sha256 not in (None, there):
-            raise WeightsError(f"{path} holds other weights; remove it, or choose another folder")
-        return path
+    path, (file,) = folder / f"{published.name}.safetensors", published.files
+    there = library.held(published.name, folder)
+    known = there.metadata.get("sha256") if there is not None and file.sha256 is not None else None
+    if there is not None and known is not None:
+        if known != file.sha256:
+            raise _others(published, folder)
+        return library.names_in(folder)[published.name]
     stage, digests = _bring(published, folder, address, None, progress)
-    found = library.import_file(stage / file.name, registry.known()[published.optimizer])
     facts: dict[str, Any] = {
         "imported_from": file.name,
-        "license": published.license,
         "optimizer": published.optimizer,
         "sha256": digests[file.name]["sha256"],
         "source": address,
     }
+    if published.license:
+        facts["license"] = published.license
     if published.environments:
         facts["environments"] = {name: {} for name in published.environments}
-    save_weights(path, found.theta, found.metadata | facts)
-    shutil.rmtree(stage)
-    return path
+    try:
+        found = library.import_file(stage / file.name, registry.known()[published.optimizer])
+        _check_same(there, found.theta, published, folder)
+        if there is None or file.sha256 is not None:  # the published ones are known by their hash from now on
+            save_weights(path, found.theta, found.metadata | facts | (there.metadata if there is not None else {}))
+    finally:
+        _remove(stage)
+    return path if path.exists() else library.names_in(folder)[published.name]
 
 
-def _fetch_folder(published: Published, folder: Path, address: str, progress: Progress | None) -> Path:
+def _fetch_folder(published: Published, home: Path, address: str, official: bool, progress: Progress | None) -> Path:
     """Weights in several files: kept as they are, beside a record of their hashes."""
+    folder, spec = home / published.name, registry.known()[published.optimizer]
     record = _read_record(folder / RECORD, published)
-    if all((folder / file.name).is_file() for file in published.files):
+    there = _held_in_files(published, home)
+    place = library.names_in(home).get(published.name, folder)
+    if there is not None and place == folder and official:
         digests = _verify(published, folder, record)
     else:
-        stage, digests = _bring(published, folder, address, record, progress)
-        for file in published.files:
-            (stage / file.name).replace(folder / file.name)
-        shutil.rmtree(stage)
+        stage, digests = _bring(published, folder, address, None if there is not None else record, progress)
+        try:
+            if there is not None:
+                _check_same(there, library.import_file(stage, spec).theta, published, home)
+                return place
+            for file in published.files:
+                (stage / file.name).replace(folder / file.name)
+            if place != folder:
+                place.unlink()  # a damaged file, which would come first
+        finally:
+            _remove(stage)
     if record is None:
-        facts = {"source": address, "license": published.license, "files": digests}
+        facts = {"source": address, "files": digests} | ({"license": published.license} if published.license else {})
         write(folder / RECORD, (json.dumps(facts, indent=2) + "\n").encode())
     return folder
+
+
+def _held_in_files(published: Published, home: Path) -> Weights | None:
+    """The weights of that name; None where there are none, or files are missing or damaged."""
+    folder = home / published.name
+    if library.names_in(home).get(published.name) != folder:
+        return library.held(published.name, home)
+    paths = [folder / file.name for file in published.files]
+    if not all(path.is_file() for path in paths):
+        return None
+    try:
+        return library.import_file(folder, registry.known()[published.optimizer])
+    except WeightsError:
+        if not all(os.access(path, os.R_OK) for path in paths):
+            raise
+        return None
+
+
+def _check_same(there: Weights | None, theta: Theta, published: Published, home: Path) -> None:
+    """Refuse to replace other weights of that name."""
+    if there is not None and there.hash != content_hash(theta):
+        raise _others(published, home)
+
+
+def _others(published: Published, home: Path) -> WeightsError:
+    place = library.names_in(home)[published.name]
+    return WeightsError(f"{place} holds other weights; remove it, or choose another folder")
 
 
 def _bring(
@@ -239,13 +288,30 @@ def _bring(
 ) -> tuple[Path, Digests]:
     """Get all files into a stage below ``folder`` and verify them there: (stage, digests).
 
-    What is wrong is removed, what arrived whole stays.
+    What is wrong is removed, what arrived whole stays; no empty folder does.
     """
-    stage, base = folder / f"{STAGE}-{hashlib.sha256(address.encode()).hexdigest()[:8]}", _base(address)
+    stage, base = folder / f"{STAGE}-{hashlib.sha256(os.fsencode(address)).hexdigest()[:8]}", _base(address)
+    made = [stage, *(each for each in (folder, *folder.parents) if not each.exists())]
+    try:
+        _fill(stage, base, published, progress)
+        try:
+            return stage, _verify(published, stage, record)
+        except WeightsError:
+            shutil.rmtree(stage)
+            raise
+    except BaseException:
+        for each in made:
+            with contextlib.suppress(OSError):  # it is not empty
+                each.rmdir()
+        raise
+
+
+def _fill(stage: Path, base: str | Path, published: Published, progress: Progress | None) -> None:
+    """Get all files into the stage."""
     try:
         stage.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WeightsError(f"{folder} cannot be created: {error.strerror or error}") from error
+        raise WeightsError(f"{stage.parent} cannot be created: {error.strerror or error}") from error
     for file in published.files:
         if not isinstance(base, Path):
             _download(base, file, stage, [other.name for other in published.files], progress)
@@ -254,20 +320,23 @@ def _bring(
             write(stage / file.name, (base / file.name).read_bytes())
         except OSError as error:
             raise WeightsError(f"{base / file.name} cannot be copied: {error.strerror or error}") from error
-    try:
-        return stage, _verify(published, stage, record)
-    except WeightsError:
-        shutil.rmtree(stage)
-        raise
+
+
+def _remove(stage: Path) -> None:
+    """Remove a stage, and the folder that it lies in where that was made for it alone."""
+    shutil.rmtree(stage)
+    with contextlib.suppress(OSError):
+        stage.parent.rmdir()
 
 
 def _base(address: str) -> str | Path:
     """An address that ends in "/", or a local folder; anything else is refused."""
-    if urllib.parse.urlsplit(address).scheme in ("http", "https"):
-        return address if address.endswith("/") else address + "/"
-    if "://" in address or not Path(address).is_dir():
-        raise WeightsError(f"{address} is neither an http(s) address nor a local folder")
-    return Path(address)
+    with contextlib.suppress(OSError, ValueError):  # too long for a path; no address
+        if urllib.parse.urlsplit(address).scheme in ("http", "https"):
+            return address if address.endswith("/") else address + "/"
+        if "://" not in address and Path(address).is_dir():
+            return Path(address)
+    raise WeightsError(f"{address[:200]} is neither an http(s) address nor a local folder")
 
 
 # --- verification --------------------------------------------------------------------------------------------------
@@ -323,7 +392,7 @@ def _download(base: str, file: File, stage: Path, together: list[str], progress:
         chunk_size=CHUNK,
         timeout=TIMEOUT,
         headers={"User-Agent": "open-bench", "Accept-Encoding": "identity"},
-        hooks={"response": _check_redirect},
+        hooks={"response": [_check_redirect, _check_length]},
     )
     pooch.get_logger().setLevel("ERROR")
     known = {file.name: f"sha256:{file.sha256}" if file.sha256 else None}
@@ -338,8 +407,10 @@ def _download(base: str, file: File, stage: Path, together: list[str], progress:
     except broken.RequestException as error:
         where = f"check the network, or give a local folder that holds {' and '.join(together)}"
         raise WeightsError(f"{url} cannot be reached ({error}); {where}") from error
-    except ValueError as error:  # pooch's word for another hash
-        raise WeightsError(f"{url} is not the published file: {error}") from error
+    except ValueError as error:
+        if file.sha256 is not None and file.sha256 in str(error):  # pooch's word for another hash
+            raise WeightsError(f"{url} is not the published file: {error}") from error
+        raise WeightsError(f"{url} answered what makes no sense ({error}); check the address") from error
     except OSError as error:
         raise WeightsError(f"{stage} cannot be written: {error.strerror or error}") from error
 
@@ -348,10 +419,22 @@ def _check_redirect(response: Any, *_: Any, **__: Any) -> None:
     """Redirects lead to http(s) only, and never from https to http."""
     if not response.is_redirect:
         return
-    target = urllib.parse.urljoin(response.url, response.headers["location"])
+    location = response.headers["location"]
     allowed = ("https",) if urllib.parse.urlsplit(response.url).scheme == "https" else ("http", "https")
-    if urllib.parse.urlsplit(target).scheme not in allowed:
+    try:
+        target = urllib.parse.urljoin(response.url, location)
+        scheme = urllib.parse.urlsplit(target).scheme
+    except ValueError as error:
+        raise WeightsError(f"{response.url} redirects to {location[:200]!r}, which is no address") from error
+    if scheme not in allowed:
         raise WeightsError(f"{response.url} redirects to {target}, which is not followed")
+
+
+def _check_length(response: Any, *_: Any, **__: Any) -> None:
+    """The length that a server promises is a number."""
+    promised = response.headers.get("content-length", "0")
+    if not promised.isdecimal():
+        raise WeightsError(f"{response.url} answered that it has {promised[:40]!r} bytes; check the address")
 
 
 class _Meter:

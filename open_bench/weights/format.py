@@ -35,6 +35,10 @@ class WeightsError(UserError, ValueError):
     """Weights that cannot be read, written, found or used; the message says what, where and what to do."""
 
 
+class Damaged(WeightsError):
+    """A file of weights that is cut short or altered, so that nothing is lost when another takes its place."""
+
+
 class Weights(NamedTuple):
     """θ with where it came from."""
 
@@ -172,7 +176,8 @@ def load_weights(path: str | Path) -> Weights:
     Names of version 1 (``objective/…``) are read as what they are called now.
 
     Raises:
-        WeightsError: missing, empty, truncated or altered file; arrays that are no θ.
+        Damaged: empty, truncated or altered file.
+        WeightsError: missing file; arrays that are no θ.
     """
     path = existing_file(path)
     flat, comments = _read_safetensors(path)
@@ -184,9 +189,10 @@ def load_weights(path: str | Path) -> Weights:
         found = _hash(flat)  # under the names of the file, which its own hash was made of
         weights = make_weights(unflatten(_renamed(flat)), metadata)
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        kind = WeightsError if recorded is None else Damaged  # what has a hash was whole when it was written
+        raise kind(f"{path}: {error}") from error
     if recorded not in (None, found):
-        raise WeightsError(
+        raise Damaged(
             f"{path} was altered: its numbers have hash {found[:12]} and it was written as {recorded[:12]}; "
             "take it from its source again"
         )
@@ -206,7 +212,7 @@ def _renamed(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def existing_file(path: str | Path) -> Path:
-    """The path of a non-empty file; WeightsError otherwise."""
+    """The path of a non-empty file; WeightsError otherwise (Damaged where it is empty)."""
     path = Path(path)
     if not path.is_file():
         what = "is a directory" if path.is_dir() else "does not exist"
@@ -217,7 +223,7 @@ def existing_file(path: str | Path) -> Path:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     if not first:
-        raise WeightsError(f"{path} is empty")
+        raise Damaged(f"{path} is empty")
     return path
 
 
@@ -227,8 +233,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # the reader's own exception class derives from Exception alone
-        raise WeightsError(
+        raise Damaged(
             f"{path} is not a readable safetensors file, or is cut short ({error}); take it from its source again"
         ) from error
 
@@ -241,9 +249,9 @@ def _read_metadata(path: Path, text: str | None) -> tuple[str | None, dict[str, 
         content = json.loads(text)
         recorded, metadata = content["hash"], content["metadata"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise WeightsError(f"{path}: its metadata is damaged ({error})") from error
+        raise Damaged(f"{path}: its metadata is damaged ({error})") from error
     if not isinstance(recorded, str) or not isinstance(metadata, dict):
-        raise WeightsError(f"{path}: its metadata is damaged")
+        raise Damaged(f"{path}: its metadata is damaged")
     return recorded, metadata
 
 

@@ -12,6 +12,8 @@ from open_bench.algorithms.registry import available as algorithms
 from open_bench.cli import listings
 from open_bench.config import shipped
 from open_bench.optimizers import available as optimizers
+from open_bench.optimizers.resolve import resolve
+from open_bench.weights.format import content_hash, load_weights, save_weights
 
 
 def drawn(listing: listings.Listing, width: int) -> list[str]:
@@ -124,13 +126,20 @@ def test_importing_and_exporting(tmp_path: Path, openbench: OpenBench, monkeypat
         (["inspect", ""], "name a file of weights"),
         (["inspect", "opne"], "no weights named 'opne'"),
         (["inspect", "nowhere/x.npy"], "nowhere/x.npy"),
+        (["inspect", "lpo@open"], "lpo has none to learn; they are weights of open: use them as open@open"),
+        (["inspect", "opne@open"], "Did you mean open"),
+        (["inspect", "folder"], "folder is a folder that holds no weights"),
         (["import", "x.npy", "-o", "adam"], "'adam' is not a learned optimizer"),
         (["import", "x.npy", "-o", "opne"], "Did you mean open"),
         (["import", "x.npy", "-o", "open", "--name", "lpo"], "would become the default weights of lpo"),
         (["export", "open", "x.npy", "-o", "lpo"], "lpo has none to learn"),
         (["export", "lpo@open", "x.npy"], "lpo has none to learn"),
-        (["export", "adam@open", "x.npy"], "'adam@open' is no name of weights"),
+        (["export", "adam@open", "x.npy"], "'adam' is not a learned optimizer"),
         (["export", "open", "x.npy", "-o", "open", "--format", "safetensors"], "x.npy would hold safetensors"),
+        (["export", "open", "x.npy", "--format", "a/b"], "open has no form '.a/b'"),
+        (["export", "open", "."], ". is a folder"),
+        (["export", "open", "folder", "--overwrite"], "folder is a folder"),
+        (["fetch", "open", "ant", "--url", "http://[bad"], "neither an http(s) address nor a local folder"),
         (["fetch", "nothing"], "nothing"),
     ],
 )
@@ -138,7 +147,58 @@ def test_bad_requests_about_weights(
     arguments: list[str], message: str, tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
+    (tmp_path / "folder").mkdir()
     answer = openbench("weights", *arguments)
     assert (answer.code, answer.out) == (2, "")
     assert message in answer.err
     assert answer.err.count("\n") == 1
+
+
+def test_weights_of_an_optimizer_and_its_policy_loss(
+    tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
+    theta = resolve("open+lpo@zero").theta
+    theta["policy_loss"].update(resolve("lpo@init").theta["policy_loss"])
+    save_weights(tmp_path / "x.safetensors", theta)
+    answer = openbench("weights", "import", tmp_path / "x.safetensors", "-o", "open+lpo", "--name", "ol")
+    assert answer.code == 0, answer.err
+    report = openbench("weights", "inspect", "open+lpo@ol")
+    assert "weights of open+lpo\n" in report.out
+    assert openbench("weights", "inspect", "ol").out == report.out
+    exported = tmp_path / "y.safetensors"
+    for arguments in (["ol"], ["open+lpo@ol"], ["ol", "-o", "open+lpo"]):
+        answer = openbench("weights", "export", arguments[0], exported, *arguments[1:], "--overwrite")
+        assert answer.code == 0, answer.err
+        assert load_weights(exported).hash == content_hash(theta)
+
+
+def test_what_is_in_the_working_directory_is_no_name(
+    tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = openbench("weights", "inspect", "open").out
+    (tmp_path / "open").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert openbench("weights", "inspect", "open").out == openbench("weights", "inspect", "open@open").out == before
+
+
+def test_environments_of_a_file_have_its_own_name(
+    tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
+    text = shipped("environments")["cartpole"].read_text()
+    (tmp_path / "envx.toml").write_text(text.replace('name = "cartpole"', 'name = "my-pole"'))
+    openbench("weights", "export", "open", tmp_path / "x.npy")
+    arguments = ["-o", "open", "--name", "mine", "--train-on", tmp_path / "envx.toml"]
+    answer = openbench("weights", "import", tmp_path / "x.npy", *arguments)
+    assert answer.code == 0, answer.err
+    assert list(load_weights(tmp_path / "library" / "mine.safetensors").metadata["environments"]) == ["my-pole"]
+
+
+def test_a_library_that_is_a_file(tmp_path: Path, openbench: OpenBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for library, message in ((tmp_path / "file", "is a file"), ("~nosuchuser/x", "names no folder")):
+        monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(library))
+        answer = openbench("weights", "list")
+        assert (answer.code, answer.out, message in answer.err) == (2, "", True)

@@ -23,6 +23,7 @@ from open_bench.weights.fetch import (
     PUBLISHED,
     File,
     Published,
+    _check_length,
     _check_redirect,
     fetch_one,
     fetch_weights,
@@ -40,7 +41,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     """Serves ``content`` and misbehaves as its class attributes say."""
 
     content: dict
-    cut, advertise, redirect = None, True, None
+    cut, advertise, redirect, length = None, True, None, None
 
     def do_GET(self):
         name = self.path.rsplit("/", 1)[-1]
@@ -56,7 +57,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         body = self.content[name]
         self.send_response(200)
         if self.advertise:
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", self.length or str(len(body)))
         self.end_headers()
         self.wfile.write(body[: self.cut if name == "params" else None])
 
@@ -241,9 +242,148 @@ def test_a_local_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match="cannot be copied"):
         fetch(tmp_path / "b", str(tmp_path / "empty"))
-    for refused in ("ftp://host/x", "file:///tmp", str(tmp_path / "absent"), "gs://bucket/x"):
-        with pytest.raises(WeightsError, match="neither"):
+    unusable = ("http://[bad", "x" * 5000, "/" + "x" * 5000)
+    for refused in ("ftp://host/x", "file:///tmp", str(tmp_path / "absent"), "gs://bucket/x", *unusable):
+        with pytest.raises(WeightsError, match="neither") as error:
             fetch(tmp_path / "c", refused)
+        assert len(str(error.value)) < 300
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/d\xff")
+    shutil.copytree(CHECKPOINT, folder)
+    fetch(tmp_path / "library", folder)
+    assert files(tmp_path / "library") == COMPLETE
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_what_fails_leaves_no_empty_folder(server, tmp_path, single, existing):
+    url, handler, _ = server
+    home = tmp_path / "a" / "library"
+    if existing:
+        home.mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    del handler.content["params"]
+    for published in (VELO, single[0]):
+        for source in (url, str(tmp_path / "empty")):
+            with pytest.raises(WeightsError, match=r"answered 404|cannot be copied"):
+                fetch(home, source, published)
+    handler.content["params"] = b"no checkpoint"
+    with pytest.raises(WeightsError, match="13 bytes"):
+        fetch(home, url)
+    assert list((tmp_path / "a").rglob("*")) == ([home] if existing else [])
+    assert (tmp_path / "a").exists() == existing
+
+
+def test_an_answer_that_makes_no_sense(server, tmp_path):
+    url, handler, _ = server
+    handler.length = "many"
+    with pytest.raises(WeightsError, match=r"params answered that it has 'many' bytes; check the address"):
+        fetch(tmp_path, url)
+    handler.length, handler.redirect = None, "http://[bad"
+    with pytest.raises(WeightsError, match=r"params redirects to 'http://\[bad', which is no address"):
+        fetch(tmp_path, url)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("promised", ["-5", "1.5", "ten", ""])
+def test_a_length_is_a_number(promised):
+    @dataclasses.dataclass
+    class Response:
+        headers: dict
+        url: str = "http://a/x"
+
+    with pytest.raises(WeightsError, match="bytes"):
+        _check_length(Response({"content-length": promised}))
+    _check_length(Response({"content-length": "12"}))
+    _check_length(Response({}))
+
+
+# --- other weights than the published ones ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_velo(tmp_path):
+    """A folder with another θ of VeLO, which is read as well."""
+    folder = tmp_path / "other-velo"
+    shutil.copytree(CHECKPOINT, folder)
+    content = serialization.msgpack_restore((folder / "params").read_bytes())
+    content["params"] = jax.tree.map(lambda leaf: leaf + np.float32(1), content["params"])
+    (folder / "params").write_bytes(serialization.msgpack_serialize(content))
+    return folder
+
+
+def test_other_files_are_compared_with_what_is_there(tmp_path, other_velo):
+    fetch(tmp_path, str(CHECKPOINT), official=False)
+    fetch(tmp_path, str(CHECKPOINT), official=False)
+    assert sorted(json.loads((tmp_path / "velo" / "fetched.json").read_text())) == ["files", "source"]  # no license
+    before = (tmp_path / "velo" / "params").read_bytes()
+    with pytest.raises(WeightsError, match="velo holds other weights; remove it"):
+        fetch(tmp_path, str(other_velo), official=False)
+    assert (tmp_path / "velo" / "params").read_bytes() == before
+    assert files(tmp_path / "velo") == ["config.gin", "fetched.json", "params"]
+    with pytest.raises(WeightsError, match="cannot be copied"):
+        fetch(tmp_path, str(tmp_path), official=False)  # which has not been looked at, else
+
+
+def test_other_weights_in_one_file(tmp_path, single):
+    published, file = single
+    other = tmp_path / "other"
+    other.mkdir()
+    np.save(other / file.name, np.zeros(1211, np.float32))
+    path = fetch(tmp_path / "library", str(other), published, official=False)
+    metadata = load_weights(path).metadata
+    assert set(metadata) == {"imported_from", "optimizer", "sha256", "source"}  # neither license nor environments
+    assert fetch(tmp_path / "library", str(other), published, official=False) == path
+    for options in ({}, {"official": False}):
+        with pytest.raises(WeightsError, match=r"toy.safetensors holds other weights; remove it"):
+            fetch(tmp_path / "library", str(file.parent), published, **options)
+    assert load_weights(path).metadata == metadata
+
+
+# --- what is there already -------------------------------------------------------------------------------------------
+
+
+def test_damaged_weights_are_fetched_again(tmp_path, single, other_velo):
+    published, file = single
+    path = fetch(tmp_path / "library", str(file.parent), published)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:700])
+    assert fetch(tmp_path / "library", str(file.parent), published) == path
+    assert path.read_bytes() == whole
+    params = fetch(tmp_path / "library", str(CHECKPOINT)) / "params"
+    params.write_bytes(params.read_bytes()[:5000])
+    with pytest.raises(WeightsError, match="not the file of the first fetch"):
+        fetch(tmp_path / "library", str(other_velo))
+    fetch(tmp_path / "library", str(CHECKPOINT))
+    assert params.read_bytes() == (CHECKPOINT / "params").read_bytes()
+    shutil.rmtree(params.parent)
+    (tmp_path / "library" / "velo.safetensors").write_bytes(whole[:700])
+    assert fetch(tmp_path / "library", str(CHECKPOINT)) == params.parent
+    assert files(tmp_path / "library") == ["toy.safetensors", *COMPLETE]
+
+
+def test_what_was_imported_by_hand_is_there(tmp_path, single, monkeypatch, other_velo):
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "library"))
+    published, file = single
+    path, _ = library.import_named(file, "open", "toy")
+    assert fetch(tmp_path / "library", str(file.parent), published) == path
+    found = load_weights(path).metadata
+    assert (found["license"], found["sha256"], found["environments"]) == (
+        "MIT",
+        published.files[0].sha256,
+        {"breakout": {}},
+    )
+    path.unlink()
+    np.save(path.with_suffix(".npy"), np.zeros(1211, np.float32))
+    with pytest.raises(WeightsError, match=r"toy.npy holds other weights"):
+        fetch(tmp_path / "library", str(file.parent), published)
+    path, _ = library.import_named(CHECKPOINT, "velo")
+    assert fetch(tmp_path / "library", str(CHECKPOINT)) == path
+    with pytest.raises(WeightsError, match=r"velo.safetensors holds other weights"):
+        fetch(tmp_path / "library", str(other_velo))
+    assert files(tmp_path / "library") == ["toy.npy", "velo.safetensors"]
+    assert not (tmp_path / "library" / "velo").exists()
 
 
 # --- one file --------------------------------------------------------------------------------------------------------
@@ -407,6 +547,9 @@ def test_the_command_line(toys, openbench, tmp_path):
     answer = openbench("weights", "fetch", "open", "breakout", "--url", tmp_path / "served")
     assert (answer.code, "breakout_OPEN.npy is not the published file" in answer.err) == (2, True)
     assert files(tmp_path / "library") == ["celo.safetensors"]
+    for source in ("", " "):
+        answer = openbench("weights", "fetch", "celo", "--url", source)
+        assert (answer.code, "the source is empty" in answer.err) == (2, True)
 
 
 @pytest.mark.skipif("OPEN_BENCH_REFERENCE_WEIGHTS" not in os.environ, reason="OPEN_BENCH_REFERENCE_WEIGHTS is not set")

@@ -1,5 +1,6 @@
 """The library of weights: what each optimizer reads, names and places, listing, import and export."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -11,8 +12,11 @@ import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
+from open_bench.errors import UserError
 from open_bench.optimizers import registry
+from open_bench.optimizers.resolve import resolve
 from open_bench.weights import library
 from open_bench.weights.format import WeightsError, content_hash, load_weights, save_weights
 
@@ -271,7 +275,7 @@ def test_list_weights(folders, theta):
 
 def test_import_keeps_a_file_under_a_name(folders, tmp_path):
     np.save(tmp_path / "x.npy", VECTOR)
-    path, kept = library.import_named(tmp_path / "x.npy", OPEN, "mine", trained_on=("breakout", "asterix"))
+    path, kept = library.import_named(tmp_path / "x.npy", "open", "mine", trained_on=("breakout", "asterix"))
     assert path == folders[1] / "mine.safetensors"
     loaded = load_weights(path)
     assert loaded.hash == kept.hash
@@ -279,7 +283,7 @@ def test_import_keeps_a_file_under_a_name(folders, tmp_path):
         "imported_from": "x.npy", "optimizer": "open", "environments": {"breakout": {}, "asterix": {}}
     }  # fmt: skip
     with pytest.raises(WeightsError, match="default weights of velo, but these are open's"):
-        library.import_named(tmp_path / "x.npy", OPEN, "velo")
+        library.import_named(tmp_path / "x.npy", "open", "velo")
 
 
 def test_a_name_may_hold_a_dot_but_not_end_like_a_file(folders, theta):
@@ -288,3 +292,242 @@ def test_a_name_may_hold_a_dot_but_not_end_like_a_file(folders, theta):
     for name in ("mine.npy", "mine.safetensors"):
         with pytest.raises(WeightsError, match=rf"'{name}' cannot name weights: OPTIMIZER@{name} means a file"):
             library.save_named(name, theta)
+
+
+# --- whose they are --------------------------------------------------------------------------------------------------
+
+
+def theta_of(label, scale=0.001):
+    """θ of a learned optimizer, full of one number."""
+    start = library.learned_optimizer(label).init_theta(jax.random.key(0))
+    return jax.tree.map(lambda leaf: np.full(leaf.shape, scale, np.float32), start)
+
+
+@pytest.mark.parametrize(
+    ("owner", "other"), [("open-no-dormancy", "open-no-batch-proportion"), ("celo2-base", "celo2")]
+)
+def test_weights_of_another_optimizer_are_refused_even_where_they_fit(folders, owner, other):
+    path = library.save_named("theirs-1.0", theta_of(owner), {"optimizer": owner})
+    assert resolve(f"{owner}@theirs-1.0").weights
+    message = rf"weights of {owner}, not of {other}: use them as {owner}@theirs-1.0, or keep .*weights import {path} "
+    with pytest.raises(WeightsError, match=message):
+        resolve(f"{other}@theirs-1.0")
+    with pytest.raises(WeightsError, match=message):
+        library.import_file(path, registry.known()[other])
+    with pytest.raises(WeightsError, match=f"{path} holds these weights as {owner}'s; choose another --name"):
+        library.import_named(path, other, "theirs-1.0")
+    kept, _ = library.import_named(path, other, "mine")  # which says that they are its own
+    assert resolve(f"{other}@mine").weights.metadata == load_weights(kept).metadata == {"optimizer": other}
+    with pytest.raises(WeightsError, match=f"weights of {other}, not of {owner}"):
+        resolve(f"{owner}@mine")
+
+
+@pytest.mark.parametrize("owner", [["open"], {"open": 1}, 3, None, "", "++", "nobodys", "module:open", "adam"])
+def test_an_owner_that_means_nothing_excludes_nobody(folders, owner):
+    library.save_named("a", theta_of("open"), {"optimizer": owner})
+    assert resolve("open@a").weights
+    with pytest.raises(WeightsError, match="does not fit open-feedforward"):
+        resolve("open-feedforward@a")
+    with pytest.raises(WeightsError, match="may be weights of"):
+        library.owner_of("a")
+    assert library.list_weights()[0].parameters == 1211
+
+
+def test_a_spec_of_somebodys_takes_what_weights_fit_it(folders):
+    library.save_named("a", theta_of("open"), {"optimizer": "open"})
+    assert library.load_source("a", dataclasses.replace(OPEN, name="open-mine")).theta
+
+
+def test_weights_of_a_policy_loss_serve_every_optimizer(folders):
+    library.save_named("drift", theta_of("lpo"), {"optimizer": "lpo"})
+    library.save_named("both", theta_of("open+lpo"), {"optimizer": "open+lpo"})
+    for name in ("lpo@drift", "adam+lpo@drift", "sgd+lpo@drift", "open+lpo@both"):
+        assert resolve(name).weights
+    with pytest.raises(WeightsError, match=r"they are weights of open\+lpo: use them as open\+lpo@both"):
+        resolve("open@both")
+
+
+@pytest.mark.parametrize("label", ["open", "open+lpo", "adam+lpo", "open:deterministic=true", "optax.sgd+lpo"])
+def test_whatever_a_learned_optimizer_is_called_by(folders, tmp_path, label):
+    if label.startswith("optax"):
+        label = "optax.sgd:learning_rate=0.1+lpo"
+    path = library.save_named("a", theta_of(label), {"optimizer": label})
+    assert library.split_label(f"{label}@a") == (label, "a")
+    assert library.path_of(f"{label}@a") == path
+    expected = library.learned_optimizer(label)
+    for source in (f"{label}@a", "a", str(path)):
+        spec = library.owner_of(source)
+        assert (spec.name, spec.policy_loss) == (expected.name, expected.policy_loss)
+        assert library.inspect_source(source)["belongs_to"] == label
+    kept, _ = library.import_named(path, label, "b")
+    assert load_weights(kept).metadata["optimizer"] == label
+    assert resolve(f"{label}@b").weights
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("opne", "unknown optimizer 'opne'. Did you mean open"),
+        ("opne+lpo", "Did you mean open"),
+        ("open+lop", "unknown policy loss 'lop'. Did you mean lpo"),
+        ("open:determinstic=true", "Did you mean deterministic"),
+        ("adam", "'adam' is not a learned optimizer"),
+        ("adam+dpo", r"'adam\+dpo' is not a learned optimizer"),
+        ("open@mine", "'open@mine': name the optimizer alone"),
+        ("open+", "cannot read"),
+    ],
+)
+def test_labels_that_mean_no_learned_optimizer(folders, tmp_path, label, message):
+    with pytest.raises(UserError, match=message):
+        library.learned_optimizer(label)
+    if "@" not in label:
+        with pytest.raises(UserError, match=message):
+            library.path_of(f"{label}@mine")
+    np.save(tmp_path / "x.npy", VECTOR)
+    with pytest.raises(UserError, match=message):
+        library.import_named(tmp_path / "x.npy", label, "mine")
+
+
+def test_default_weights_are_nobody_elses(folders, tmp_path):
+    save_weights(tmp_path / "both.safetensors", theta_of("open+lpo"))
+    with pytest.raises(WeightsError, match=r"open\+lpo has no default weights"):
+        library.import_named(tmp_path / "both.safetensors", "open+lpo")
+    with pytest.raises(WeightsError, match=r"default weights of open, but these are open\+lpo's"):
+        library.import_named(tmp_path / "both.safetensors", "open+lpo", "open")
+    save_weights(tmp_path / "drift.safetensors", theta_of("lpo"))
+    path, _ = library.import_named(tmp_path / "drift.safetensors", "adam+lpo")
+    assert path.name == "lpo.safetensors"  # which adam+lpo uses, too
+    assert resolve("adam+lpo").weights.hash == load_weights(path).hash
+
+
+def test_optimizer_and_name_must_belong_together(folders):
+    library.save_named("a", theta_of("open"), {"optimizer": "open"})
+    with pytest.raises(WeightsError, match="lpo has none to learn; they are weights of open: use them as open@a"):
+        library.inspect_source("lpo@a")
+
+
+# --- names and paths -------------------------------------------------------------------------------------------------
+
+
+def test_what_lies_in_the_working_directory_shadows_no_name(folders, tmp_path, monkeypatch, theta):
+    path = library.save_named("a", theta, {"optimizer": "open"})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    shutil.copytree(CHECKPOINT, "b")
+    for source in ("a", "open@a"):
+        assert library.path_of(source) == path
+        assert library.owner_of(source).name == "open"
+        assert library.inspect_source(source)["hash"] == content_hash(theta)
+    assert library.load_source("a", OPEN).hash == content_hash(theta)
+    for source in ("b", "./b", str(tmp_path / "b"), "velo@b"):
+        assert library.path_of(source).resolve() == tmp_path / "b"
+    save_weights("c@d.safetensors", theta, {"optimizer": "open"})
+    for source in ("c@d.safetensors", "./c@d.safetensors"):
+        assert library.owner_of(source).name == "open"
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "~nosuchuser/x"])
+def test_what_can_be_no_path(folders, source):
+    with pytest.raises(WeightsError, match="is no path of weights") as error:
+        library.path_of(source)
+    assert len(str(error.value)) < 300
+
+
+def test_a_folder_without_weights_says_so(folders, tmp_path):
+    (tmp_path / "plain").mkdir()
+    for use in (
+        lambda: library.inspect(tmp_path / "plain"),
+        lambda: library.import_file(tmp_path / "plain", VELO),
+        lambda: library.import_file(tmp_path / "plain", OPEN),
+    ):
+        with pytest.raises(WeightsError, match="plain is a folder that holds no weights"):
+            use()
+
+
+def test_a_library_that_can_be_none(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OPEN_BENCH_WEIGHTS", str(tmp_path / "file"))
+    with pytest.raises(WeightsError, match=r"file is a file, where a folder .*: set OPEN_BENCH_WEIGHTS to a folder"):
+        library.list_weights()
+    for value in ("~nosuchuser/x", "x" * 5000):
+        monkeypatch.setenv("OPEN_BENCH_WEIGHTS", value)
+        with pytest.raises(WeightsError, match=f"OPEN_BENCH_WEIGHTS={value[:80]} names no folder"):
+            library.library_dir()
+
+
+def test_export_names_what_is_in_the_way(tmp_path, theta):
+    for target, kind, message in [
+        (tmp_path, None, "is a folder: name the file to write"),
+        (tmp_path / "x.npy", "a/b", "open has no form '.a/b'"),
+        (tmp_path / ("x" * 5000), "npy", "is no path"),
+    ]:
+        with pytest.raises(WeightsError, match=message):
+            library.export(theta, target, kind, spec=OPEN)
+    library.export(theta, tmp_path / "x", ".npy", spec=OPEN)
+    assert np.load(tmp_path / "x").shape == (1211,)
+
+
+# --- what is kept already --------------------------------------------------------------------------------------------
+
+
+def test_importing_again_keeps_what_is_known(folders, tmp_path, theta):
+    known = {"optimizer": "open", "run": "0123456789", "cost": {"generations": 3}}
+    path = library.save_named("mine", theta, known)
+    np.save(tmp_path / "x.npy", VECTOR)
+    library.import_named(tmp_path / "x.npy", "open", "mine")
+    assert load_weights(path).metadata == known
+    library.import_named(tmp_path / "x.npy", "open", "mine", ["breakout"])
+    assert load_weights(path).metadata == {**known, "environments": {"breakout": {}}}
+    with pytest.raises(WeightsError, match=r"mine.safetensors says .*trained on breakout, and --train-on says ant:"):
+        library.import_named(tmp_path / "x.npy", "open", "mine", ["ant"])
+    assert load_weights(path).metadata == {**known, "environments": {"breakout": {}}}
+
+
+def test_environments_that_a_file_states_stay(folders, tmp_path, theta):
+    file = tmp_path / "x.safetensors"
+    stated = {"cartpole": {"env_steps": 7}}
+    save_weights(file, theta, {"environments": stated})
+    with pytest.raises(WeightsError, match=r"x.safetensors says .*trained on cartpole, and --train-on says ant"):
+        library.import_named(file, "open", "mine", ["ant"])
+    assert not list(folders[0].parent.glob("mine/*"))
+    for trained_on in ([], ["cartpole"]):
+        path, _ = library.import_named(file, "open", "mine", trained_on)
+        assert load_weights(path).metadata["environments"] == stated
+    save_weights(file, theta, {"environments": ["cartpole"]})
+    with pytest.raises(WeightsError, match="trained on cartpole"):
+        library.import_named(file, "open", "other", ["ant"])
+
+
+def test_a_name_is_taken_by_weights_of_any_format(folders, tmp_path, theta):
+    folders[1].mkdir()
+    np.save(folders[1] / "own.npy", np.zeros(1211, np.float32))
+    shutil.copytree(CHECKPOINT, folders[1] / "folder")
+    for name in ("own", "folder"):
+        with pytest.raises(WeightsError, match=rf"{name}(.npy)? holds other weights; choose another name"):
+            library.save_named(name, theta)
+    (folders[1] / "cut.npy").write_bytes(b"no array")
+    with pytest.raises(WeightsError, match=r"cut.npy has the name 'cut' and cannot be read .*: remove it"):
+        library.save_named("cut", theta)
+    np.save(folders[1] / "same.npy", VECTOR)
+    assert library.path_of("same").suffix == ".npy"
+    library.save_named("same", theta, {"optimizer": "open"})  # the same θ may be described
+    assert library.path_of("same").suffix == ".safetensors"
+
+
+def test_an_import_replaces_what_is_damaged(folders, tmp_path, theta):
+    np.save(tmp_path / "x.npy", VECTOR)
+    path = library.save_named("mine", theta)
+    whole = path.read_bytes()
+    for damaged in (whole[:500], b"", whole[:-4] + b"\0\0\x80\x3f", whole[:-4] + b"\xff" * 4):
+        path.write_bytes(damaged)
+        library.import_named(tmp_path / "x.npy", "open", "mine")
+        assert load_weights(path).hash == content_hash(theta)
+    safetensors.numpy.save_file({"model.layers.0": np.ones(3, np.float32)}, path)  # whole, and somebody's
+    with pytest.raises(WeightsError, match=r"mine.safetensors has the name 'mine' and cannot be read"):
+        library.import_named(tmp_path / "x.npy", "open", "mine")
+
+
+@pytest.mark.parametrize("longest", [0, -3])
+def test_velo_is_told_of_one_step_at_least(longest):
+    with pytest.raises(UserError, match=f"longest = {longest} makes no sense: it must be at least 1"):
+        resolve(f"velo:longest={longest}@init")

@@ -532,7 +532,9 @@ SPECS = (
         citation="Metz et al. 2022, arXiv 2211.09760",
         hyperparameters={
             "longest": Hyperparameter(
-                TRAINED_STEPS, "most optimizer steps VeLO is told of; a longer lifetime averages gradients over groups"
+                TRAINED_STEPS,
+                "most optimizer steps VeLO is told of; a longer lifetime averages gradients over groups",
+                minimum=1,
             )
         },
         learned=Learned(init_theta, (Reader("directory", "VeLO checkpoint", read_checkpoint),), validate, NO_IMITATION),

@@ -29,8 +29,8 @@ from open_bench.optimizers.spec import Imitation, Theta
 from open_bench.training.devices import default_vmap_size
 from open_bench.training.record import METRICS, metrics_of
 from open_bench.training.task import Settings, Task, make_task
+from open_bench.weights import library
 from open_bench.weights.format import content_hash
-from open_bench.weights.library import SUFFIXES
 
 COMPARED = "adam"  # what evaluations of the mean θ are compared with
 # These change neither θ nor the rows of the history that are there already.
@@ -299,12 +299,7 @@ def _beginning(optimizer: str, config: MetaConfig, task: Task) -> tuple[Theta, s
     if parsed.source in UNTRAINED:
         return theta, None, ()
     facts = found.weights.metadata if found.weights else {}
-    return theta, content_hash(theta), ancestry(_called(Path(parsed.source)), theta, facts)
-
-
-def _called(source: Path) -> str:
-    """Name of weights, which may have a dot, or of a file without what tells its format."""
-    return source.name.removesuffix(source.suffix) if source.suffix in SUFFIXES else source.name
+    return theta, content_hash(theta), ancestry(library.stem(Path(parsed.source)), theta, facts)
 
 
 def imitation_of(student: ResolvedOptimizer) -> Imitation:

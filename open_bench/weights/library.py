@@ -114,10 +114,14 @@ def _other_owner(weights: Weights, spec: OptimizerSpec) -> names.ParsedName | No
     return None if owner is None or owner.head == spec.name else owner
 
 
+def stem(path: Path) -> str:
+    """Name of weights, which may have a dot, or of a file of theirs without what tells its format."""
+    return path.name.removesuffix(path.suffix) if path.suffix in SUFFIXES else path.name
+
+
 def _called(path: Path) -> str:
     """What stands after "@" for weights: their name where they have one, else their path."""
-    name = path.name.removesuffix(path.suffix) if path.suffix in SUFFIXES else path.name
-    return name if kept(name) == path else str(path)
+    return stem(path) if kept(stem(path)) == path else str(path)
 
 
 def _kind(path: Path) -> str:

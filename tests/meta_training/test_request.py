@@ -12,7 +12,7 @@ from tiny_meta import meta_train
 from open_bench import files
 from open_bench.config import build
 from open_bench.errors import UserError
-from open_bench.meta_training.request import Request, _called, _check_memory, make_request
+from open_bench.meta_training.request import Request, _check_memory, make_request
 from open_bench.meta_training.spec import ImitationConfig, MetaConfig
 from open_bench.training.task import make_task
 
@@ -133,13 +133,6 @@ def test_theta_may_be_evolved_under_another_algorithm() -> None:
     assert request.policy_loss is None
     with pytest.raises(UserError, match="pqn has no policy loss, so lpo means nothing there"):
         make_request("lpo", config, {}, jax.devices())
-
-
-@pytest.mark.parametrize(
-    ("source", "name"), [("mine", "mine"), ("v1.2", "v1.2"), ("mine.safetensors", "mine"), ("a/b.npy", "b")]
-)
-def test_an_ancestor_is_called_as_its_weights_are(source: str, name: str) -> None:
-    assert _called(Path(source)) == name
 
 
 def test_recordings_need_as_much_memory_as_windows_fit_and_batches_count() -> None:

@@ -531,3 +531,10 @@ def test_an_import_replaces_what_is_damaged(folders, tmp_path, theta):
 def test_velo_is_told_of_one_step_at_least(longest):
     with pytest.raises(UserError, match=f"longest = {longest} makes no sense: it must be at least 1"):
         resolve(f"velo:longest={longest}@init")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"), [("mine", "mine"), ("v1.2", "v1.2"), ("mine.safetensors", "mine"), ("a/b.npy", "b")]
+)
+def test_the_stem_of_weights_is_their_name(source, name):
+    assert library.stem(Path(source)) == name
